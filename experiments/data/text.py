@@ -1,0 +1,205 @@
+"""Text as bytes: a folder, a file, or the running interpreter's standard library, which needs no download.
+
+Tokens are the bytes of UTF-8, so that any language works with a vocabulary of 256::
+
+    corpus = text.load(None)
+    batch = text.batches(corpus, batch_size=16, window=64)
+    batch(seed=0, step=3)                               # uint8 [16, 65]
+    text.shards(corpus, n_shards=4, batch_size=16, window=64)
+"""
+
+import hashlib
+import os
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+BLOCK = 64 * 1024
+"""Largest block of the split into training and validation, in bytes."""
+
+# Not the standard library's own source: installed packages, then tests and applications, which some
+# distributions leave out, then what the build wrote, which holds the paths of one installation.
+_NOT_LIBRARY = frozenset(
+    "site-packages dist-packages test tests idle_test idlelib lib2to3 turtledemo __pycache__".split()
+)
+_BUILD = ("_sysconfigdata", "config-")
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """A text cut into a training and a validation part.
+
+    Attributes:
+        train: uint8 [N].
+        valid: uint8 [M], M about N / 19.
+        digest: SHA-256, hexadecimal, of the files' relative names and bytes.
+        files: number of files read.
+        skipped: number of files left out because they are not UTF-8 text.
+        origin: where it came from, for people to read.
+    """
+
+    train: np.ndarray
+    valid: np.ndarray
+    digest: str
+    files: int
+    skipped: int
+    origin: str
+
+
+def load(path: Path | str | None = None) -> Corpus:
+    """Reads a file (any bytes), a folder (all its UTF-8 text files), or with None the standard library's sources.
+
+    Files come in the order of their relative names; hidden files and folders are left out. Raises ValueError
+    where there is nothing to read, and says what would help.
+    """
+    try:
+        texts, skipped, origin = _gather(path)
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename} cannot be read ({error.strerror}); change its permissions or move it away"
+        ) from error
+    whole = np.frombuffer(b"".join(texts.values()), np.uint8)
+    if not whole.size:
+        raise ValueError(
+            f"{origin} has no text: {len(texts)} empty files, and {skipped} that are not UTF-8 or hold NUL bytes "
+            "(hidden ones are not looked at); give a file or a folder with text in it"
+        )
+    train, valid = _split(whole)
+    return Corpus(train, valid, _digest(texts), len(texts), skipped, origin)
+
+
+def batches(
+    corpus: Corpus, batch_size: int, window: int
+) -> Callable[[int, int], np.ndarray]:
+    """Training batches as a pure function of (seed, step): uint8 [batch_size, window + 1], at random offsets.
+
+    A window is `window` inputs and, shifted by one byte, `window` targets. Raises ValueError where the
+    training part is shorter than one.
+    """
+    offsets = corpus.train.size - window
+    if offsets < 1:
+        raise ValueError(
+            f"{corpus.origin}: {corpus.train.size} bytes for training, but one window of {window} needs "
+            f"{window + 1}; give more text or a smaller window"
+        )
+    reach = np.arange(window + 1)
+
+    def batch(seed: int, step: int) -> np.ndarray:
+        # A counter-based generator makes any step's batch without those before it. Its raw bits, unlike
+        # Generator's methods, are the same in every version of numpy; the bias of % is below 1e-9.
+        bits = np.random.Philox(key=seed, counter=[0, step, 0, 0]).random_raw(
+            batch_size
+        )
+        starts = (bits % np.uint64(offsets)).astype(np.int64)
+        return corpus.train[starts[:, None] + reach]
+
+    return batch
+
+
+def shards(
+    corpus: Corpus, n_shards: int, batch_size: int, window: int
+) -> tuple[np.ndarray, ...]:
+    """Validation shards, each uint8 [batch_size, window + 1]; windows are disjoint and spread evenly.
+
+    A shard is a stretch of the validation part, not a sample of all of it, so that the differences between
+    shards show how much the text matters. Raises ValueError where the windows do not fit.
+    """
+    count = n_shards * batch_size
+    needed, found = count * (window + 1), corpus.valid.size
+    if found < needed:
+        raise ValueError(
+            f"{corpus.origin}: {found} bytes for validation, but {n_shards} shards of {batch_size} windows of "
+            f"{window + 1} bytes need {needed}; give more text (about {20 * needed} bytes), fewer shards, or a "
+            f"smaller batch or window"
+        )
+    starts = np.arange(count) * found // count
+    windows = corpus.valid[starts[:, None] + np.arange(window + 1)]
+    return tuple(np.split(windows, n_shards))
+
+
+def _split(whole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every 20th block is validation, so that both parts hold text from everywhere.
+
+    The end of a sorted list of files would be text of another kind than the rest (in the standard library, the
+    packages from `unittest` to `zoneinfo`). A small text has smaller blocks, to give eight for validation.
+    Each part is joined without its gaps: a window across a seam meets one jump in the text.
+    """
+    size = min(BLOCK, max(1, whole.size // 160))
+    blocks = [whole[start : start + size] for start in range(0, whole.size, size)]
+    valid = blocks[10::20]
+    del blocks[10::20]
+    # A text of fewer than eleven bytes has no such block; whoever asks for a window is told.
+    return np.concatenate(blocks), np.concatenate(valid or [whole[:0]])
+
+
+def _gather(path: Path | str | None) -> tuple[dict[str, bytes], int, str]:
+    """The texts by name, how many files are not text, and where they came from."""
+    if path is None:
+        root = Path(sysconfig.get_path("stdlib"))
+        library = {
+            name: file
+            for name, file in _files(root, without=_NOT_LIBRARY).items()
+            if name.endswith(".py") and not name.startswith(_BUILD)
+        }
+        return *_texts(library), f"the standard library at {root}"
+    root = Path(path)
+    if root.is_dir():
+        return *_texts(_files(root)), f"the folder {root}"
+    if root.is_file():
+        return {root.name: root.read_bytes()}, 0, f"the file {root}"
+    problem = "is neither a file nor a folder" if root.exists() else "does not exist"
+    raise ValueError(
+        f"{root} {problem}; give a text file, a folder of text files, or none for the standard library's sources"
+    )
+
+
+def _files(root: Path, without: frozenset[str] = frozenset()) -> dict[str, Path]:
+    """Relative POSIX name -> path, sorted by name, of every file outside hidden folders and those named."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    files = {}
+    for folder, subfolders, names in os.walk(root, onerror=fail):
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if not name.startswith(".") and name not in without
+        ]
+        for name in names:
+            file = Path(folder, name)
+            # Sockets, pipes and dangling links are in the list as well.
+            if not name.startswith(".") and file.is_file():
+                files[file.relative_to(root).as_posix()] = file
+    return dict(sorted(files.items()))
+
+
+def _texts(files: dict[str, Path]) -> tuple[dict[str, bytes], int]:
+    """The files that are text, and how many are not."""
+    texts = {}
+    for name, file in files.items():
+        content = file.read_bytes()
+        if _is_text(content):
+            texts[name] = content
+    return texts, len(files) - len(texts)
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in content
+
+
+def _digest(texts: dict[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for name, content in texts.items():
+        # Lengths first, so that no two corpora run together into the same bytes.
+        encoded = os.fsencode(name)
+        digest.update(f"{len(encoded)} {len(content)} ".encode())
+        digest.update(encoded + content)
+    return digest.hexdigest()

@@ -1,0 +1,289 @@
+"""Probes: many candidates under one compiled step.
+
+One executable advances any number of steps up to a fixed length (a loop over steps, its length an argument), for one
+candidate or, under vmap, for several at once. What runs at once and how far each call goes does not change what a
+candidate computes, save for rounding between one lane and several.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lagjax.axes import Params
+from lagjax.flops import flops
+from lagjax.growth.state import OptState
+from lagjax.model import Batch, Key, Model
+
+State: TypeAlias = Any
+Metrics: TypeAlias = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """A training run between two steps."""
+
+    step: jax.Array
+    params: Params
+    opt_state: OptState
+    key: Key
+
+
+class Engine(NamedTuple):
+    """How a model is trained and evaluated. `from_loss` makes one; a training loop of your own is another.
+
+    Attributes:
+        init: `(params, opt_state, key)` → state.
+        step: `(state, batch)` → state and metrics, a dict of scalars with at least `train_loss` (nats per token).
+            `tokens`, `grad_norm`, `update_norm` and `lr` are recorded where given.
+        evaluate: `(state, batch)` → sum of nats and count.
+    """
+
+    init: Callable[[Params, OptState, Key], State]
+    step: Callable[[State, Batch], tuple[State, Metrics]]
+    evaluate: Callable[[State, Batch], tuple[jax.Array, jax.Array]]
+
+
+def from_loss(model: Model, tx: optax.GradientTransformation) -> Engine:
+    """Trains by the gradient of the mean loss. `pmap` of old is `jit` over a mesh today.
+
+    The learning rate is recorded where `tx` holds it in its state, as `optax.inject_hyperparams` does.
+    """
+
+    def init(params: Params, opt_state: OptState, key: Key) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), params, opt_state, key)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+
+        def mean(params: Params) -> tuple[jax.Array, jax.Array]:
+            total, count = model.loss(params, batch, key)
+            return total / count, count
+
+        (loss, count), grads = jax.value_and_grad(mean, has_aux=True)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "train_loss": loss,
+            "tokens": count,
+            "grad_norm": optax.global_norm(grads),
+            "update_norm": optax.global_norm(updates),
+        }
+        rates = [
+            value
+            for _, value in optax.tree_utils.tree_get_all_with_path(
+                opt_state, "learning_rate"
+            )
+        ]
+        if len(rates) == 1:
+            metrics["lr"] = rates[0]
+        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+
+    def evaluate(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        return model.loss(state.params, batch, None)
+
+    return Engine(init, step, evaluate)
+
+
+class Lane(NamedTuple):
+    """What one candidate carries from call to call.
+
+    Attributes:
+        state: of its training.
+        sums: of its metrics over the steps since the last evaluation, in float32; of `lr`, the last value.
+        failed_at: the first step whose loss was not finite, or -1.
+    """
+
+    state: State
+    sums: Metrics
+    failed_at: jax.Array
+
+
+class Program(NamedTuple):
+    """The compiled functions of a group of candidates with one target.
+
+    Attributes:
+        lanes: how many candidates run at once; the arguments have that leading axis where it is more than 1.
+        length: how many steps one call of `advance` makes at most.
+        advance: `(lane, batches, order, start, steps)` → lane; batches `[orders, length, ...]`; `order` says which data
+            order a lane follows, `start` the number of steps it has made; the lane's buffers are donated.
+        evaluate: `(state, shards)` → sums and counts, `[shards]` each.
+        step_flops: FLOPs of one training step of one candidate.
+        evaluation_flops: FLOPs of one evaluation on all shards.
+        bytes: the memory that one call of `advance` takes, arguments and temporaries.
+    """
+
+    lanes: int
+    length: int
+    advance: Callable[[Lane, Batch, Any, Any, Any], Lane]
+    evaluate: Callable[[State, Batch], tuple[jax.Array, jax.Array]]
+    step_flops: float
+    evaluation_flops: float
+    bytes: int
+
+
+def shapes_of(state: State, metrics: Metrics) -> Lane:
+    """A lane's shapes and dtypes from those of its state and of a step's metrics."""
+    sums = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in metrics}
+    return Lane(
+        jax.tree.map(_abstract, state), sums, jax.ShapeDtypeStruct((), jnp.int32)
+    )
+
+
+def fresh_lane(state: State, like: Lane) -> Lane:
+    """A lane that has done nothing yet."""
+    return Lane(
+        state,
+        {name: np.zeros((), np.float32) for name in like.sums},
+        np.full((), -1, np.int32),
+    )
+
+
+def program(
+    engine: Engine, lane: Lane, batches: Batch, shards: Batch, lanes: int, length: int
+) -> Program:
+    """Compiles a group's functions, each once.
+
+    Args:
+        engine: what trains and evaluates.
+        lane: one lane, or its shapes.
+        batches: batches as `advance` takes them, `[orders, length, ...]`, or their shapes.
+        shards: validation batches, `[shards, ...]`, or their shapes.
+        lanes: how many candidates run at once.
+        length: the most steps one call makes.
+    """
+
+    def advance(
+        lane: Lane, batches: Batch, order: jax.Array, start: jax.Array, steps: jax.Array
+    ) -> Lane:
+        def body(index: jax.Array, lane: Lane) -> Lane:
+            batch = jax.tree.map(lambda x: x[order, index], batches)
+            state, metrics = engine.step(lane.state, batch)
+            sums = {
+                # A rate is recorded as it stands, everything else as a mean.
+                name: x.astype(jnp.float32) + (0 if name == "lr" else lane.sums[name])
+                for name, x in metrics.items()
+            }
+            fails = (lane.failed_at < 0) & ~jnp.isfinite(metrics["train_loss"])
+            return Lane(
+                state, sums, jnp.where(fails, start + index + 1, lane.failed_at)
+            )
+
+        return jax.lax.fori_loop(0, steps, body, lane)
+
+    def evaluate(state: State, shards: Batch) -> tuple[jax.Array, jax.Array]:
+        return jax.lax.map(lambda shard: engine.evaluate(state, shard), shards)
+
+    lane, batches, shards = jax.tree.map(_abstract, (lane, batches, shards))
+    number, orders = (
+        jax.ShapeDtypeStruct((), jnp.int32),
+        jax.ShapeDtypeStruct((), jnp.int32),
+    )
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), batches)
+    shard = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shards)
+    step_flops = flops(engine.step, lane.state, batch)
+    evaluation_flops = flops(engine.evaluate, lane.state, shard) * len(
+        jax.tree.leaves(shards)[0]
+    )
+    if lanes > 1:
+        advance = jax.vmap(advance, in_axes=(0, None, 0, None, None))
+        evaluate = jax.vmap(evaluate, in_axes=(0, None))
+        lane, orders = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((lanes, *x.shape), x.dtype), (lane, orders)
+        )
+    compiled = (
+        jax.jit(advance, donate_argnums=0)
+        .lower(lane, batches, orders, number, number)
+        .compile()
+    )
+    memory = compiled.memory_analysis()
+    size = (
+        0
+        if memory is None
+        else memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    )
+    evaluator = jax.jit(evaluate).lower(lane.state, shards).compile()
+    return Program(
+        lanes, length, compiled, evaluator, step_flops, evaluation_flops, size
+    )
+
+
+def fitting_lanes(single: Program, wanted: int) -> int:
+    """How many of `wanted` lanes fit in half the memory, so that all chunks are nearly equal."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    limit = (
+        statistics.get(
+            "bytes_limit", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        )
+        // 2
+    )
+    fitting = max(1, min(wanted, limit // max(single.bytes, 1)))
+    return math.ceil(wanted / math.ceil(wanted / fitting))
+
+
+def faster(
+    one: Program, many: Program, lane: Lane, batches: Batch, rounds: int = 3
+) -> bool:
+    """Whether advancing `many` lanes at once takes clearly less time a lane than `one` after another.
+
+    Both are timed in turn on copies of `lane`, and the best of `rounds` counts. Clearly means 1.25 times as fast: the
+    choice decides the rounding of the results, and a noisy machine should not turn it.
+    """
+    times: dict[int, list[float]] = {one.lanes: [], many.lanes: []}
+    for _ in range(rounds + 1):
+        for each in (one, many):
+            copy = (
+                stack([lane] * each.lanes)
+                if each.lanes > 1
+                else jax.tree.map(jnp.array, lane)
+            )
+            orders = np.zeros(each.lanes, np.int32) if each.lanes > 1 else np.int32(0)
+            jax.block_until_ready(copy)
+            start = time.perf_counter()
+            jax.block_until_ready(
+                each.advance(
+                    copy, batches, orders, np.int32(0), np.int32(min(2, each.length))
+                )
+            )
+            times[each.lanes].append((time.perf_counter() - start) / each.lanes)
+    # The first round warms up.
+    return min(times[one.lanes][1:]) > 1.25 * min(times[many.lanes][1:])
+
+
+def stack(lanes: Sequence[Any]) -> Any:
+    """Puts the lanes of a chunk along a new leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *lanes)
+
+
+def unstack(lanes: Any, count: int) -> list[Any]:
+    """The first `count` lanes of a chunk."""
+    return [jax.tree.map(lambda x: x[index], lanes) for index in range(count)]
+
+
+def steps_of(
+    batch: Callable[[int, int], Batch],
+    seeds: Sequence[int],
+    start: int,
+    count: int,
+    length: int,
+) -> Batch:
+    """The batches of `count` steps for each seed, `[seeds, length, ...]`, padded with the last one."""
+    return jax.tree.map(
+        lambda *leaves: np.stack(leaves).reshape(
+            len(seeds), length, *np.shape(leaves[0])
+        ),
+        *[
+            batch(seed, start + min(index, count - 1))
+            for seed in seeds
+            for index in range(length)
+        ],
+    )
+
+
+def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.eval_shape(lambda: x) if not isinstance(x, jax.ShapeDtypeStruct) else x

@@ -1,0 +1,108 @@
+"""What long work shows while it goes on."""
+
+import time
+from typing import NamedTuple, Protocol
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+
+class Event(NamedTuple):
+    """Where the work stands.
+
+    Attributes:
+        phase: "source", "probe" or "continue".
+        candidates: the candidates at work, as text.
+        step: training steps made.
+        until: the step at which they stop.
+        valid_loss: the last one measured, nats per token, the mean over the candidates at work; None before the first.
+        train_loss: likewise.
+        tokens_per_second: of training, evaluations and saving included; None before the first step.
+        share: how much of the phase is done, 0 to 1, by FLOPs.
+        seconds_left: until the phase ends; None before the first step.
+    """
+
+    phase: str
+    candidates: str
+    step: int
+    until: int
+    valid_loss: float | None
+    train_loss: float | None
+    tokens_per_second: float | None
+    share: float
+    seconds_left: float | None
+
+
+class Progress(Protocol):
+    """Is told of every step forward, and of what the user should know."""
+
+    def __call__(self, event: Event, /) -> None: ...
+
+    def note(self, text: str, /) -> None: ...
+
+
+class Silent:
+    """Shows nothing but notes."""
+
+    def __call__(self, event: Event, /) -> None:
+        del event
+
+    def note(self, text: str, /) -> None:
+        Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class Display:
+    """One line on a terminal that is kept up to date, and a line every few seconds elsewhere."""
+
+    def __init__(self, console: Console | None = None, seconds: float = 10.0) -> None:
+        self._console = console or Console(stderr=True)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._seconds = seconds
+        self._phase, self._printed = "", 0.0
+
+    def __call__(self, event: Event, /) -> None:
+        if self._console.is_terminal:
+            self._live.start()
+            self._live.update(_table(event), refresh=True)
+            if event.share >= 1:
+                self._live.stop()
+        elif (
+            event.phase != self._phase
+            or time.monotonic() - self._printed > self._seconds
+            or event.share >= 1
+        ):
+            self._printed = time.monotonic()
+            self.note("  ".join(cell for cell in _cells(event) if cell))
+        self._phase = event.phase
+
+    def note(self, text: str, /) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(event: Event) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_row(*_cells(event))
+    return table
+
+
+def _cells(event: Event) -> tuple[str, ...]:
+    return (
+        f"{event.phase} {event.share:4.0%}",
+        event.candidates,
+        f"step {event.step}/{event.until}",
+        "" if event.train_loss is None else f"train {event.train_loss:.3f}",
+        "" if event.valid_loss is None else f"valid {event.valid_loss:.3f}",
+        ""
+        if event.tokens_per_second is None
+        else f"{event.tokens_per_second:,.0f} tokens/s",
+        "" if event.seconds_left is None else f"{duration(event.seconds_left)} left",
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time in words: `7 s`, `3 min`, `2 h 5 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,210 @@
+"""What a run directory says, worked out once: the page, its charts and the terminal all draw from this."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lagjax import directory
+from lagjax.report import curves
+from lagjax.report.curves import Curve
+
+# Losses this near to each other, relatively, are the same loss computed in another order.
+SAME = 1e-5
+
+DECISION = (
+    "winner",
+    "runner_up",
+    "outcome",
+    "lag",
+    "margin",
+    "margin_interval",
+    "ranking",
+    "losses_at_start",
+    "losses_at_lag",
+    "status",
+    "ledger",
+)
+LINE = ("phase", "candidate", "seed", "step", "valid_loss", "status")
+
+
+class Entry(NamedTuple):
+    """A member of the pool."""
+
+    name: str
+    operator: str
+    control: bool
+
+
+class Facts(NamedTuple):
+    """A run, ready to be told.
+
+    `lag` is the decision's, or the last step that every live candidate has reached while there is no decision.
+    `at_start` and `at_lag` are seed means in nats per token, None where a candidate failed or has not come that far.
+    """
+
+    config: dict[str, Any]
+    lines: list[curves.Line]
+    decision: dict[str, Any] | None
+    pool: tuple[Entry, ...]
+    source: Curve | None
+    probes: dict[str, Curve]
+    continued: dict[str, Curve]
+    seeds: int
+    lag: int | None
+    horizon: int | None
+    at_start: dict[str, float | None]
+    at_lag: dict[str, float | None]
+    status: dict[str, str]
+    start_choice: str | None
+
+    @property
+    def winner(self) -> str | None:
+        return self.decision["winner"] if self.decision else None
+
+    @property
+    def runner_up(self) -> str | None:
+        return self.decision["runner_up"] if self.decision else None
+
+    @property
+    def ranking(self) -> list[str]:
+        """Names, best first, as decided; by the losses at the lag while nothing is decided."""
+        if self.decision:
+            return list(self.decision["ranking"])
+        live = [
+            entry.name
+            for entry in self.pool
+            if not entry.control and self.at_lag.get(entry.name) is not None
+        ]
+        return sorted(live, key=lambda name: self.at_lag[name] or 0.0)
+
+    @property
+    def controls(self) -> frozenset[str]:
+        return frozenset(entry.name for entry in self.pool if entry.control)
+
+
+def gather(record: directory.Record) -> Facts:
+    """Works out the facts of a run.
+
+    Raises ValueError where the files are not those of a run.
+    """
+    config, lines, decision = record
+    _check(config, lines, decision)
+    pool = _pool(config, lines, decision)
+    names = [entry.name for entry in pool]
+    probe_lines = curves.by_candidate(lines, "probe")
+    probes = {
+        name: curves.mean_over_seeds(probe_lines[name])
+        for name in names
+        if name in probe_lines
+    }
+    continued = {
+        name: curves.continuation(probe_lines.get(name, []), after)
+        for name, after in curves.by_candidate(lines, "continue").items()
+    }
+    source = curves.by_candidate(lines, "source").get("source")
+    task = config.get("task") or {}
+    lag = decision["lag"] if decision else _common_step(probes.values())
+    status = {name: probes[name].failed or "ok" for name in probes}
+    at_start = {name: probes[name].at(0) for name in probes}
+    at_lag = {name: None if lag is None else probes[name].at(lag) for name in probes}
+    if decision:
+        status |= decision["status"]
+        at_start |= decision["losses_at_start"]
+        at_lag |= decision["losses_at_lag"]
+    seen = {line["seed"] for line in lines if line["phase"] == "probe"}
+    return Facts(
+        config=config,
+        lines=lines,
+        decision=decision,
+        pool=pool,
+        source=curves.mean_over_seeds(source) if source else None,
+        probes=probes,
+        continued=continued,
+        seeds=int(task.get("seeds") or len(seen) or 1),
+        lag=lag,
+        horizon=task.get("horizon"),
+        at_start=at_start,
+        at_lag=at_lag,
+        status=status,
+        start_choice=start_choice(
+            at_start, [entry.name for entry in pool if not entry.control]
+        ),
+    )
+
+
+def start_choice(
+    losses_at_start: Mapping[str, float | None], order: Sequence[str]
+) -> str | None:
+    """Whom the loss right after growing would have chosen, None where no candidate has one.
+
+    Losses within a relative 1e-5 of the lowest count as tied with it (all exact operators start at one loss);
+    the earliest of the tied in `order`, the pool without its controls, is taken.
+    """
+    finite = {
+        name: loss for name in order if (loss := losses_at_start.get(name)) is not None
+    }
+    if not finite:
+        return None
+    lowest = min(finite.values())
+    return next(
+        name for name, loss in finite.items() if loss - lowest <= SAME * abs(lowest)
+    )
+
+
+def ranks(losses: Mapping[str, float]) -> dict[str, float]:
+    """Ranks from 1, the lowest loss first; those tied within a relative 1e-5 share the mean of their places."""
+    groups: list[list[str]] = []
+    for name in sorted(losses, key=lambda name: losses[name]):
+        lead = losses[groups[-1][0]] if groups else None
+        if lead is not None and losses[name] - lead <= SAME * abs(lead):
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    found = {}
+    place = 1
+    for group in groups:
+        found |= dict.fromkeys(group, place + (len(group) - 1) / 2)
+        place += len(group)
+    return found
+
+
+def _common_step(probes: Iterable[Curve]) -> int | None:
+    live = [set(curve.steps) for curve in probes if not curve.failed]
+    return max(set.intersection(*live), default=None) if live else None
+
+
+def _pool(
+    config: dict[str, Any],
+    lines: list[curves.Line],
+    decision: dict[str, Any] | None,
+) -> tuple[Entry, ...]:
+    """The pool as configured, then whoever else turns up in the files."""
+    entries = {
+        entry["name"]: Entry(
+            entry["name"], str(entry.get("operator", "")), bool(entry.get("control"))
+        )
+        for entry in config.get("pool") or []
+    }
+    others = [*curves.by_candidate(lines, "probe"), *(decision or {}).get("status", ())]
+    for name in others:
+        entries.setdefault(name, Entry(name, "", False))
+    return tuple(entries.values())
+
+
+def _check(config: Any, lines: list[Any], decision: Any) -> None:
+    """Says what is wrong with files that are not a run's, before anything stumbles over it."""
+    if lacking := _lacking((), config):
+        raise ValueError(f"config.json lacks {lacking}, so this is no run directory.")
+    for number, line in enumerate(lines, 1):
+        lacking = _lacking(LINE, line)
+        if lacking:
+            raise ValueError(f"Line {number} of curves.jsonl lacks {lacking}.")
+    if decision is not None and (lacking := _lacking(DECISION, decision)):
+        raise ValueError(
+            f"decision.json lacks {lacking}; delete it and run the same command again."
+        )
+
+
+def _lacking(keys: tuple[str, ...], found: Any) -> str:
+    if not isinstance(found, dict):
+        return "all its keys (it is not a JSON object)"
+    return ", ".join(key for key in keys if key not in found)

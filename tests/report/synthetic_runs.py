@@ -1,0 +1,154 @@
+"""Run directories made up from a few numbers, for the tests of the report."""
+
+import json
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+NAMES = (
+    "stack", "interleave", "block(1)", "learned (LiGO)", "zero-new", "half-new", "wide-then-deep", "fpi", "aki",
+    "net2net", '<b>&"x"', "gradmax", "random-new",
+)  # fmt: skip
+CONTROLS = ("from scratch", "shuffled")
+EXACT = ("zero-new", "half-new", "fpi")
+STEPS = (0, 1, 2, 5, 10, 20, 40, 60, 80, 100, 150, 200, 250)
+LAG, HORIZON = 250, 5000
+LATER = (300, 400, 600, 1000, 1500, 2000, 3000, 4000, 5000)
+
+
+def make(
+    root: pathlib.Path,
+    *,
+    names: tuple[str, ...] = NAMES,
+    seeds: int = 1,
+    failed: tuple[str, ...] = (),
+    outcome: str | None = "clear",
+    phases: tuple[str, ...] = ("source", "probe", "continue"),
+    controls: bool = True,
+) -> dict[str, Any] | None:
+    """Writes a run directory; returns its decision (None with outcome None: an unfinished run)."""
+    root.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(7)
+    pool = names + (CONTROLS if controls else ())
+    failed = names + CONTROLS if outcome == "all_failed" else failed
+    start = {
+        name: 3.1 if name in EXACT else 3.15 + draw.gamma(2.0, 0.5) for name in names
+    }
+    floor = {name: 2.5 + draw.normal(0, 0.03) for name in names}
+    slow = {name: draw.uniform(3, 12) * (1 + 2 * (name in EXACT)) for name in names}
+    start |= dict.fromkeys(CONTROLS, 5.55)
+    floor |= dict.fromkeys(CONTROLS, 2.9)
+    slow |= dict.fromkeys(CONTROLS, 90.0)
+    best = min(
+        (name for name in names if name not in failed),
+        key=lambda name: floor[name],
+        default=names[0],
+    )
+    if outcome == "tie":
+        floor[best] = sorted(floor[name] for name in names)[1] - 1e-4
+
+    def loss(name: str, step: int, seed: int) -> float:
+        decay = (1 + step / slow[name]) ** -0.9
+        drift = 0.08 * math.log1p(step / 250)
+        wobble = (
+            0
+            if step == 0
+            else 0.002 * math.sin(seed + 3 * math.log1p(step) + len(name))
+        )
+        return float(floor[name] + (start[name] - floor[name]) * decay - drift + wobble)
+
+    def line(
+        phase: str,
+        name: str,
+        seed: int,
+        step: int,
+        value: float | None,
+        status: str = "ok",
+    ) -> dict[str, Any]:
+        scale = 0.25 if phase == "source" else 1.0
+        done = step - LAG if phase == "continue" else step
+        return {
+            "phase": phase, "candidate": name, "seed": seed, "step": step, "valid_loss": value,
+            "valid_loss_shards": [] if value is None else [value - 0.01, value + 0.01],
+            "train_loss": None if step == 0 else value, "grad_norm": None, "update_norm": None, "lr": None,
+            "tokens": done * 8192, "flops": scale * done * 2.4e12, "seconds": done * 0.021, "status": status,
+        }  # fmt: skip
+
+    lines = []
+    if "source" in phases:
+        lines += [
+            line("source", "source", 0, s, 3.0 + 2.5 / (1 + s / 50))
+            for s in (0, 100, 500, 2000)
+        ]
+    if "probe" in phases:
+        for name in pool:
+            for seed in range(seeds):
+                for step in STEPS[: None if outcome else 9]:
+                    if name in failed and step >= 40:
+                        lines.append(
+                            line(
+                                "probe",
+                                name,
+                                seed,
+                                step,
+                                None,
+                                f"loss not finite at step {step}",
+                            )
+                        )
+                        break
+                    lines.append(
+                        line("probe", name, seed, step, loss(name, step, seed))
+                    )
+
+    def mean(name: str, step: int) -> float:
+        return sum(loss(name, step, seed) for seed in range(seeds)) / seeds
+
+    decision = None
+    if outcome and "probe" in phases:
+        live = [name for name in names if name not in failed]
+        at_lag = {name: None if name in failed else mean(name, LAG) for name in pool}
+        order = sorted(live, key=lambda name: at_lag[name] or 0.0)
+        tied = sorted(order[:2], key=pool.index) if outcome == "tie" else order[:1]
+        winner = tied[0] if live else None
+        runner = next((name for name in order if name != winner), None)
+        margin = (
+            None
+            if runner is None or winner is None
+            else at_lag[runner] - at_lag[winner]
+        )
+        decision = {
+            "winner": winner, "runner_up": runner, "outcome": outcome, "lag": LAG, "margin": margin,
+            "margin_interval": None if margin is None else [margin - 0.004, margin + 0.004], "ranking": order,
+            "losses_at_start": {name: mean(name, 0) for name in pool}, "losses_at_lag": at_lag,
+            "status": {name: "loss not finite at step 40" if name in failed else "ok" for name in pool},
+            "tied": tied,
+            "ledger": {
+                "overhead": 0.6721, "budget_share": 1.6721 / len(pool), "full_run_flops": 2.4e12 * HORIZON,
+                "losers_flops": 2.4e12 * LAG * (len(pool) * seeds - 1), "evaluation_flops": 3.1e13, "fit_flops": 4.4e12,
+                "seconds": 412.5,
+            },
+        }  # fmt: skip
+        if "continue" in phases and winner is not None:
+            first = min(
+                names, key=lambda name: (round(start[name], 4), names.index(name))
+            )
+            for name in dict.fromkeys((winner, first)):
+                lines += [
+                    line("continue", name, 0, step, loss(name, step, 0))
+                    for step in LATER
+                ]
+    config = {
+        "task": {"horizon": HORIZON, "seeds": seeds, "batch": 32},
+        "pool": [{"name": n, "operator": f"Grow(depth={n!r})", "control": n in CONTROLS} for n in pool],
+        "policy": "FixedLag(steps=250)",
+        "compare": "start",
+        "versions": {"jax": "0.10.2", "flax": "0.12.8"},
+        "device": "cpu", "cores": 2, "arguments": {"workdir": str(root.name), "steps": HORIZON},
+    }  # fmt: skip
+    (root / "config.json").write_text(json.dumps(config))
+    (root / "curves.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    if decision is not None:
+        (root / "decision.json").write_text(json.dumps(decision, indent=2))
+    return decision
