@@ -55,7 +55,9 @@ class Task(NamedTuple):
         batch: `(seed, step)` → batch, a pure function; all candidates of a seed see the same batches.
         valid: validation shards, batches of one shape, the same for all candidates and seeds.
         horizon: steps of the large model's full training.
-        seeds: how many; a seed fixes the fresh layers and the order of the data. Seed 0 of the winner goes on.
+        seeds: how many, counted from 0; a seed fixes the fresh layers and the order of the data. Seed 0 of the winner
+            goes on.
+        seed: makes the fresh layers of this task others than those of another.
         opt_state: the small model's optimizer state, of `tx`; needed to grow moments or to continue the schedule.
         moments: "reset" starts the optimizer's statistics anew; "grow" maps them as the operator maps the parameters.
         schedule: "restart" begins the schedules of `tx` at 0; "continue" at the small model's step.
@@ -69,6 +71,7 @@ class Task(NamedTuple):
     valid: Sequence[Batch]
     horizon: int
     seeds: int = 1
+    seed: int = 0
     opt_state: OptState | None = None
     moments: Literal["reset", "grow"] = "reset"
     schedule: Literal["restart", "continue"] = "restart"
@@ -224,7 +227,10 @@ def run(
         text = json.dumps(decision.as_json(), indent=1, allow_nan=False) + "\n"
         write_atomically(directory.path / "decision.json", text)
         search.go_on(decision, compare)
-        report.write(directory.path)
+        try:
+            report.write(directory.path)
+        except ImportError as error:
+            progress.note(f"no report.html was made: {error}")
     return decision
 
 
@@ -291,6 +297,7 @@ class _Search:
                 "task": {
                     "horizon": task.horizon,
                     "seeds": task.seeds,
+                    "seed": task.seed,
                     "moments": task.moments,
                     "schedule": task.schedule,
                     "source": digest(task.params),
@@ -312,6 +319,7 @@ class _Search:
                 ],
                 "policy": repr(policy),
                 "compare": compare,
+                "lanes": lanes or "measured",
                 **_environment(),
             },
             ENVIRONMENT,
@@ -327,15 +335,6 @@ class _Search:
                     "shard_tokens": measured[0][1],
                 }
             )
-        elif lanes is not None:
-            for found in config["grouping"]:
-                self.directory.configure(
-                    {
-                        "grouping": [
-                            {**found, "lanes": lanes} for found in config["grouping"]
-                        ]
-                    }
-                )
         self.lanes = [found["lanes"] for found in config["grouping"]]
         self.tokens = np.array(config["shard_tokens"], np.float64)
 
@@ -454,7 +453,7 @@ class _Search:
         """A candidate right after growing."""
         group = next(group for group in self.groups if name.candidate in group.names)
         grower = self._growers[name.candidate]
-        state = grower(jax.random.key(name.seed), self.task.params, self.task.opt_state)
+        state = grower(jax.random.fold_in(jax.random.key(self.task.seed), name.seed), self.task.params, self.task.opt_state)
         return fresh_lane(state, group.like)
 
     def _probes(self, until: int | None) -> Probes:

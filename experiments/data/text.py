@@ -23,7 +23,8 @@ BLOCK = 64 * 1024
 # Not the standard library's own source: installed packages, then tests and applications, which some
 # distributions leave out, then what the build wrote, which holds the paths of one installation.
 _NOT_LIBRARY = frozenset(
-    "site-packages dist-packages test tests idle_test idlelib lib2to3 turtledemo __pycache__".split()
+    {"site-packages", "dist-packages", "test", "tests", "idle_test"}
+    | {"idlelib", "lib2to3", "turtledemo", "__pycache__"}
 )
 _BUILD = ("_sysconfigdata", "config-")
 
@@ -59,7 +60,8 @@ def load(path: Path | str | None = None) -> Corpus:
         texts, skipped, origin = _gather(path)
     except OSError as error:
         raise ValueError(
-            f"{error.filename} cannot be read ({error.strerror}); change its permissions or move it away"
+            f"{error.filename} cannot be read ({error.strerror}); "
+            "change its permissions, move it away, or give another path"
         ) from error
     whole = np.frombuffer(b"".join(texts.values()), np.uint8)
     if not whole.size:

@@ -35,7 +35,7 @@ class Config:
         dropout: rate after the embedding and after each sublayer, in training only.
         scanned: one stack of parameters with a leading layer axis (`layers/...`) instead of one subtree for
             each layer (`layers_0/...`). Same function. Unrolled is the default because XLA on CPU runs its
-            training step in 0.8 of the time and compiles it as fast, up to 6 layers.
+            training step in about 0.8 of the time, and compiles 3 to 6 layers no slower.
         epsilon: of every RMSNorm.
         logit_scale: multiplies the logits; a tied head needs it where growing scales the embedding.
         dtype: of activations; softmax, norms and logits are float32 at least.
@@ -95,13 +95,15 @@ class Attention(nn.Module):
         )
         q, k, v = (dense((c.heads, head_dim), name=name)(x) for name in "qkv")
         # Written out: on CPU 8 % faster per training step than jax.nn.dot_product_attention.
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q * head_dim**-0.5, k).astype(
-            c.softmax_dtype
+        scores = jnp.einsum(
+            "bqhd,bkhd->bhqk",
+            q * head_dim**-0.5,
+            k,
+            preferred_element_type=c.softmax_dtype,
         )
         causal = jnp.tril(jnp.ones((1, 1, x.shape[1], x.shape[1]), bool))
-        weights = jax.nn.softmax(
-            jnp.where(causal, scores, jnp.finfo(scores.dtype).min)
-        ).astype(v.dtype)
+        masked = jnp.where(causal, scores, jnp.finfo(scores.dtype).min)
+        weights = jax.nn.softmax(masked).astype(v.dtype)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
         return dense(c.width, axis=(-2, -1), kernel_init=_residual_init(c), name="out")(
             mixed

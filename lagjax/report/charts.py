@@ -6,8 +6,8 @@ matplotlib is asked for here only, and only when a page is made: it is the extra
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from lagjax.report import labels, svg
 from lagjax.report.curves import Curve
@@ -69,7 +69,7 @@ def role(facts: Facts, name: str) -> str:
 
 def curves(facts: Facts, sheet: Sheet) -> str:
     """Every candidate's validation loss from growing to the end of what was trained."""
-    lines = facts.probes | {}
+    lines = facts.probes
     steps = [step for curve in _all_curves(facts) for step in curve.steps]
     with _figure(sheet, 420 if sheet is WIDE else 340) as (figure, axes):
         place = Steps(steps)
@@ -95,7 +95,9 @@ def curves(facts: Facts, sheet: Sheet) -> str:
                 place(curve.steps[-1]),
             )
             for name, curve in (lines | facts.continued).items()
-            if curve.losses and role(facts, name) in ("winner", "runner", "start")
+            # A name stands where its line ends; one that ends at the lag is named in the next picture.
+            if curve.steps and place(curve.steps[-1]) >= place.right - 1e-9
+            if role(facts, name) in ("winner", "runner", "start")
         ]
         if facts.source and facts.source.losses:
             level = facts.source.losses[-1]
@@ -118,13 +120,13 @@ def probes(facts: Facts, sheet: Sheet) -> str:
         400 if sheet is WIDE else 340, round(1.35 * sheet.font * len(shown)) + 70
     )
     with _figure(sheet, height) as (figure, axes):
-        place = Steps([step for curve in shown.values() for step in curve.steps])
-        place.ticks(axes, sheet, facts.lag)
         ends = [curve.losses[-1] for curve in shown.values()]
         low, high = min(ends), max(ends)
-        # Half as much again above the ends shows how the candidates came there.
-        top = high + 0.5 * (high - low) + 1e-4
+        # As much again above the ends shows how the candidates came there.
+        top = high + (high - low) + 1e-4
         axes.set_ylim(low - 0.06 * (top - low), top)
+        place = Steps(_seen_below(top, shown.values()))
+        place.ticks(axes, sheet, facts.lag)
         _lag_line(axes, place, facts.lag, sheet, named=False)
         for name, curve in shown.items():
             _line(axes, place, curve, LOOKS[role(facts, name)])
@@ -266,7 +268,7 @@ def rank_correlation(facts: Facts) -> float | None:
 
 
 class Steps:
-    """Where a step stands: logarithmic, with step 0 at the left edge, half a decade before the first evaluation at most."""
+    """Where a step stands: logarithmic, with step 0 at the left edge, half a decade at most before the first evaluation."""
 
     def __init__(self, steps: Sequence[int]) -> None:
         later = sorted({step for step in steps if step > 0})
@@ -274,6 +276,7 @@ class Steps:
         self.last = math.log10(later[-1]) if later else 1.0
         gap = min(0.5, 0.12 * max(self.last - self.first, 0.5))
         self.zero = self.first - gap
+        self.left = self.zero if 0 in steps or not later else self.first
         self.right = max(self.last, self.first + 0.1)
 
     def __call__(self, step: int) -> float:
@@ -281,10 +284,10 @@ class Steps:
 
     def ticks(self, axes: "Axes", sheet: Sheet, lag: int | None) -> None:
         """Puts ticks at 1, 2 and 5 times powers of ten, as many as have room, at 0 and at the lag."""
-        axes.set_xlim(self.zero, self.right)
-        span = self.right - self.zero
+        axes.set_xlim(self.left, self.right)
+        span = self.right - self.left
         room = (sheet.font * 3.6) / (sheet.width - sheet.right - 50) * span
-        wanted = [0] + ([lag] if lag else [])
+        wanted = [0] * (self.left == self.zero) + ([lag] if lag else [])
         powers = range(math.floor(self.first), math.ceil(self.last) + 1)
         for factors in ((1,), (2, 5)):
             wanted += [
@@ -343,7 +346,7 @@ def _figure(
         "lines.solid_capstyle": "round",
     }
     right = sheet.right if right is None else right
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
+    with matplotlib.rc_context(cast(Any, settings)), warnings.catch_warnings():
         # A name may hold letters that this font lacks; the browser's fonts have them.
         warnings.filterwarnings("ignore", message="Glyph")
         figure = Figure(
@@ -377,6 +380,19 @@ def _ranked(facts: Facts, name: str) -> bool:
 def _counts(facts: Facts, name: str) -> bool:
     """Whether a candidate's losses decide how far an axis reaches: what failed or was never to win would hide the rest."""
     return _ranked(facts, name) and facts.status.get(name, "ok") == "ok"
+
+
+def _seen_below(top: float, shown: Iterable[Curve]) -> list[int]:
+    """The steps from which on some curve is below `top`, and the one before, where that curve comes in."""
+    shown = list(shown)
+    steps = sorted({step for curve in shown for step in curve.steps})
+    first = min(
+        step
+        for curve in shown
+        for step, loss in zip(curve.steps, curve.losses, strict=True)
+        if loss <= top
+    )
+    return steps[max(0, steps.index(first) - 1) :]
 
 
 def _line(axes: "Axes", place: Steps, curve: Curve, look: Look) -> None:

@@ -159,7 +159,7 @@ def ranks(losses: Mapping[str, float]) -> dict[str, float]:
             groups[-1].append(name)
         else:
             groups.append([name])
-    found = {}
+    found: dict[str, float] = {}
     place = 1
     for group in groups:
         found |= dict.fromkeys(group, place + (len(group) - 1) / 2)

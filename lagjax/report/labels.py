@@ -48,11 +48,8 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 
 def column(axes: "Axes", tags: Sequence[Tag], font: float, x: float) -> None:
     """Writes the names in a column right of `x`, each tied to its line's end by a hair line."""
-    figure = axes.figure
     to_pixels, to_data = axes.transData, axes.transData.inverted()
-    bottom, top = (
-        y * figure.dpi for y in (axes.bbox.y0 / figure.dpi, axes.bbox.y1 / figure.dpi)
-    )
+    bottom, top = axes.bbox.y0, axes.bbox.y1
     ends = sorted(
         (to_pixels.transform((tag.x, tag.y))[1], i) for i, tag in enumerate(tags)
     )
@@ -69,7 +66,7 @@ def column(axes: "Axes", tags: Sequence[Tag], font: float, x: float) -> None:
         )
         axes.annotate(
             tag.text,
-            to_data.transform((edge + 21, place)),
+            tuple(to_data.transform((edge + 21, place))),
             va="center",
             ha="left",
             color=tag.colour,
@@ -118,7 +115,7 @@ def around(axes: "Axes", dots: Sequence[Dot], font: float) -> None:
             )
         axes.annotate(
             dot.text,
-            to_data.transform((area[0], (area[1] + area[3]) / 2)),
+            tuple(to_data.transform((area[0], (area[1] + area[3]) / 2))),
             va="center",
             ha="left",
             color=dot.colour,

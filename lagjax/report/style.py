@@ -29,7 +29,7 @@ section { background: var(--surface); border: 1px solid var(--line); border-radi
 p { margin: 0 0 12px; max-width: 72ch; }
 .about { color: var(--muted); }
 .facts { display: grid; grid-template-columns: repeat(3, 1fr); gap: 16px; margin: 0; }
-.facts div { background: var(--surface); border: 1px solid var(--line); border-radius: 8px; padding: 16px 20px; }
+.facts > div { background: var(--surface); border: 1px solid var(--line); border-radius: 8px; padding: 16px 20px; }
 .facts dt { color: var(--muted); font-size: 14px; }
 .facts dd { margin: 0; }
 .facts .value { font-size: 26px; line-height: 1.3; font-weight: 600; font-variant-numeric: tabular-nums; }

@@ -188,6 +188,17 @@ def drawn(model: Model, seed: int = 0) -> Params:
     return jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape), x.dtype), shapes)
 
 
+@functools.cache
+def gradient(loss: Callable) -> Callable[[Params], Params]:
+    """The gradient of the mean loss; compiled once for all tests of a model."""
+
+    def mean(params: Params) -> jax.Array:
+        nats, count = loss(params, BATCH, None)
+        return nats / count
+
+    return jax.jit(jax.grad(mean))
+
+
 def filled(model: Model) -> Model:
     """The model with an initialisation that compiles at once: one number, drawn from the key, everywhere."""
     shapes = jax.eval_shape(model.init, jax.random.key(0))

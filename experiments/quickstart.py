@@ -1,0 +1,150 @@
+"""Grow a small GPT to twice its depth in every way of the depth pool, and keep the way that wins after a lag.
+
+    python -m experiments.quickstart --workdir runs/quickstart      # about 4 minutes on 2 CPU cores
+
+A byte-level GPT is trained on text (by default the Python standard library's own source), grown, probed, and the chosen
+candidate goes on to the horizon. Beside it goes on what the loss right after growing would have chosen. Interrupt it
+whenever you like: the same command goes on.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+import optax
+import tyro
+from rich.console import Console
+
+import lagjax
+from experiments.data import text
+from experiments.models import gpt
+from lagjax import report
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every number of the experiment."""
+
+    workdir: Path = Path("runs/quickstart")
+    """The run directory: curves, checkpoints, decision.json and report.html."""
+    data: Path | None = None
+    """A file or a folder of text in any language; by default the standard library's source."""
+    seed: int = 0
+    """Fixes the initialisation, the fresh layers and the order of the data."""
+    seeds: int = 1
+    """How many growth keys and data orders each candidate is probed with."""
+
+    layers: int = 3
+    """Layers of the small model."""
+    grown_layers: int = 6
+    """Layers of the large model."""
+    width: int = 64
+    """Size of the residual stream."""
+    heads: int = 4
+    """Attention heads."""
+    window: int = 64
+    """Length of a training window, in bytes."""
+    batch: int = 16
+    """Windows in a batch."""
+
+    source_steps: int = 1000
+    """Steps that the small model is trained."""
+    horizon: int = 800
+    """Steps of the large model's full training."""
+    lag: int = 250
+    """Steps that each candidate is probed before the choice."""
+    learning_rate: float = 3e-3
+    """Peak of the schedule: linear warm-up, then a cosine down to 0 at the horizon."""
+    warmup: int = 50
+    """Steps of warm-up, of the small model and again after growing."""
+    weight_decay: float = 1e-4
+    """Of AdamW."""
+    moments: Literal["reset", "grow"] = "reset"
+    """Whether the optimizer's statistics start anew or are grown with the parameters."""
+
+    shards: int = 16
+    """Validation shards, each of one batch of windows; their differences give the intervals."""
+    compare: Literal["none", "start", "all"] = "start"
+    """What is trained to the horizon beside the winner: nothing, what the loss right after growing would have
+    chosen, or every candidate."""
+    lanes: int | None = None
+    """How many candidates run at once; by default what fits the memory and measures faster."""
+    checkpoint_seconds: float = 30.0
+    """Seconds between checkpoints."""
+
+
+def main(config: Config) -> lagjax.Decision:
+    """Runs the experiment, or goes on with it."""
+    corpus = text.load(config.data)
+    batch = text.batches(corpus, config.batch, config.window)
+    valid = text.shards(corpus, config.shards, config.batch, config.window)
+    size = gpt.Config(config.layers, config.width, config.heads, config.window)
+    small = gpt.model(size)
+    large = gpt.model(dataclasses.replace(size, layers=config.grown_layers))
+    pool = lagjax.pools.depth(jax.eval_shape(small.init, jax.random.key(0)), small.axes, large)
+    policy = lagjax.FixedLag(config.lag)
+    policy.lag(config.horizon)
+
+    def stream(offset: int) -> Callable[[int, int], np.ndarray]:
+        # The small model's data order is none of the large one's.
+        return lambda seed, step: batch(config.seed * 2**16 + offset + seed, step)
+
+    recorded = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in ("workdir", "checkpoint_seconds")
+    }
+    options = {
+        "workdir": config.workdir,
+        "arguments": {**recorded, "corpus": corpus.digest, "files": corpus.files},
+        "checkpoint_seconds": config.checkpoint_seconds,
+    }
+    params, opt_state = lagjax.train(
+        small, optimizer(config, config.source_steps), stream(0), valid, config.source_steps, seed=0, **options
+    )
+    task = lagjax.Task(
+        params,
+        small.axes,
+        optimizer(config, config.horizon),
+        stream(1),
+        valid,
+        config.horizon,
+        seeds=config.seeds,
+        seed=config.seed,
+        opt_state=opt_state if config.moments == "grow" else None,
+        moments=config.moments,
+    )
+    return lagjax.run(task, pool, policy, compare=config.compare, lanes=config.lanes, **options)
+
+
+def optimizer(config: Config, steps: int) -> optax.GradientTransformation:
+    """AdamW with warm-up and a cosine to 0; its state holds the learning rate, so that curves record it."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, min(config.warmup, steps - 1), steps
+    )
+    return optax.inject_hyperparams(optax.adamw)(learning_rate=schedule, weight_decay=config.weight_decay)
+
+
+def cli() -> int:
+    """The command line: exit code 2 for input that does not fit, 130 when interrupted."""
+    config = tyro.cli(Config, description=__doc__)
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        main(config)
+    except ValueError as error:
+        errors.print(f"quickstart: {error}", markup=False)
+        return 2
+    except KeyboardInterrupt:
+        errors.print("\ninterrupted; the same command goes on from the last checkpoint", markup=False)
+        return 130
+    report.show(config.workdir)
+    print(f"report: {config.workdir / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli())
