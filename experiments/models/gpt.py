@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lagjax.axes import Axes, Dot, Elementwise, Residual
-from lagjax.model import Key, Model, Params
+from lagjax.axes import Axes, Dot, Elementwise, Kind, Params, Residual
+from lagjax.model import Key, Model
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ _REST = {
     "positions/embedding": "<positions >embed",
     "final_norm/scale": "embed",
 }
-_KINDS = {
+_KINDS: dict[str, Kind] = {
     "embed": Residual(norm="rms", pre=True),
     "qk": Dot(rope=None),
     "mlp": Elementwise("gelu"),
