@@ -85,7 +85,9 @@ def main(config: Config) -> lagjax.Decision:
     size = gpt.Config(config.layers, config.width, config.heads, config.window)
     small = gpt.model(size)
     large = gpt.model(dataclasses.replace(size, layers=config.grown_layers))
-    pool = lagjax.pools.depth(jax.eval_shape(small.init, jax.random.key(0)), small.axes, large)
+    pool = lagjax.pools.depth(
+        jax.eval_shape(small.init, jax.random.key(0)), small.axes, large
+    )
     policy = lagjax.FixedLag(config.lag)
     policy.lag(config.horizon)
 
@@ -104,7 +106,13 @@ def main(config: Config) -> lagjax.Decision:
         "checkpoint_seconds": config.checkpoint_seconds,
     }
     params, opt_state = lagjax.train(
-        small, optimizer(config, config.source_steps), stream(0), valid, config.source_steps, seed=0, **options
+        small,
+        optimizer(config, config.source_steps),
+        stream(0),
+        valid,
+        config.source_steps,
+        seed=0,
+        **options,
     )
     task = lagjax.Task(
         params,
@@ -118,7 +126,9 @@ def main(config: Config) -> lagjax.Decision:
         opt_state=opt_state if config.moments == "grow" else None,
         moments=config.moments,
     )
-    return lagjax.run(task, pool, policy, compare=config.compare, lanes=config.lanes, **options)
+    return lagjax.run(
+        task, pool, policy, compare=config.compare, lanes=config.lanes, **options
+    )
 
 
 def optimizer(config: Config, steps: int) -> optax.GradientTransformation:
@@ -126,7 +136,9 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformation:
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, min(config.warmup, steps - 1), steps
     )
-    return optax.inject_hyperparams(optax.adamw)(learning_rate=schedule, weight_decay=config.weight_decay)
+    return optax.inject_hyperparams(optax.adamw)(
+        learning_rate=schedule, weight_decay=config.weight_decay
+    )
 
 
 def cli() -> int:
@@ -139,7 +151,10 @@ def cli() -> int:
         errors.print(f"quickstart: {error}", markup=False)
         return 2
     except KeyboardInterrupt:
-        errors.print("\ninterrupted; the same command goes on from the last checkpoint", markup=False)
+        errors.print(
+            "\ninterrupted; the same command goes on from the last checkpoint",
+            markup=False,
+        )
         return 130
     report.show(config.workdir)
     print(f"report: {config.workdir / 'report.html'}")

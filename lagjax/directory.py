@@ -179,7 +179,10 @@ class Directory:
                 self.note(
                     f"this run began where {field} was {was!r}, and goes on where it is {now!r}"
                 )
-        merged = {**stored, **{name: given[name] for name in given if name not in stored}}
+        merged = {
+            **stored,
+            **{name: given[name] for name in given if name not in stored},
+        }
         if merged != stored:
             write_atomically(
                 self.path / "config.json", json.dumps(merged, indent=1) + "\n"

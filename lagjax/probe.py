@@ -63,6 +63,7 @@ def from_loss(model: Model, tx: optax.GradientTransformation) -> Engine:
 
         def mean(params: Params) -> tuple[jax.Array, jax.Array]:
             total, count = model.loss(params, batch, key)
+            count = jnp.asarray(count, jnp.float32)
             return total / count, count
 
         (loss, count), grads = jax.value_and_grad(mean, has_aux=True)(state.params)
@@ -85,7 +86,8 @@ def from_loss(model: Model, tx: optax.GradientTransformation) -> Engine:
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     def evaluate(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return model.loss(state.params, batch, None)
+        total, count = model.loss(state.params, batch, None)
+        return total, jnp.asarray(count, jnp.float32)
 
     return Engine(init, step, evaluate)
 

@@ -453,7 +453,11 @@ class _Search:
         """A candidate right after growing."""
         group = next(group for group in self.groups if name.candidate in group.names)
         grower = self._growers[name.candidate]
-        state = grower(jax.random.fold_in(jax.random.key(self.task.seed), name.seed), self.task.params, self.task.opt_state)
+        state = grower(
+            jax.random.fold_in(jax.random.key(self.task.seed), name.seed),
+            self.task.params,
+            self.task.opt_state,
+        )
         return fresh_lane(state, group.like)
 
     def _probes(self, until: int | None) -> Probes:
@@ -516,10 +520,10 @@ class _Search:
 
 
 def evaluation_steps(horizon: int, *more: int) -> tuple[int, ...]:
-    """The steps after which a run is evaluated: 0, powers of two while they are close together, every sixteenth of
+    """The steps after which a run is evaluated: 0, powers of four while they are close together, every sixteenth of
     the horizon, its end, and `more`."""
     every = max(1, horizon // 16)
-    powers = {2**power for power in range(every.bit_length()) if 2**power < every}
+    powers = {4**power for power in range(every.bit_length()) if 4**power < every}
     return tuple(sorted({0, *powers, *range(every, horizon, every), horizon, *more}))
 
 

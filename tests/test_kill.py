@@ -1,0 +1,79 @@
+"""`kill -9` at any instant: the same command goes on, and ends as if nothing had happened."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from lagjax import directory
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def start(
+    workdir: pathlib.Path, lanes: int, where: str = ""
+) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "tests.killed_run",
+        str(workdir),
+        str(lanes),
+        *([where] if where else []),
+    ]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def outcome(workdir: pathlib.Path) -> tuple[list, dict, set]:
+    """Curves and decision without wall times, which no two runs share, and the checkpoints that are left."""
+    record = directory.read(workdir)
+    curves = [
+        {key: value for key, value in line.items() if key != "seconds"}
+        for line in record.curves
+    ]
+    assert record.decision is not None
+    decision = json.loads(json.dumps(record.decision))
+    del decision["ledger"]["seconds"]
+    kept = {
+        str(path.relative_to(workdir)) for path in (workdir / "checkpoints").glob("*/*")
+    }
+    return curves, decision, kept
+
+
+@pytest.mark.parametrize(
+    ("lanes", "places"),
+    [
+        (
+            1,
+            [
+                "source:1",
+                "save:1",
+                "append:3",
+                "probe:2",
+                "probe:5",
+                "save:9",
+                "continue:1",
+                "save:1",
+                "report",
+            ],
+        ),
+        (3, ["probe:1", "save:4", "append:2", "continue:1"]),
+    ],
+)
+def test_ends_as_if_not_killed(
+    lanes: int, places: list[str], tmp_path: pathlib.Path
+) -> None:
+    whole = start(tmp_path / "whole", lanes)
+    assert whole.returncode == 0, whole.stderr
+    for place in places:
+        done = start(tmp_path / "killed", lanes, place)
+        assert done.returncode == -signal.SIGKILL, (place, done.stderr)
+    resumed = start(tmp_path / "killed", lanes)
+    assert resumed.returncode == 0, resumed.stderr
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+    assert (tmp_path / "killed/report.html").read_text().endswith("</html>\n")

@@ -1,0 +1,103 @@
+"""A tiny pre-norm residual net in plain JAX, and a task for it, so that tests of runs compile in no time."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import lagjax
+
+VOCAB, WIDTH = 16, 8
+AXES = lagjax.Axes(
+    {
+        r"embed": "=vocab >embed",
+        r"layers/up": "#layers <embed >mlp",
+        r"layers/down": "#layers <mlp >embed+",
+    },
+    kinds={"embed": lagjax.Residual(norm="rms", pre=True)},
+)
+
+
+def model(layers: int) -> lagjax.Model:
+    """Predicts a token from the one before it; parameters are a plain dict, layers stacked."""
+
+    def init(key: jax.Array) -> dict[str, object]:
+        keys = jax.random.split(key, 3)
+        return {
+            "embed": 0.3 * jax.random.normal(keys[0], (VOCAB, WIDTH)),
+            "layers": {
+                "up": 0.3 * jax.random.normal(keys[1], (layers, WIDTH, 2 * WIDTH)),
+                "down": 0.3 * jax.random.normal(keys[2], (layers, 2 * WIDTH, WIDTH)),
+            },
+        }
+
+    def logits(params: dict, batch: jax.Array) -> jax.Array:
+        x = params["embed"][batch[:, :-1]]
+        for up, down in zip(params["layers"]["up"], params["layers"]["down"]):
+            x = x + jnp.tanh(_norm(x) @ up) @ down
+        return _norm(x) @ params["embed"].T
+
+    def loss(params: dict, batch: jax.Array, key: jax.Array | None) -> tuple:
+        del key
+        nats = optax.softmax_cross_entropy_with_integer_labels(
+            logits(params, batch), batch[:, 1:]
+        )
+        return nats.sum(), nats.size
+
+    return lagjax.Model(init, loss, AXES, logits)
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
+
+
+def batch(seed: int, step: int) -> np.ndarray:
+    """Walks on a ring of tokens, mostly upwards: int32 [4, 9]."""
+    random = np.random.default_rng([seed, step])
+    moves = random.choice([1, 1, 1, 3], size=(4, 9))
+    return (np.cumsum(moves, axis=1) % VOCAB).astype(np.int32)
+
+
+VALID = tuple(batch(1000, index) for index in range(6))
+
+
+def tx() -> optax.GradientTransformation:
+    """AdamW whose state holds the learning rate."""
+    return optax.inject_hyperparams(optax.adamw)(
+        learning_rate=optax.linear_schedule(3e-3, 0.0, 200)
+    )
+
+
+SMALL, LARGE = model(2), model(4)
+PARAMS = SMALL.init(jax.random.key(5))
+
+
+def task(**changes: object) -> lagjax.Task:
+    """A task from the untrained small net."""
+    return lagjax.Task(PARAMS, AXES, tx(), batch, VALID, 24)._replace(**changes)
+
+
+def pool(*names: str) -> tuple[lagjax.Candidate, ...]:
+    """Candidates of the depth pool by name; a few that differ by default."""
+    wanted = names or ("stack", "identity-top", "zeroed-stack", "random-top")
+    return tuple(
+        each for each in lagjax.pools.depth(PARAMS, AXES, LARGE) if each.name in wanted
+    )
+
+
+class Told:
+    """A progress that keeps what it is told."""
+
+    def __init__(self, then: Callable[[object], None] = lambda event: None) -> None:
+        self.events: list = []
+        self.notes: list[str] = []
+        self._then = then
+
+    def __call__(self, event: object) -> None:
+        self.events.append(event)
+        self._then(event)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
