@@ -136,6 +136,7 @@ class Directory:
         except BlockingIOError:
             self._lock.seek(0)
             process = self._lock.read().strip()
+            self._lock.close()
             raise ValueError(
                 f"{self.path} is in use by process {process}; wait until it ends, or give another directory"
             ) from None

@@ -22,6 +22,7 @@ class Course:
     Attributes:
         directory: where curves and checkpoints go.
         batch: `(seed, step)` → batch, pure.
+        seeds: of all lanes.
         shards: the validation shards, `[shards, ...]`.
         evaluations: the steps after which lanes are evaluated, ascending, from 0.
         phase: the phase that a step belongs to.
@@ -32,6 +33,7 @@ class Course:
 
     directory: Directory
     batch: Callable[[int, int], Batch]
+    seeds: tuple[int, ...]
     shards: Batch
     evaluations: tuple[int, ...]
     phase: Callable[[int], str]
@@ -80,7 +82,7 @@ class Course:
         places += [0] * (program.lanes - len(places))
         lane = stack([lanes[index] for index in places]) if several else lanes[0]
         rows = [chunk.index(name) for name in todo]
-        seeds = sorted({name.seed for name in chunk})
+        seeds = self.seeds if several else (todo[0].seed,)
         order = np.array([seeds.index(todo[index].seed) for index in places], np.int32)
         order = order if several else order[0]
         clock = saved_at = time.monotonic()

@@ -72,14 +72,14 @@ def from_loss(model: Model, tx: optax.GradientTransformation) -> Engine:
         metrics = {
             "train_loss": loss,
             "tokens": count,
-            "grad_norm": optax.global_norm(grads),
-            "update_norm": optax.global_norm(updates),
+            "grad_norm": optax.tree.norm(grads),
+            "update_norm": optax.tree.norm(updates),
         }
+        found = optax.tree.get_all_with_path(opt_state, "learning_rate")
         rates = [
             value
-            for _, value in optax.tree_utils.tree_get_all_with_path(
-                opt_state, "learning_rate"
-            )
+            for _, value in found
+            if jnp.ndim(value) == 0 and isinstance(value, jax.Array)
         ]
         if len(rates) == 1:
             metrics["lr"] = rates[0]
@@ -112,7 +112,7 @@ class Program(NamedTuple):
     Attributes:
         lanes: how many candidates run at once; the arguments have that leading axis where it is more than 1.
         length: how many steps one call of `advance` makes at most.
-        advance: `(lane, batches, order, start, steps)` → lane; batches `[orders, length, ...]`; `order` says which data
+        advance: `(lane, batches, order, start, steps)` → lane; batches `[orders, length, ...]`, one order for one lane; `order` says which data
             order a lane follows, `start` the number of steps it has made; the lane's buffers are donated.
         evaluate: `(state, shards)` → sums and counts, `[shards]` each.
         step_flops: FLOPs of one training step of one candidate.
@@ -233,7 +233,7 @@ def faster(
 ) -> bool:
     """Whether advancing `many` lanes at once takes clearly less time a lane than `one` after another.
 
-    Both are timed in turn on copies of `lane`, and the best of `rounds` counts. Clearly means 1.25 times as fast: the
+    Both are timed in turn on copies of `lane` and the first data order, and the best of `rounds` counts. Clearly means 1.25 times as fast: the
     choice decides the rounding of the results, and a noisy machine should not turn it.
     """
     times: dict[int, list[float]] = {one.lanes: [], many.lanes: []}
@@ -246,6 +246,7 @@ def faster(
             )
             orders = np.zeros(each.lanes, np.int32) if each.lanes > 1 else np.int32(0)
             jax.block_until_ready(copy)
+            data = batches if each.lanes > 1 else jax.tree.map(lambda x: x[:1], batches)
             start = time.perf_counter()
             jax.block_until_ready(
                 each.advance(

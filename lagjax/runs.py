@@ -158,6 +158,7 @@ def train(
             course = Course(
                 directory,
                 batch,
+                (seed,),
                 shards,
                 evaluation_steps(steps),
                 lambda step: "source",
@@ -263,6 +264,7 @@ class _Search:
         self.course = Course(
             directory,
             task.batch,
+            self.seeds,
             self.shards,
             evaluation_steps(task.horizon, first_lag),
             lambda step: "probe" if step <= self.lag else "continue",
@@ -358,7 +360,8 @@ class _Search:
     def _program(self, index: int, lanes: int) -> Program:
         if (index, lanes) not in self.programs:
             group = self.groups[index]
-            batches = steps_of(self.task.batch, self.seeds, 0, 1, LENGTH)
+            seeds = self.seeds if lanes > 1 else self.seeds[:1]
+            batches = steps_of(self.task.batch, seeds, 0, 1, LENGTH)
             self.programs[index, lanes] = program(
                 group.engine, group.like, batches, self.shards, lanes, LENGTH
             )

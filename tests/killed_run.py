@@ -66,13 +66,14 @@ def main(workdir: str, lanes: str, where: str = "") -> None:
     progress = arm(where)
     options = {"checkpoint_seconds": 0.0, "progress": progress}
     params, _ = lagjax.train(
-        toy.SMALL, toy.tx(), toy.batch, toy.VALID, 20, workdir, **options
+        toy.SMALL, toy.tx(), toy.batch, toy.VALID, 6, workdir, **options
     )
-    task = toy.task(params=params, horizon=80, seeds=2)
+    task = toy.task(params=params, horizon=32, seeds=1 if lanes == "1" else 2)
+    pool = toy.pool("stack", "identity-top", "random-top")
     lagjax.run(
         task,
-        toy.pool(),
-        lagjax.FixedLag(40),
+        pool,
+        lagjax.FixedLag(12),
         workdir,
         compare="start",
         lanes=int(lanes),

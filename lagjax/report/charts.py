@@ -6,7 +6,7 @@ matplotlib is asked for here only, and only when a page is made: it is the extra
 import contextlib
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from lagjax.report import labels, svg
@@ -29,7 +29,7 @@ class Sheet(NamedTuple):
 
 
 WIDE = Sheet("wide", 1000, 13.0, 190, 24)
-NARROW = Sheet("narrow", 328, 12.0, 98, 12)
+NARROW = Sheet("narrow", 328, 12.0, 112, 12)
 
 C = svg.COLOURS
 
@@ -73,7 +73,7 @@ def curves(facts: Facts, sheet: Sheet) -> str:
     steps = [step for curve in _all_curves(facts) for step in curve.steps]
     with _figure(sheet, 420 if sheet is WIDE else 340) as (figure, axes):
         place = Steps(steps)
-        place.ticks(axes, sheet, facts.lag)
+        place.ticks(axes, sheet, facts.lag if facts.decision else None)
         ranked = [curve for name, curve in lines.items() if _counts(facts, name)]
         ranked += [curve for name, curve in facts.continued.items()]
         losses = [
@@ -82,7 +82,7 @@ def curves(facts: Facts, sheet: Sheet) -> str:
         if facts.source and facts.source.losses:
             losses.append(facts.source.losses[-1])
         _limits(axes, losses)
-        _lag_line(axes, place, facts.lag, sheet)
+        _lag_line(axes, place, facts)
         for name, curve in lines.items():
             _line(axes, place, curve, LOOKS[role(facts, name)])
         for name, curve in facts.continued.items():
@@ -110,24 +110,31 @@ def curves(facts: Facts, sheet: Sheet) -> str:
 
 
 def probes(facts: Facts, sheet: Sheet) -> str:
-    """The probes alone, near enough to tell the candidates apart, each named at its end."""
+    """Each probe's loss above that of the winner at the same step: what all have in common is gone, so they stand apart.
+
+    Without a decision the best so far takes the winner's place.
+    """
+    best = facts.probes[facts.winner or facts.ranking[0]]
     shown = {
-        name: curve
+        name: Curve(steps, tuple(gaps), curve.seeds)
         for name, curve in facts.probes.items()
-        if _counts(facts, name) and curve.losses
+        if _counts(facts, name)
+        for steps, gaps in [_above(curve, best)]
+        if steps
     }
-    height = max(
-        400 if sheet is WIDE else 340, round(1.35 * sheet.font * len(shown)) + 70
-    )
-    with _figure(sheet, height) as (figure, axes):
-        ends = [curve.losses[-1] for curve in shown.values()]
-        low, high = min(ends), max(ends)
-        # As much again above the ends shows how the candidates came there.
-        top = high + (high - low) + 1e-4
-        axes.set_ylim(low - 0.06 * (top - low), top)
-        place = Steps(_seen_below(top, shown.values()))
-        place.ticks(axes, sheet, facts.lag)
-        _lag_line(axes, place, facts.lag, sheet, named=False)
+    room = round(1.35 * sheet.font * len(shown)) + 100
+    with _figure(
+        sheet,
+        max(420 if sheet is WIDE else 340, room),
+        title="loss above the winner's" if facts.winner else "loss above the best's",
+    ) as (figure, axes):
+        place = Steps([step for curve in shown.values() for step in curve.steps])
+        place.ticks(axes, sheet, facts.lag if facts.decision else None)
+        ends = sorted(curve.losses[-1] for curve in shown.values())
+        # A straggler may lie outside: it would squeeze the others, which are what the choice is among.
+        high = min(ends[-1], 3 * ends[len(ends) // 2]) or 0.01
+        axes.set_ylim(-0.4 * high, 1.25 * high)
+        _lag_line(axes, place, facts)
         for name, curve in shown.items():
             _line(axes, place, curve, LOOKS[role(facts, name)])
         tags = [
@@ -141,13 +148,21 @@ def probes(facts: Facts, sheet: Sheet) -> str:
             for name, curve in shown.items()
         ]
         labels.column(axes, tags, sheet.font, place.right)
-        return svg.inline(figure, f"p{sheet.name[0]}", "The probes near the lag")
+        return svg.inline(
+            figure, f"p{sheet.name[0]}", "Loss above the winner's at the same step"
+        )
 
 
 def start_against_lag(facts: Facts, sheet: Sheet) -> str:
     """Loss right after growing against loss at the lag, a dot for each candidate."""
     points = pairs(facts)
-    with _figure(sheet, 440 if sheet is WIDE else 340, right=24) as (figure, axes):
+    with _figure(
+        sheet,
+        440 if sheet is WIDE else 340,
+        right=24,
+        title="loss at the lag, nats per token",
+        bottom=48,
+    ) as (figure, axes):
         axes.set_xlabel("loss right after growing, nats per token", color=C["muted"])
         _limits(axes, [end for _, end in points.values()])
         starts = [start for start, _ in points.values()]
@@ -155,7 +170,13 @@ def start_against_lag(facts: Facts, sheet: Sheet) -> str:
         axes.set_xlim(min(starts) - pad, max(starts) + pad)
         places = ranks({name: end for name, (_, end) in points.items()})
         dots = []
-        for name, (start, end) in points.items():
+        # What is most worth seeing is named first; the rest from the bottom up.
+        by_weight = sorted(
+            points,
+            key=lambda name: (-LOOKS[role(facts, name)].order, points[name][1]),
+        )
+        for name in by_weight:
+            start, end = points[name]
             look = LOOKS[role(facts, name)]
             axes.plot(
                 [start],
@@ -200,12 +221,15 @@ def ranking(facts: Facts, sheet: Sheet) -> str:
             for name, rank in ranks(here).items():
                 paths[name].append((step, rank))
     height = max(200, round((26 if sheet is WIDE else 21) * len(shown)) + 70)
-    with _figure(sheet, height, left=34) as (figure, axes):
+    with _figure(sheet, height, left=38, title="rank (1 is the lowest loss)") as (
+        figure,
+        axes,
+    ):
         place = Steps([step for path in paths.values() for step, _ in path])
-        place.ticks(axes, sheet, facts.lag)
+        place.ticks(axes, sheet, facts.lag if facts.decision else None)
         axes.set_ylim(len(shown) + 0.5, 0.5)
         axes.set_yticks(range(1, len(shown) + 1))
-        axes.set_title("rank (1 is the lowest loss)", loc="left", x=-0.02)
+        axes.tick_params("y", pad=9)
         axes.grid(visible=False)
         tags = []
         for name, path in paths.items():
@@ -229,6 +253,9 @@ def ranking(facts: Facts, sheet: Sheet) -> str:
             )
             if shown[name].failed:
                 _cross(axes, xs[-1], ys[-1])
+                # Beside its end: a hair line to the column would look as if it went on.
+                labels.beside(axes, xs[-1], ys[-1], _short(name, sheet), C["failed"])
+                continue
             tags.append(
                 labels.Tag(
                     ys[-1], _short(name, sheet), _text_colour(facts, name), xs[-1]
@@ -304,14 +331,22 @@ class Steps:
                 kept.append(step)
         axes.set_xticks(
             [self(step) for step in kept],
-            [f"{step:,}".replace(",", "\u2009") for step in kept],
+            [
+                f"{step:,}".replace(",", "\u2009") + "\nlag" * (step == lag)
+                for step in kept
+            ],
         )
         axes.set_xlabel("training steps after growing", color=C["muted"])
 
 
 @contextlib.contextmanager
 def _figure(
-    sheet: Sheet, height: int, left: int = 50, right: int | None = None
+    sheet: Sheet,
+    height: int,
+    left: int = 50,
+    right: int | None = None,
+    title: str = "validation loss, nats per token",
+    bottom: int = 62,
 ) -> Iterator[tuple["Figure", "Axes"]]:
     try:
         import matplotlib
@@ -352,7 +387,7 @@ def _figure(
         figure = Figure(
             figsize=(sheet.width / 72, height / 72), dpi=72, facecolor="none"
         )
-        bottom, top = 48, 30
+        top = 30
         axes = figure.add_axes(
             (
                 left / sheet.width,
@@ -362,7 +397,7 @@ def _figure(
             )
         )
         axes.set_title(
-            "validation loss, nats per token",
+            title,
             loc="left",
             x=-left / (sheet.width - left - right),
         )
@@ -374,7 +409,7 @@ def _all_curves(facts: Facts) -> list[Curve]:
 
 
 def _ranked(facts: Facts, name: str) -> bool:
-    return name in facts.ranking or name not in facts.controls
+    return name not in facts.controls
 
 
 def _counts(facts: Facts, name: str) -> bool:
@@ -382,17 +417,13 @@ def _counts(facts: Facts, name: str) -> bool:
     return _ranked(facts, name) and facts.status.get(name, "ok") == "ok"
 
 
-def _seen_below(top: float, shown: Iterable[Curve]) -> list[int]:
-    """The steps from which on some curve is below `top`, and the one before, where that curve comes in."""
-    shown = list(shown)
-    steps = sorted({step for curve in shown for step in curve.steps})
-    first = min(
-        step
-        for curve in shown
-        for step, loss in zip(curve.steps, curve.losses, strict=True)
-        if loss <= top
+def _above(curve: Curve, best: Curve) -> tuple[tuple[int, ...], list[float]]:
+    """By how much a curve lies above another, at the steps that both have."""
+    steps = tuple(step for step in curve.steps if step in best.steps)
+    mine, other = (
+        dict(zip(each.steps, each.losses, strict=True)) for each in (curve, best)
     )
-    return steps[max(0, steps.index(first) - 1) :]
+    return steps, [mine[step] - other[step] for step in steps]
 
 
 def _line(axes: "Axes", place: Steps, curve: Curve, look: Look) -> None:
@@ -427,23 +458,9 @@ def _cross(axes: "Axes", x: float, y: float) -> None:
     )
 
 
-def _lag_line(
-    axes: "Axes", place: Steps, lag: int | None, sheet: Sheet, named: bool = True
-) -> None:
-    if not lag:
-        return
-    axes.axvline(place(lag), color=C["muted"], linewidth=1, zorder=1)
-    if named:
-        axes.annotate(
-            "lag",
-            (place(lag), 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(-5, -2),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            color=C["muted"],
-        )
+def _lag_line(axes: "Axes", place: Steps, facts: Facts) -> None:
+    if facts.decision and facts.lag:
+        axes.axvline(place(facts.lag), color=C["muted"], linewidth=1, zorder=1)
 
 
 def _limits(axes: "Axes", losses: Sequence[float]) -> None:

@@ -1,14 +1,12 @@
 """What a run directory says, worked out once: the page, its charts and the terminal all draw from this."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from lagjax import directory
 from lagjax.report import curves
 from lagjax.report.curves import Curve
-
-# Losses this near to each other, relatively, are the same loss computed in another order.
-SAME = 1e-5
+from lagjax.select import START_TOLERANCE, start_choice
 
 DECISION = (
     "winner",
@@ -66,15 +64,13 @@ class Facts(NamedTuple):
 
     @property
     def ranking(self) -> list[str]:
-        """Names, best first, as decided; by the losses at the lag while nothing is decided."""
+        """Names without the controls, best first: as decided, or by the losses at the lag while nothing is decided."""
         if self.decision:
-            return list(self.decision["ranking"])
-        live = [
-            entry.name
-            for entry in self.pool
-            if not entry.control and self.at_lag.get(entry.name) is not None
-        ]
-        return sorted(live, key=lambda name: self.at_lag[name] or 0.0)
+            order = self.decision["ranking"]
+        else:
+            live = {name: x for name, x in self.at_lag.items() if x is not None}
+            order = sorted(live, key=lambda name: live[name])
+        return [name for name in order if name not in self.controls]
 
     @property
     def controls(self) -> frozenset[str]:
@@ -125,28 +121,11 @@ def gather(record: directory.Record) -> Facts:
         at_start=at_start,
         at_lag=at_lag,
         status=status,
+        # In the pool's order: the earliest of equal ones is taken.
         start_choice=start_choice(
-            at_start, [entry.name for entry in pool if not entry.control]
+            {name: at_start.get(name) for name in names},
+            [entry.name for entry in pool if entry.control],
         ),
-    )
-
-
-def start_choice(
-    losses_at_start: Mapping[str, float | None], order: Sequence[str]
-) -> str | None:
-    """Whom the loss right after growing would have chosen, None where no candidate has one.
-
-    Losses within a relative 1e-5 of the lowest count as tied with it (all exact operators start at one loss);
-    the earliest of the tied in `order`, the pool without its controls, is taken.
-    """
-    finite = {
-        name: loss for name in order if (loss := losses_at_start.get(name)) is not None
-    }
-    if not finite:
-        return None
-    lowest = min(finite.values())
-    return next(
-        name for name, loss in finite.items() if loss - lowest <= SAME * abs(lowest)
     )
 
 
@@ -155,7 +134,7 @@ def ranks(losses: Mapping[str, float]) -> dict[str, float]:
     groups: list[list[str]] = []
     for name in sorted(losses, key=lambda name: losses[name]):
         lead = losses[groups[-1][0]] if groups else None
-        if lead is not None and losses[name] - lead <= SAME * abs(lead):
+        if lead is not None and losses[name] - lead <= START_TOLERANCE * abs(lead):
             groups[-1].append(name)
         else:
             groups.append([name])

@@ -5,10 +5,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from lagjax.report import svg
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+Box = tuple[float, float, float, float]
 
 
 class Tag(NamedTuple):
@@ -74,45 +74,59 @@ def column(axes: "Axes", tags: Sequence[Tag], font: float, x: float) -> None:
         )
 
 
+def beside(axes: "Axes", x: float, y: float, text: str, colour: str) -> None:
+    """Writes a name right of a line's end."""
+    axes.annotate(
+        text,
+        (x, y),
+        xytext=(9, 0),
+        textcoords="offset points",
+        va="center",
+        color=colour,
+        annotation_clip=False,
+    )
+
+
 def around(axes: "Axes", dots: Sequence[Dot], font: float) -> None:
-    """Writes each name beside its dot at the first free place, farther away and tied by a hair line where it is crowded."""
+    """Writes each name beside its dot, farther away and tied by a hair line where it is crowded.
+
+    Each in turn takes the place that costs least, so the dots that matter most come first.
+    """
     to_pixels, to_data = axes.transData, axes.transData.inverted()
     box = axes.bbox
     centres = [tuple(to_pixels.transform((dot.x, dot.y))) for dot in dots]
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in centres]
-    for dot, (x, y) in sorted(
-        zip(dots, centres, strict=True), key=lambda pair: pair[1][1]
-    ):
+    taken: list[Box] = []
+    for dot, (x, y) in zip(dots, centres, strict=True):
         width, height = 0.62 * font * len(dot.text) + 2, 1.15 * font
-        best = None
-        for radius, turn in itertools.product((9, 20, 34, 50, 70), range(12)):
-            angle = turn * math.pi / 6
+        others = [centre for centre in centres if centre != (x, y)]
+        best: tuple[float, Box, tuple[float, float]] | None = None
+        for radius, turn in itertools.product((9, 20, 34, 50, 70, 95), range(16)):
+            angle = turn * math.pi / 8
             dx, dy = radius * math.cos(angle), radius * math.sin(angle)
             left = x + dx - (0 if dx > 1 else width if dx < -1 else width / 2)
             low = y + dy - height / 2
             area = (left, low, left + width, low + height)
-            within = (
-                area[0] >= box.x0
-                and area[2] <= box.x1 + 20
-                and area[1] >= box.y0
-                and area[3] <= box.y1
+            outside = (
+                area[0] < box.x0
+                or area[2] > box.x1 + 20
+                or area[1] < box.y0
+                or area[3] > box.y1 + 10
             )
-            if within and not any(_meet(area, other) for other in taken):
-                best = (area, radius, dx, dy)
-                break
-        if best is None:
-            continue
-        area, radius, dx, dy = best
+            # A name stands clear of other dots, lest it seem to be theirs; so does its hair line.
+            theirs = sum(_meet(area, (u - 12, v - 7, u + 12, v + 7)) for u, v in others)
+            crossed = radius > 9 and sum(
+                _near((x, y), (x + dx, y + dy), other) for other in others
+            )
+            covered = sum(_meet(area, other) for other in taken)
+            cost = radius + 60 * crossed + 200 * theirs + 500 * covered + 500 * outside
+            if best is None or cost < best[0]:
+                best = (cost, area, (x + dx, y + dy))
+        assert best is not None
+        _, area, end = best
         taken.append(area)
-        if radius > 9:
-            xs, ys = zip(
-                to_data.transform((x, y)),
-                to_data.transform((x + dx, y + dy)),
-                strict=True,
-            )
-            axes.plot(
-                xs, ys, color=svg.COLOURS["muted"], linewidth=0.7, alpha=0.7, zorder=2
-            )
+        if math.dist((x, y), end) > 9.5:
+            xs, ys = zip(to_data.transform((x, y)), to_data.transform(end), strict=True)
+            axes.plot(xs, ys, color=dot.colour, linewidth=0.7, alpha=0.7, zorder=2)
         axes.annotate(
             dot.text,
             tuple(to_data.transform((area[0], (area[1] + area[3]) / 2))),
@@ -123,5 +137,17 @@ def around(axes: "Axes", dots: Sequence[Dot], font: float) -> None:
         )
 
 
-def _meet(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+def _meet(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _near(
+    start: tuple[float, ...], end: tuple[float, ...], dot: tuple[float, ...]
+) -> bool:
+    """Whether the line from start to end runs within 5 pixels of a dot."""
+    dx, dy = end[0] - start[0], end[1] - start[1]
+    along = ((dot[0] - start[0]) * dx + (dot[1] - start[1]) * dy) / (dx * dx + dy * dy)
+    along = min(max(along, 0.0), 1.0)
+    return (
+        math.hypot(start[0] + along * dx - dot[0], start[1] + along * dy - dot[1]) < 5
+    )

@@ -138,19 +138,24 @@ def _curves(facts: Facts) -> str:
     if not any(curve.losses for curve in facts.probes.values()):
         return _source(facts)
     about = (
-        "Validation loss of each candidate while it trains. Steps are on a logarithmic axis; step 0, right after growing, "
-        "stands at its left edge. The vertical line is the lag."
+        "Validation loss of each candidate while it trains. Steps are on a logarithmic axis; step 0, right after "
+        "growing, stands at its left edge."
     )
+    if facts.decision:
+        about += " The vertical line is the lag."
     if facts.seeds > 1:
         about += f" Up to the lag each line is the mean over {facts.seeds} seeds; after it, the mean over the seeds that were trained on, so a line may step there."
     if facts.source and facts.source.losses:
-        about += f" The dashed level is where the small model ended, {facts.source.losses[-1]:.4f}."
+        about += f" The dashed level is where the small model ended, at {facts.source.losses[-1]:.4f}."
     if facts.controls:
         about += " The axis is set by the pool; a control may lie outside it."
     body = _key(facts) + _chart(facts, charts.curves)
-    if any(curve.losses for curve in facts.probes.values() if not curve.failed):
+    if len(facts.ranking) > 1:
+        best = "the winner's" if facts.winner else "that of the best so far"
         body += (
-            "<p class=about style='margin-top:20px'>The same probes, near enough to tell the candidates apart. Controls and failed candidates are left out.</p>"
+            '<p class="about second">The same probes by how much their loss, in nats per token, lies above '
+            f"{best} at the same step: zero is level with it, below zero is ahead of it. "
+            "Controls and failed candidates are left out; a straggler may lie above the edge.</p>"
             + _chart(facts, charts.probes)
         )
     return _section("Loss while training", about, body)
@@ -220,7 +225,8 @@ def _how(facts: Facts) -> str:
         for term, what in tables.how(facts)
     )
     about = (
-        "The candidate with the lowest mean validation loss at the lag is the winner, if its paired margin over the runner-up is clear of noise."
+        "The candidate with the lowest mean validation loss at the lag leads. If its paired margin over every other is "
+        "clear of noise, it is the winner; otherwise the earliest of the tied in the pool's order is kept."
         if facts.decision
         else "This run has no decision yet; run the same command again and it goes on where it stopped."
     )
@@ -255,7 +261,7 @@ def _key(facts: Facts) -> str:
         curve.failed for curve in (*facts.probes.values(), *facts.continued.values())
     )
     items = [
-        f'<li class="{role}">{"<b>✕</b>" if role == "failed" else "<i></i>"}{text}</li>'
+        f'<li class="{role}">{"<em>✕</em>" if role == "failed" else "<i></i>"}{text}</li>'
         for role, text in texts.items()
         if role in roles or (role == "failed" and failed)
     ]

@@ -28,6 +28,7 @@ h2 { font-size: 19px; line-height: 1.3; margin: 0 0 4px; }
 section { background: var(--surface); border: 1px solid var(--line); border-radius: 8px; padding: 24px; margin: 16px 0; }
 p { margin: 0 0 12px; max-width: 72ch; }
 .about { color: var(--muted); }
+.second { margin-top: 24px; }
 .facts { display: grid; grid-template-columns: repeat(3, 1fr); gap: 16px; margin: 0; }
 .facts > div { background: var(--surface); border: 1px solid var(--line); border-radius: 8px; padding: 16px 20px; }
 .facts dt { color: var(--muted); font-size: 14px; }
@@ -38,17 +39,17 @@ p { margin: 0 0 12px; max-width: 72ch; }
 .scroll { overflow-x: auto; margin: 12px 0 0; }
 .scroll:focus-visible { outline: 2px solid var(--winner); outline-offset: 2px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; overflow-wrap: normal; font-variant-numeric: tabular-nums; }
-th, td { padding: 7px 12px; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-th { font-weight: 600; color: var(--muted); vertical-align: bottom; min-width: 84px; }
+th, td { padding: 7px 12px; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; white-space: nowrap; }
+th { font-weight: 600; color: var(--muted); vertical-align: bottom; white-space: normal; min-width: 84px; }
 th:first-child, td:first-child { text-align: left; padding-left: 8px; }
-td:first-child { min-width: 150px; max-width: 340px; overflow-wrap: anywhere; }
-th.text, td.text { text-align: left; min-width: 110px; }
+td:first-child { min-width: 150px; max-width: 340px; white-space: normal; overflow-wrap: anywhere; }
+th.text, td.text { text-align: left; min-width: 110px; white-space: normal; }
 tr.winner td { background: var(--tint); }
 tr.failed td, tr.control td { color: var(--muted); }
 td.bad { color: var(--failed) !important; }
-.name { font-weight: 600; }
+.name { font-weight: 600; margin-right: 4px; }
 .operator { display: block; font: 12px/1.4 ui-monospace, "SF Mono", Menlo, Consolas, monospace; color: var(--muted); }
-.note { display: inline-block; font-size: 12px; line-height: 1.5; padding: 0 7px; margin-left: 6px; border: 1px solid currentColor; border-radius: 99px; font-weight: 400; color: var(--muted); white-space: nowrap; }
+.note { display: inline-block; font-size: 12px; line-height: 1.5; padding: 0 7px; margin: 0 4px 2px 0; border: 1px solid currentColor; border-radius: 99px; font-weight: 400; color: var(--muted); white-space: nowrap; }
 .note.winner { color: var(--winner); } .note.runner { color: var(--runner); } .note.start { color: var(--start); }
 .key { list-style: none; margin: 8px 0 4px; padding: 0; display: flex; flex-wrap: wrap; gap: 4px 20px; font-size: 14px; }
 .key li { display: flex; align-items: center; gap: 8px; }
@@ -56,7 +57,7 @@ td.bad { color: var(--failed) !important; }
 .key .runner i { border-top-style: dashed; } .key .start i { border-top-style: dashed; } .key .control i { border-top-style: dotted; }
 .key .winner { color: var(--winner); } .key .runner { color: var(--runner); } .key .start { color: var(--start); }
 .key .other i, .key .control i { border-color: var(--other); } .key .failed { color: var(--failed); }
-.key .failed b { width: 26px; text-align: center; }
+.key .failed em { width: 26px; font-style: normal; text-align: center; }
 figure { margin: 12px 0 0; }
 .chart { display: block; width: 100%; height: auto; }
 .chart * { stroke-linejoin: round; stroke-linecap: butt; }
@@ -76,8 +77,11 @@ footer { color: var(--muted); font-size: 14px; }
   main { padding: 20px 8px 40px; }
   .lead { font-size: 20px; }
   h1, .lead, footer { padding: 0 8px; }
-  section { padding: 16px 8px; }
-  section > h2, section > p, section > .key, section > dl, details { margin-left: 8px; margin-right: 8px; }
+  section { padding: 16px 12px; }
+  th, td { padding: 7px 6px; }
+  th { min-width: 66px; }
+  th:first-child, td:first-child { min-width: 116px; padding-left: 0; }
+  .operator { display: none; }
   dl.how { grid-template-columns: 1fr; gap: 0; }
   dl.how dd { margin-bottom: 10px; }
 }

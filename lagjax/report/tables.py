@@ -40,9 +40,8 @@ def candidates(facts: Facts) -> list[Row]:
     others.sort(key=lambda name: name in facts.controls)
     compared = {
         name: loss
-        for name in (order or others)
-        if (loss := facts.at_start.get(name)) is not None
-        and (name in order or name not in facts.controls)
+        for name in order + others
+        if (loss := facts.at_start.get(name)) is not None and name not in facts.controls
     }
     start_ranks = ranks(compared)
     operators = {entry.name: entry.operator for entry in facts.pool}
@@ -95,10 +94,14 @@ def sentence(facts: Facts) -> str:
         reached = (
             ""
             if facts.lag is None
-            else f" all live candidates have reached step {facts.lag};"
+            else f", all of those still alive to step {_count(facts.lag)}"
         )
-        return f"This run has not chosen yet:{reached} what follows is what it has recorded so far."
-    count, lag, winner = len(facts.status), _count(decision["lag"]), facts.winner
+        return (
+            f"This run has not chosen yet: {len(facts.probes)} of {len(facts.pool)} candidates (controls among them) "
+            f"have been probed so far{reached}."
+        )
+    count = len(facts.pool) - len(facts.controls)
+    lag, winner = _count(decision["lag"]), facts.winner
     if winner is None:
         return f"Nothing was chosen: all {count} candidates failed."
     if decision["outcome"] == "tie":
@@ -110,7 +113,7 @@ def sentence(facts: Facts) -> str:
     against = ""
     if decision["runner_up"] is not None and decision["margin"] is not None:
         against = (
-            f", where its validation loss was {decision['margin']:.4f} nats per token below that of the runner-up, "
+            f", where its validation loss was {signed(decision['margin'])} nats per token below that of the runner-up, "
             f"{decision['runner_up']}"
         )
     return f"{winner} was chosen out of {count} candidates after {lag} training steps{against}."
@@ -141,9 +144,9 @@ def margin(facts: Facts) -> tuple[str, str]:
         return NOTHING, "no runner-up to compare with"
     interval = decision.get("margin_interval")
     if interval is None:
-        return f"{decision['margin']:.4f}", "nats per token; no interval"
+        return signed(decision["margin"]), "nats per token; no interval"
     return (
-        f"{decision['margin']:.4f}",
+        signed(decision["margin"]),
         f"nats per token; 95 % interval {signed(interval[0])} to {signed(interval[1])}",
     )
 
@@ -171,6 +174,7 @@ def ledger(facts: Facts) -> list[Cost]:
     for purpose, key in (
         ("Training the small model", None),
         ("Probe of the winner, kept", None),
+        ("Probes so far", None),
         ("Probes that were not kept", "losers_flops"),
         ("Evaluations", "evaluation_flops"),
         ("Fitting operators", "fit_flops"),
@@ -353,6 +357,8 @@ def _spent(facts: Facts) -> dict[str, tuple[float, float, float]]:
                 "Probe of the winner, kept"
                 if winner and seed == 0
                 else "Probes that were not kept"
+                if facts.decision
+                else "Probes so far"
             )
         else:
             purpose = (

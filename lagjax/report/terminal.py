@@ -24,6 +24,8 @@ def show(facts: Facts, console: Console) -> None:
 
 
 def _table(facts: Facts, rows: list[tables.Row]) -> Table:
+    # Enough for the names; what is noted about a candidate may go below its name.
+    widest = min(24, max(len(row.name) for row in rows))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in tables.headings(facts):
         words = title in ("Candidate", "Status")
@@ -31,7 +33,7 @@ def _table(facts: Facts, rows: list[tables.Row]) -> Table:
             Text(title),
             justify="left" if words else "right",
             overflow="fold",
-            min_width=8 if title == "Candidate" else None,
+            min_width=widest if title == "Candidate" else None,
         )
     for row in rows:
         notes = f" ({', '.join(row.notes)})" if row.notes else ""

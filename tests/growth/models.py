@@ -18,7 +18,8 @@ from lagjax.axes import Axes, Dot, Elementwise, Params, Residual
 from lagjax.model import Batch, Key, Model
 
 EMBED, HEADS, HEAD_DIM, MLP, VOCAB, LENGTH = 6, 2, 5, 8, 7, 4
-BATCH = np.random.default_rng(0).integers(VOCAB, size=(3, LENGTH + 1))
+# Not int64: JAX would compile for either width, with 64 bits allowed or not, and confuse the two.
+BATCH = np.random.default_rng(0).integers(VOCAB, size=(3, LENGTH + 1), dtype=np.int32)
 
 _LAYER = {
     "attn/(query|key)/kernel": "<embed >heads >qk",
@@ -141,7 +142,9 @@ class _Nnx(nnx.Module):
 
 
 def _model(init: Callable, apply: Callable, axes: Axes) -> Model:
-    def loss(params: Params, batch: Batch, key: Key | None) -> tuple[jax.Array, jax.Array]:
+    def loss(
+        params: Params, batch: Batch, key: Key | None
+    ) -> tuple[jax.Array, jax.Array]:
         del key
         nats = optax.softmax_cross_entropy_with_integer_labels(
             apply(params, batch[:, :-1]), batch[:, 1:]
@@ -153,7 +156,9 @@ def _model(init: Callable, apply: Callable, axes: Axes) -> Model:
 
 
 @functools.cache
-def linen(layers: int, axis: int | None, dtype: str = "float32", pre: bool = True) -> Model:
+def linen(
+    layers: int, axis: int | None, dtype: str = "float32", pre: bool = True
+) -> Model:
     """The linen model, its layers stacked along `axis`, or unrolled where that is None."""
     net = _Linen(layers, axis, dtype, pre)
     return _model(
@@ -185,7 +190,9 @@ def drawn(model: Model, seed: int = 0) -> Params:
     """Parameters of which none has the value of an initialisation, such as a norm's scale of 1."""
     draw = np.random.default_rng(seed)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape), x.dtype), shapes)
+    return jax.tree.map(
+        lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape), x.dtype), shapes
+    )
 
 
 @functools.cache
@@ -200,11 +207,11 @@ def gradient(loss: Callable) -> Callable[[Params], Params]:
 
 
 def filled(model: Model) -> Model:
-    """The model with an initialisation that compiles at once: one number, drawn from the key, everywhere."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    """The model with an initialisation that compiles at once: the same numbers, scaled by one drawn from the key."""
+    numbers = drawn(model, seed=1)
 
     def init(key: Key) -> Params:
-        number = jax.random.uniform(key)
-        return jax.tree.map(lambda x: jnp.full(x.shape, number, x.dtype), shapes)
+        scale = jax.random.uniform(key, minval=0.5)
+        return jax.tree.map(lambda x: x * scale.astype(x.dtype), numbers)
 
     return model._replace(init=init)

@@ -1,6 +1,7 @@
 """What every growth operator keeps to, for every family of models: a row of `pools.py` is all that a new one needs."""
 
 import copy
+import functools
 
 import chex
 import jax
@@ -16,14 +17,20 @@ from tests.growth.models import BATCH, FAMILIES
 
 KEY = jax.random.key(1)
 PAIRS = [(2, 4), (3, 6), (3, 5), (4, 4), (1, 3), (6, 7)]
+CASES = [("scanned", pair) for pair in PAIRS] + [("unrolled", (2, 4)), ("nnx", (2, 4))]
 STRATEGIES = pools.DEPTH | pools.CONTROLS
 WORDS = ["0 0* 1 1*", "0 1 new new", "new 1*0.25 0 new*0.5"]
 
-OPERATORS = {name: Depth(how) for name, how in STRATEGIES.items()} | {word: Depth(word) for word in WORDS}
+OPERATORS = {name: Depth(how) for name, how in STRATEGIES.items()} | {
+    word: Depth(word) for word in WORDS
+}
 each_operator = pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+each_strategy = pytest.mark.parametrize("how", STRATEGIES.values(), ids=STRATEGIES)
+each_case = pytest.mark.parametrize("family, pair", CASES, ids=str)
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
 
+@functools.cache
 def models_of(family, pair, **kwargs):
     small, large = (FAMILIES[family](layers, **kwargs) for layers in pair)
     return small, models.drawn(small), models.filled(large)
@@ -31,16 +38,19 @@ def models_of(family, pair, **kwargs):
 
 def planned(operator, small, large):
     shapes = [jax.eval_shape(model.init, KEY) for model in (small, large)]
-    return operator.plan(KEY, small.axes.layout(shapes[0]), large.axes.layout(shapes[1]))
+    return operator.plan(
+        KEY, small.axes.layout(shapes[0]), large.axes.layout(shapes[1])
+    )
 
 
-@each_family
-@pytest.mark.parametrize("pair", PAIRS, ids=str)
-@pytest.mark.parametrize("how", STRATEGIES.values(), ids=STRATEGIES)
-def test_gives_the_targets_shapes(how, pair, family):
+@each_case
+@each_strategy
+def test_gives_the_targets_shapes(how, family, pair):
     small, large = (FAMILIES[family](layers) for layers in pair)
     shapes, expected = (jax.eval_shape(model.init, KEY) for model in (small, large))
-    grown = jax.eval_shape(lambda params: Depth(how)(KEY, params, small.axes, large), shapes)
+    grown = jax.eval_shape(
+        lambda params: Depth(how)(KEY, params, small.axes, large), shapes
+    )
     chex.assert_trees_all_equal_shapes_and_dtypes(grown, expected)
 
 
@@ -49,17 +59,25 @@ def test_fresh_layers_are_the_targets(family):
     small, large = FAMILIES[family](2), FAMILIES[family](3)
     params = models.drawn(small)
     grown = Depth("new 1 0")(KEY, params, small.axes, large)
-    chex.assert_trees_all_equal_shapes_and_dtypes(grown, jax.eval_shape(large.init, KEY))
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        grown, jax.eval_shape(large.init, KEY)
+    )
     # Grown back: the fresh layer alone, and the copies alone.
     back = Depth("0 0 0")(KEY, large.init(KEY), large.axes, large)
-    chex.assert_trees_all_equal(_layer(Depth("0 0 0")(KEY, grown, large.axes, large)), _layer(back))
+    chex.assert_trees_all_equal(
+        _layer(Depth("0 0 0")(KEY, grown, large.axes, large)), _layer(back)
+    )
     back = Depth("0 0 0")(KEY, params, small.axes, large)
-    chex.assert_trees_all_equal(_layer(Depth("2 2 2")(KEY, grown, large.axes, large)), _layer(back))
+    chex.assert_trees_all_equal(
+        _layer(Depth("2 2 2")(KEY, grown, large.axes, large)), _layer(back)
+    )
 
 
 def _layer(params):
     """What belongs to a layer."""
-    return {name: value for name, value in dict(params).items() if name.startswith("layers")}
+    return {
+        name: value for name, value in dict(params).items() if name.startswith("layers")
+    }
 
 
 @each_family
@@ -91,7 +109,10 @@ def test_vmap_gives_the_same_and_only_fresh_layers_need_the_key(operator, family
     chex.assert_trees_all_equal(many, jax.tree.map(lambda *x: np.stack(x), one, other))
     chex.assert_trees_all_equal(one, operator(keys[0], params, small.axes, large))
     fresh = "new" in str(planned(operator, small, large).words["layers"])
-    equal = all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other)))
+    equal = all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other))
+    )
     assert equal is not fresh
 
 
@@ -100,7 +121,9 @@ def test_vmap_gives_the_same_and_only_fresh_layers_need_the_key(operator, family
 def test_gradient_is_finite_and_reaches_the_source(operator, family):
     small, params, large = models_of(family, (2, 4))
 
-    grown, pull = jax.vjp(lambda params: operator(KEY, params, small.axes, large), params)
+    grown, pull = jax.vjp(
+        lambda params: operator(KEY, params, small.axes, large), params
+    )
     (gradient,) = pull(models.gradient(large.loss)(grown))
     chex.assert_trees_all_equal_shapes_and_dtypes(gradient, params)
     chex.assert_tree_all_finite(gradient)
@@ -119,7 +142,9 @@ def test_optimizer_state_fits(operator, family):
         return state.carry(plan, tx.init(params), params, grown, tx, "continue")
 
     expected = jax.eval_shape(lambda: tx.init(large.init(KEY)))
-    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(carry, params), expected)
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        jax.eval_shape(carry, params), expected
+    )
 
 
 @each_family
@@ -135,7 +160,9 @@ def test_equal_size_is_the_identity(how, family):
 @each_operator
 def test_smaller_target_raises(operator):
     small, params, large = models_of("scanned", (4, 2))
-    with pytest.raises(ValueError, match="'layers' has 2 layers, fewer than the source's 4"):
+    with pytest.raises(
+        ValueError, match="'layers' has 2 layers, fewer than the source's 4"
+    ):
         operator(KEY, params, small.axes, large)
 
 
@@ -146,17 +173,17 @@ def losses(family, pair, operator, **kwargs):
         grown = operator(KEY, params, small.axes, large)
         before, after = (
             nats / count
-            for nats, count in (small.loss(params, BATCH, None), large.loss(grown, BATCH, None))
+            for nats, count in (
+                small.loss(params, BATCH, None),
+                large.loss(grown, BATCH, None),
+            )
         )
         assert before.dtype == after.dtype == np.float64
         return float(before), float(after), planned(operator, small, large).exact
 
 
-CASES = [("scanned", pair) for pair in PAIRS] + [("unrolled", (2, 4)), ("nnx", (2, 4))]
-
-
-@pytest.mark.parametrize("family, pair", CASES, ids=str)
-@pytest.mark.parametrize("how", STRATEGIES.values(), ids=STRATEGIES)
+@each_case
+@each_strategy
 def test_says_exact_where_it_is(how, family, pair):
     before, after, exact = losses(family, pair, Depth(how))
     assert exact == (abs(after - before) <= 1e-10 * before)
@@ -168,20 +195,29 @@ def test_words_say_exact_where_they_are(word):
     assert exact == (abs(after - before) <= 1e-10 * before)
 
 
-@pytest.mark.parametrize("how", STRATEGIES.values(), ids=STRATEGIES)
+@each_strategy
 def test_nothing_is_exact_after_the_norm(how):
     before, after, exact = losses("scanned", (2, 4), Depth(how), pre=False)
     assert not exact
     assert abs(after - before) > 1e-6
 
 
-@pytest.mark.parametrize("families", [("scanned", "unrolled"), ("unrolled", "scanned"), ("nnx", "scanned"), ("unrolled", "nnx")], ids=str)
+@pytest.mark.parametrize(
+    "families",
+    [
+        ("scanned", "unrolled"),
+        ("unrolled", "scanned"),
+        ("nnx", "scanned"),
+        ("unrolled", "nnx"),
+    ],
+    ids=str,
+)
 def test_one_codebase_grows_into_another(families):
     """Rows of the same name pair: the same operator then gives the same function in every codebase."""
     first, second = families
     small, params, _ = models_of(first, (2, 2))
     here, there = (models.filled(FAMILIES[family](4)) for family in families)
-    operator = Depth("0 1*0.5 new 1")
+    operator = Depth("0 1*0.5 1* 0")
     loss, _ = here.loss(operator(KEY, params, small.axes, here), BATCH, None)
     other, _ = there.loss(operator(KEY, params, small.axes, there), BATCH, None)
     np.testing.assert_allclose(other, loss, rtol=1e-5)

@@ -120,7 +120,9 @@ def make(
         )
         decision = {
             "winner": winner, "runner_up": runner, "outcome": outcome, "lag": LAG, "margin": margin,
-            "margin_interval": None if margin is None else [margin - 0.004, margin + 0.004], "ranking": order,
+            "margin_interval": None if margin is None else [margin - 0.004, margin + 0.004], "ranking": sorted(
+                (name for name in pool if at_lag[name] is not None), key=lambda name: at_lag[name] or 0.0
+            ),
             "losses_at_start": {name: mean(name, 0) for name in pool}, "losses_at_lag": at_lag,
             "status": {name: "loss not finite at step 40" if name in failed else "ok" for name in pool},
             "tied": tied,

@@ -1,0 +1,202 @@
+"""The optimizer state of a grown model, for the transformations of optax."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lagjax.axes import flatten
+from lagjax.growth.depth import Depth
+from lagjax.growth.state import carry
+from tests.growth import checks, models
+from tests.growth.models import FAMILIES
+from tests.growth.test_conformance import KEY, planned
+
+SCHEDULE = optax.linear_schedule(1.0, 0.0, 10)
+OUTPUTS = r"attn/out|mlp/down"
+WORD = "0 1*0.5 new 1* 1"
+
+
+def by_matrix(params):
+    return jax.tree.map(lambda x: "matrix" if x.ndim > 1 else "vector", params)
+
+
+TRANSFORMATIONS = {
+    "adam": optax.adam(1e-3),
+    "adamw with a schedule": optax.adamw(SCHEDULE),
+    "momentum": optax.sgd(0.1, momentum=0.9),
+    "plain": optax.sgd(0.1),
+    "lion": optax.lion(1e-3),
+    "clipped": optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(), optax.scale_by_schedule(SCHEDULE)),
+    "many small batches": optax.MultiSteps(optax.adam(SCHEDULE), 2),
+    "injected": optax.inject_hyperparams(optax.adamw)(learning_rate=SCHEDULE),
+    "partitioned": optax.partition({"matrix": optax.adam(1e-3), "vector": optax.sgd(0.1, momentum=0.9)}, by_matrix),
+    "masked": optax.masked(optax.adam(1e-3), lambda params: jax.tree.map(lambda x: x.ndim > 1, params)),
+    "amsgrad": optax.amsgrad(1e-3),
+    "rmsprop": optax.rmsprop(1e-3, momentum=0.9),
+    "adagrad": optax.adagrad(1e-3, initial_accumulator_value=0.25),
+    "half precision": optax.adam(1e-3, mu_dtype=jnp.bfloat16),
+}  # fmt: skip
+
+
+class Grown:
+    """A small model's state after some steps, and the model it grows into."""
+
+    def __init__(self, family, tx, word=WORD, steps=0):
+        self.small, self.large = (
+            FAMILIES[family](2),
+            models.filled(FAMILIES[family](len(word.split()))),
+        )
+        self.tx = tx
+        self.params = models.drawn(self.small)
+        self.state = tx.init(self.params)
+        for _ in range(steps):
+            _, self.state = jax.jit(tx.update)(self.params, self.state, self.params)
+        operator = Depth(word)
+        self.plan = planned(operator, self.small, self.large)
+        self.grown = operator(KEY, self.params, self.small.axes, self.large)
+        self.fresh = tx.init(self.grown)
+
+    def carry(self, moments="grow", schedule="continue", state=None):
+        plan = self.plan if moments == "grow" else None
+        state = self.state if state is None else state
+        return carry(plan, state, self.params, self.grown, self.tx, schedule)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tx", TRANSFORMATIONS.values(), ids=TRANSFORMATIONS)
+def test_fits(tx, family):
+    one = Grown(family, tx)
+    for moments in ("grow", "reset"):
+        for schedule in ("continue", "restart"):
+            carried = jax.eval_shape(lambda m=moments, s=schedule: one.carry(m, s))
+            chex.assert_trees_all_equal_shapes_and_dtypes(
+                carried, jax.eval_shape(lambda: one.fresh)
+            )
+    # The next step takes it.
+    jax.eval_shape(lambda: tx.update(one.grown, one.carry(), one.grown))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "tx, field, power",
+    [
+        ("adam", "mu", 1),
+        ("adam", "nu", 2),
+        ("momentum", "trace", 1),
+        ("lion", "mu", 1),
+        ("many small batches", "acc_grads", 1),
+        ("amsgrad", "nu_max", 2),
+        ("rmsprop", "nu", 2),
+        ("adagrad", "sum_of_squares", 2),
+    ],
+)
+def test_moments_go_with_their_layer(tx, field, power, family):
+    one = Grown(family, TRANSFORMATIONS[tx])
+    small, large = (jax.eval_shape(lambda x=x: x) for x in (one.params, one.grown))
+    sown = checks.planted(one.small.axes, small, lambda leaf, stack, index: index + 1)
+    fresh = 0.25 if tx == "adagrad" else 0.0
+    inner = [1, 0.5**power, None, 0, 1]  # by what WORD scales what is inside a layer
+
+    def expected(leaf, stack, index):
+        source = one.plan.words[stack].layers[index].source
+        if source is None:
+            return fresh
+        return (source + 1) * (1 if re.search(OUTPUTS, leaf.path) else inner[index])
+
+    carried = one.carry(state=optax.tree.set(one.state, **{field: sown}))
+    reaped = checks.planted(one.large.axes, large, expected)
+    chex.assert_trees_all_close(optax.tree.get(carried, field), reaped, rtol=1e-6)
+
+
+def test_rule_is_the_gradients():
+    """Outputs scaled by s send s times the gradient inside, and get the same themselves."""
+    small, large = models.linen(2, None), models.linen(3, None)
+    params = models.drawn(small)
+
+    def added(word):
+        grown = Depth(word)(KEY, params, small.axes, models.filled(large))
+        return flatten(models.gradient(large.loss)(grown)["layers_1"])
+
+    zeroed, once, twice = (
+        added(f"0 0*{scale} 1") for scale in ("0", "0.0005", "0.001")
+    )
+    for path in zeroed:
+        output = bool(re.search(OUTPUTS, path))
+        assert bool(jnp.any(zeroed[path] != 0)) is output, path
+        expected = once[path] * (1 if output else 2)
+        tolerance = 0.01 * float(jnp.abs(expected).max()) + 1e-8
+        np.testing.assert_allclose(twice[path], expected, atol=tolerance, err_msg=path)
+
+
+@pytest.mark.parametrize("moments", ["grow", "reset"])
+@pytest.mark.parametrize("schedule", ["continue", "restart"])
+@pytest.mark.parametrize("family", ["scanned", "unrolled"])
+@pytest.mark.parametrize("name", ["adamw with a schedule", "injected"])
+def test_counts_go_with_the_moments_and_schedules_by_choice(
+    name, family, schedule, moments
+):
+    one = Grown(family, TRANSFORMATIONS[name], steps=3)
+    carried = one.carry(moments, schedule)
+    step = 3 if schedule == "continue" else 0
+    adams = [x for x in _states(carried) if isinstance(x, optax.ScaleByAdamState)]
+    assert [int(adam.count) for adam in adams] == [3 if moments == "grow" else 0]
+    assert bool(optax.tree.norm(adams[0].mu) > 0) is (moments == "grow")
+    if name == "injected":
+        assert int(carried.count) == step
+        _, after = one.tx.update(one.grown, carried, one.grown)
+        np.testing.assert_allclose(after.hyperparams["learning_rate"], SCHEDULE(step))
+    else:
+        schedules = [
+            x for x in _states(carried) if isinstance(x, optax.ScaleByScheduleState)
+        ]
+        assert [int(state.count) for state in schedules] == [step]
+
+
+def _states(state):
+    def known(node):
+        return isinstance(node, optax.ScaleByAdamState | optax.ScaleByScheduleState)
+
+    return jax.tree.leaves(state, is_leaf=known)
+
+
+def test_reset_is_the_fresh_state():
+    one = Grown("unrolled", TRANSFORMATIONS["adamw with a schedule"], steps=2)
+    chex.assert_trees_all_equal(one.carry("reset", "restart"), one.fresh)
+
+
+def test_small_batches_go_on_where_they_were():
+    one = Grown("scanned", TRANSFORMATIONS["many small batches"], steps=3)
+    carried = one.carry()
+    assert int(carried.mini_step) == int(one.state.mini_step) == 1
+    assert int(carried.gradient_step) == int(one.state.gradient_step) == 1
+
+
+def test_a_state_without_a_rule_is_named():
+    one = Grown("scanned", optax.adafactor(1e-3))
+    with pytest.raises(
+        ValueError,
+        match=r"no rule grows the optimizer state '.*v_row.*reset the moments",
+    ):
+        one.carry()
+    chex.assert_trees_all_equal(one.carry("reset", "restart"), one.fresh)
+    with pytest.raises(
+        ValueError, match="no rule grows the optimizer state 'm'.*are among mu, trace"
+    ):
+        Grown("scanned", optax.scale_by_adan()).carry()
+
+
+def test_a_state_of_another_transformation():
+    one = Grown("scanned", optax.adam(1e-3))
+    for other in (
+        optax.sgd(0.1, momentum=0.9).init(one.params),
+        one.fresh.__class__(()),
+    ):
+        with pytest.raises(
+            ValueError, match="not made by tx.init for the source's parameters"
+        ):
+            one.carry(state=other)

@@ -1,0 +1,78 @@
+"""`python -m lagjax`: what it prints, and how it fails."""
+
+import json
+
+import pytest
+import synthetic_runs
+
+import lagjax
+from lagjax import __main__ as command
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"lagjax {lagjax.__version__}\n"
+
+
+def test_report_prints_the_path(tmp_path, capsys):
+    synthetic_runs.make(tmp_path)
+    assert command.main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
+    assert (tmp_path / "report.html").is_file()
+
+
+@pytest.mark.parametrize("outcome", ["clear", "tie", "all_failed", None])
+def test_show(tmp_path, capsys, monkeypatch, outcome):
+    monkeypatch.setenv("COLUMNS", "120")
+    names = ("[bold]first[/bold]", "[/oops]", "third")
+    decision = synthetic_runs.make(tmp_path, names=names, outcome=outcome)
+    assert command.main(["show", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in names)
+    if decision and decision["winner"]:
+        assert f"{decision['winner']} was " in out
+        assert "overhead 0.672 full runs" in out
+    assert (outcome or "unfinished") in out
+
+
+def test_show_json_is_the_file(tmp_path, capsys):
+    decision = synthetic_runs.make(tmp_path)
+    assert command.main(["show", "--json", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert out == (tmp_path / "decision.json").read_text()
+    assert json.loads(out) == decision
+
+
+@pytest.mark.parametrize("name", ["report", "show"])
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        (None, None, "no run directory"),
+        ("config.json", "{", "config.json"),
+        ("config.json", "[1]", "config.json"),
+        ("curves.jsonl", "{}\n", "Line 1 of curves.jsonl"),
+        ("curves.jsonl", "oops\n", "curves.jsonl"),
+        ("decision.json", '{"winner": 1}', "decision.json lacks"),
+    ],
+)
+def test_bad_directory(tmp_path, capsys, name, file, text, says):
+    if file:
+        synthetic_runs.make(tmp_path)
+        (tmp_path / file).write_text(text)
+    code = command.main([name, str(tmp_path)])
+    found = capsys.readouterr()
+    assert code == 2 and found.out == ""
+    assert found.err.startswith("lagjax: ") and says in found.err
+
+
+def test_json_of_no_run(tmp_path, capsys):
+    assert command.main(["show", "--json", str(tmp_path)]) == 2
+    assert "no run directory" in capsys.readouterr().err
+
+
+def test_json_of_an_unfinished_run(tmp_path, capsys):
+    synthetic_runs.make(tmp_path, outcome=None)
+    assert command.main(["show", "--json", str(tmp_path)]) == 2
+    assert "no decision.json yet" in capsys.readouterr().err

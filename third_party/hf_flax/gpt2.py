@@ -1,0 +1,32 @@
+"""FlaxGPT2LMHeadModel of Hugging Face transformers 4.57.6 (Apache-2.0): kernels transposed, queries, keys and values in one."""
+
+from transformers import GPT2Config
+
+from lagjax.axes import Axes, Dot, Elementwise, Residual
+
+_LAYER = r"transformer/h/(?P<layers>\d+)/"
+
+
+def axes(config: GPT2Config) -> Axes:
+    """The table of a model of this configuration, which alone tells the number of heads."""
+    return Axes(
+        {
+            "transformer/wte/embedding": "=vocab >embed",
+            "transformer/wpe/embedding": "<positions >embed",
+            _LAYER + "attn/c_attn/kernel": ">(heads qk | heads qk | heads v) <embed",
+            _LAYER + "attn/c_attn/bias": ">(heads qk | heads qk | heads v)",
+            _LAYER + "attn/c_proj/kernel": ">embed+ <(heads v)",
+            _LAYER + "mlp/c_fc/kernel": ">mlp <embed",
+            _LAYER + "mlp/c_fc/bias": ">mlp",
+            _LAYER + "mlp/c_proj/kernel": ">embed+ <mlp",
+            _LAYER + "(attn|mlp)/c_proj/bias": ">embed+",
+            _LAYER + "ln_[12]/(scale|bias)": "embed",
+            "transformer/ln_f/(scale|bias)": "embed",
+        },
+        kinds={
+            "embed": Residual(norm="layer", pre=True),
+            "qk": Dot(rope=None),
+            "mlp": Elementwise(config.activation_function),
+        },
+        sizes={"heads": config.n_head},
+    )

@@ -1,0 +1,92 @@
+"""The tables fit the parameters of the real classes, and growing goes by them."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+import transformers
+from transformers import BertConfig, GPT2Config, T5Config
+
+from lagjax.growth.depth import Depth, Fresh
+from tests.growth import checks
+from third_party.hf_flax import bert, gpt2, t5
+
+
+@pytest.fixture(autouse=True)
+def ranks_may_differ():
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def shapes(name, config):
+    """The parameters' shapes; nothing is initialised or downloaded."""
+    return getattr(transformers, name)(config, _do_init=False).params_shape_tree
+
+
+def test_pinned_version():
+    assert transformers.__version__ == "4.57.6"
+
+
+def bert_config(layers):
+    return BertConfig(
+        vocab_size=13,
+        hidden_size=8,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=12,
+        max_position_embeddings=6,
+    )
+
+
+def test_bert():
+    table = bert.axes(bert_config(2))
+    small, large = (shapes("FlaxBertForMaskedLM", bert_config(layers)) for layers in (2, 4))
+    layout = checks.table(table, small, large)
+    checks.scanning(table, small)
+    assert layout.sizes == {
+        "embed": 8, "heads": 2, "qk": 4, "v": 4, "mlp": 12, "vocab": 13, "positions": 6, "types": 2,
+    }  # fmt: skip
+    assert layout.stacks == {"layers": 2}
+    first, second = layout.layer_kinds("layers")
+    assert first == second
+    assert len(first) == 16
+    # BERT normalises after the addition: not even layers that add nothing keep its function.
+    plan = Depth(Fresh(zero=True)).plan(checks.KEY, layout, table.layout(large))
+    assert not plan.exact
+
+
+def test_gpt2():
+    config = dict(vocab_size=13, n_embd=8, n_head=2, n_positions=6, n_inner=12)
+    table = gpt2.axes(GPT2Config(**config))
+    small, large = (
+        shapes("FlaxGPT2LMHeadModel", GPT2Config(**config, n_layer=layers)) for layers in (2, 4)
+    )
+    layout = checks.table(table, small, large)
+    checks.scanning(table, small)
+    assert layout.sizes == {
+        "embed": 8, "heads": 2, "qk": 4, "v": 4, "mlp": 12, "vocab": 13, "positions": 6,
+    }  # fmt: skip
+    assert layout.stacks == {"layers": 2}
+    assert Depth(Fresh(zero=True)).plan(checks.KEY, layout, table.layout(large)).exact
+
+
+def test_t5(monkeypatch):
+    # Removed from JAX since; transformers 4.57.6 still writes jnp.clip(x, a_max=...).
+    clip = jnp.clip
+    monkeypatch.setattr(jnp, "clip", lambda x, a_min=None, a_max=None: clip(x, a_min, a_max))
+    sizes = dict(vocab_size=13, d_model=8, d_kv=3, d_ff=12, num_heads=2, relative_attention_num_buckets=5)
+    small, large = (
+        shapes(
+            "FlaxT5ForConditionalGeneration",
+            T5Config(**sizes, num_layers=enc, num_decoder_layers=dec),
+        )
+        for enc, dec in ((2, 1), (4, 3))
+    )
+    layout = checks.table(t5.T5, small, large)
+    checks.scanning(t5.T5, small)
+    # No sizes were given: the buckets' row tells the heads.
+    assert layout.sizes == {"embed": 8, "heads": 2, "qk": 3, "v": 3, "mlp": 12, "vocab": 13, "buckets": 5}
+    assert layout.stacks == {"enc": 2, "dec": 1}
+    assert len(layout.layer_kinds("enc")[0]) == 8
+    assert len(layout.layer_kinds("dec")[0]) == 13
+    plan = Depth({"enc": "0 0* 1 1*", "dec": "0 new* 0*"}).plan(checks.KEY, layout, t5.T5.layout(large))
+    assert plan.exact
