@@ -15,9 +15,10 @@ import pathlib
 import shutil
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -81,7 +82,7 @@ def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Replaces a file whole: a reader, or a kill, sees the old one or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
+    with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -153,7 +154,7 @@ class Directory:
         self._checkpointer.close()
         self._lock.close()
 
-    def __enter__(self) -> "Directory":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -281,7 +282,7 @@ def digest(tree: Any) -> str:
     """A hash of a tree's structure, shapes, dtypes and values."""
     found = hashlib.blake2b(digest_size=16)
     for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+        if jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         array = np.ascontiguousarray(leaf)
         found.update(

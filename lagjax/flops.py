@@ -23,23 +23,20 @@ def _count(jaxpr: core.Jaxpr) -> float:
     total = 0.0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
+        inputs: list[Any] = [x.aval for x in equation.invars]
+        outputs: list[Any] = [x.aval for x in equation.outvars]
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
+            shape = inputs[0].shape
             total += (
                 2
-                * math.prod(equation.outvars[0].aval.shape)
+                * math.prod(outputs[0].shape)
                 * math.prod(shape[axis] for axis in contracted)
             )
         elif name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
-            outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-            total += (
-                2
-                * math.prod(equation.outvars[0].aval.shape)
-                * math.prod(kernel)
-                / outputs
-            )
+            kernel = inputs[1].shape
+            channels = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+            total += 2 * math.prod(outputs[0].shape) * math.prod(kernel) / channels
         elif name == "scan":
             total += equation.params["length"] * _count(equation.params["jaxpr"].jaxpr)
         elif name == "cond":

@@ -76,11 +76,7 @@ def from_loss(model: Model, tx: optax.GradientTransformation) -> Engine:
             "update_norm": optax.tree.norm(updates),
         }
         found = optax.tree.get_all_with_path(opt_state, "learning_rate")
-        rates = [
-            value
-            for _, value in found
-            if jnp.ndim(value) == 0 and isinstance(value, jax.Array)
-        ]
+        rates = [x for _, x in found if isinstance(x, jax.Array) and x.ndim == 0]
         if len(rates) == 1:
             metrics["lr"] = rates[0]
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
@@ -96,14 +92,14 @@ class Lane(NamedTuple):
     """What one candidate carries from call to call.
 
     Attributes:
-        state: of its training.
+        state: of its training, arrays or their shapes, as the others.
         sums: of its metrics over the steps since the last evaluation, in float32; of `lr`, the last value.
         failed_at: the first step whose loss was not finite, or -1.
     """
 
     state: State
-    sums: Metrics
-    failed_at: jax.Array
+    sums: dict[str, Any]
+    failed_at: Any
 
 
 class Program(NamedTuple):
@@ -122,7 +118,7 @@ class Program(NamedTuple):
 
     lanes: int
     length: int
-    advance: Callable[[Lane, Batch, Any, Any, Any], Lane]
+    advance: Callable[..., Lane]
     evaluate: Callable[[State, Batch], tuple[jax.Array, jax.Array]]
     step_flops: float
     evaluation_flops: float
@@ -176,10 +172,12 @@ def program(
                 state, sums, jnp.where(fails, start + index + 1, lane.failed_at)
             )
 
-        return jax.lax.fori_loop(0, steps, body, lane)
+        advanced: Lane = jax.lax.fori_loop(0, steps, body, lane)
+        return advanced
 
     def evaluate(state: State, shards: Batch) -> tuple[jax.Array, jax.Array]:
-        return jax.lax.map(lambda shard: engine.evaluate(state, shard), shards)
+        sums, counts = jax.lax.map(lambda shard: engine.evaluate(state, shard), shards)
+        return sums, counts
 
     lane, batches, shards = jax.tree.map(_abstract, (lane, batches, shards))
     number, orders = (
@@ -218,12 +216,8 @@ def program(
 def fitting_lanes(single: Program, wanted: int) -> int:
     """How many of `wanted` lanes fit in half the memory, so that all chunks are nearly equal."""
     statistics = jax.local_devices()[0].memory_stats() or {}
-    limit = (
-        statistics.get(
-            "bytes_limit", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        )
-        // 2
-    )
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = int(statistics.get("bytes_limit", physical)) // 2
     fitting = max(1, min(wanted, limit // max(single.bytes, 1)))
     return math.ceil(wanted / math.ceil(wanted / fitting))
 
@@ -246,7 +240,7 @@ def faster(
             )
             orders = np.zeros(each.lanes, np.int32) if each.lanes > 1 else np.int32(0)
             jax.block_until_ready(copy)
-            data = batches if each.lanes > 1 else jax.tree.map(lambda x: x[:1], batches)
+            batches if each.lanes > 1 else jax.tree.map(lambda x: x[:1], batches)
             start = time.perf_counter()
             jax.block_until_ready(
                 each.advance(
@@ -265,7 +259,9 @@ def stack(lanes: Sequence[Any]) -> Any:
 
 def unstack(lanes: Any, count: int) -> list[Any]:
     """The first `count` lanes of a chunk."""
-    return [jax.tree.map(lambda x: x[index], lanes) for index in range(count)]
+    return [
+        jax.tree.map(lambda x, index=index: x[index], lanes) for index in range(count)
+    ]
 
 
 def steps_of(

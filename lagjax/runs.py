@@ -614,13 +614,13 @@ def _check_task(task: Task, pool: Sequence[Candidate], policy: Policy) -> int:
     for field, value in (("horizon", task.horizon), ("seeds", task.seeds)):
         if value < 1:
             raise ValueError(f"the task's {field} is {value}; give at least 1")
-    for field, value, known in (
+    for field, choice, known in (
         ("moments", task.moments, ("reset", "grow")),
         ("schedule", task.schedule, ("restart", "continue")),
     ):
-        if value not in known:
+        if choice not in known:
             raise ValueError(
-                f"the task's {field} is {value!r}; expected one of {known}"
+                f"the task's {field} is {choice!r}; expected one of {known}"
             )
     if task.opt_state is None and (task.moments, task.schedule) != ("reset", "restart"):
         raise ValueError(

@@ -9,7 +9,14 @@ import pytest
 import lagjax
 from lagjax.flops import flops
 from lagjax.probe import (
-    fitting_lanes, fresh_lane, from_loss, program, shapes_of, stack, steps_of, unstack,
+    fitting_lanes,
+    fresh_lane,
+    from_loss,
+    program,
+    shapes_of,
+    stack,
+    steps_of,
+    unstack,
 )  # fmt: skip
 from tests import toy
 
@@ -17,14 +24,14 @@ ENGINE = from_loss(toy.LARGE, toy.tx())
 SHARDS = np.stack(toy.VALID)
 
 
-def lane(seed: int = 0):  # noqa: ANN201
+def lane(seed: int = 0):
     params = toy.LARGE.init(jax.random.key(seed))
     state = ENGINE.init(params, toy.tx().init(params), jax.random.key(seed))
     like = shapes_of(state, jax.eval_shape(ENGINE.step, state, toy.batch(0, 0))[1])
     return fresh_lane(state, like), like
 
 
-def compiled(lanes: int):  # noqa: ANN201
+def compiled(lanes: int):
     return program(
         ENGINE, lane()[1], steps_of(toy.batch, [0, 1], 0, 1, 8), SHARDS, lanes, 8
     )
@@ -145,7 +152,7 @@ def test_flops_of_products_scans_branches_and_convolutions() -> None:
     images, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 6))
     convolve = lambda x, k: jax.lax.conv_general_dilated(
         x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )  # noqa: E731
+    )
     assert flops(convolve, images, kernel) == 2 * (2 * 8 * 8 * 6) * (3 * 3 * 3)
     batched = jnp.ones((5, 3, 4)), jnp.ones((5, 4, 2))
     assert flops(jax.vmap(jnp.dot), *batched) == 5 * 2 * 3 * 4 * 2

@@ -149,7 +149,9 @@ def test_a_curve_equals_a_plain_loop(
         )
         batch = toy.batch(1, step)
         grads = jax.grad(
-            lambda params: toy.LARGE.loss(params, batch, None)[0] / batch[:, 1:].size
+            lambda params, batch=batch: (
+                toy.LARGE.loss(params, batch, None)[0] / batch[:, 1:].size
+            )
         )(params)
         updates, state = tx.update(grads, state, params)
         params = jax.tree.map(jnp.add, params, updates)
@@ -256,7 +258,7 @@ def test_a_candidate_that_turns_nan_is_set_aside(tmp_path: pathlib.Path) -> None
     class Poison(lagjax.Depth):
         """Grows to parameters that overflow."""
 
-        def __call__(self, key, params, source, target):  # noqa: ANN001, ANN204
+        def __call__(self, key, params, source, target):
             grown = super().__call__(key, params, source, target)
             return {**grown, "embed": grown["embed"] * np.float32(1e38) * 10}
 
@@ -383,7 +385,7 @@ def test_one_compilation_for_a_group(
 
 def test_train_is_resumable_and_reads_what_is_finished(tmp_path: pathlib.Path) -> None:
     arguments = (toy.SMALL, toy.tx(), toy.batch, toy.VALID, 20, tmp_path / "run")
-    params, state = lagjax.train(*arguments, progress=toy.Told())
+    params, _state = lagjax.train(*arguments, progress=toy.Told())
     told = toy.Told()
     again, _ = lagjax.train(*arguments, progress=told)
     chex.assert_trees_all_equal(params, again)

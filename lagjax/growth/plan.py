@@ -106,6 +106,7 @@ class Plan:
                     raise ValueError(
                         f"the {has}'s {leaf} has no counterpart named {name!r} in the {lacks}; "
                         "pair rows whose paths differ by giving both the same name: 'name: axes'"
+                        f"{_uncaptured(leaf)}"
                     )
         for name, new in news.items():
             self._check_pair(olds[name], new)
@@ -326,6 +327,13 @@ def grow(
     fresh = jax.eval_shape(target.init, key)
     plan = operator.plan(key, source.layout(params), target.axes.layout(fresh))
     return plan.params(params, target.init(key))
+
+
+def _uncaptured(leaf: Leaf) -> str:
+    """What to say of a number in a path that its row takes literally."""
+    if leaf.stacks or not re.search(r"\d", leaf.path):
+        return ""
+    return "; if a number in its path counts layers, let its row capture it: '(?P<layers>\\d+)'"
 
 
 def _plain(leaf: Leaf) -> list[tuple[Dim, int]]:

@@ -44,7 +44,8 @@ def carry(
         ValueError: for a state that has no rule, by its name; and where the structure of the state is not `tx`'s.
     """
     fresh = tx.init(large)
-    if jax.tree.structure(jax.eval_shape(tx.init, params)) != jax.tree.structure(state):
+    wanted: Any = jax.tree.structure(jax.eval_shape(tx.init, params))
+    if wanted != jax.tree.structure(state):
         raise ValueError(
             "the source's optimizer state was not made by tx.init for the source's parameters: found\n"
             f"  {jax.tree.structure(state)}\nGive the transformation that made it, or reset the moments"

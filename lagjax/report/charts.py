@@ -280,7 +280,7 @@ def pairs(facts: Facts) -> dict[str, tuple[float, float]]:
 
 def rank_correlation(facts: Facts) -> float | None:
     """Spearman's rank correlation of the two losses; None where fewer than three candidates or no differences make it empty."""
-    from scipy import stats  # type: ignore[import-untyped]
+    from scipy import stats
 
     points = pairs(facts)
     start = ranks({name: pair[0] for name, pair in points.items()})

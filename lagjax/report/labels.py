@@ -34,7 +34,7 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 
     `wanted` rises. With i gaps taken from the i-th place, "apart" becomes "not falling", which is isotonic regression.
     """
-    from scipy import optimize  # type: ignore[import-untyped]
+    from scipy import optimize
 
     if not wanted:
         return []

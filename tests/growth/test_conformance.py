@@ -214,7 +214,7 @@ def test_nothing_is_exact_after_the_norm(how):
 )
 def test_one_codebase_grows_into_another(families):
     """Rows of the same name pair: the same operator then gives the same function in every codebase."""
-    first, second = families
+    first, _second = families
     small, params, _ = models_of(first, (2, 2))
     here, there = (models.filled(FAMILIES[family](4)) for family in families)
     operator = Depth("0 1*0.5 1* 0")

@@ -131,6 +131,20 @@ def test_a_leaf_without_counterpart():
         grow(Stack(), more, shapes(4), rows, ROWS)
 
 
+def test_a_layer_that_no_row_captured():
+    """A row such as `.*norm` that also takes the layers' norms."""
+    rows = {
+        "l/.*/in": "<embed >mlp",
+        r"l/(?P<layers>\d+)/out": "<mlp >embed+",
+        "head": "<embed >vocab",
+    }
+    with pytest.raises(
+        ValueError,
+        match=r"l/2/in .*counts layers, let its row capture it: '\(\?P<layers>",
+    ):
+        grow("0 1 0 1", shapes(2), shapes(4), rows, rows)
+
+
 def test_scaling_needs_a_residual_row():
     rows = {pattern: axes.replace("+", "") for pattern, axes in ROWS.items()}
     with pytest.raises(ValueError, match=r"'0 0\* 1 1' scales .* mark it: '>embed\+'"):

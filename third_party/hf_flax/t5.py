@@ -28,5 +28,9 @@ T5 = Axes(
         _DEC + "[012]/layer_norm/weight": "embed",
         "(en|de)coder/final_layer_norm/weight": "embed",
     },
-    kinds={"embed": Residual(norm="rms", pre=True), "qk": Dot(rope=None), "mlp": Elementwise("relu")},
+    kinds={
+        "embed": Residual(norm="rms", pre=True),
+        "qk": Dot(rope=None),
+        "mlp": Elementwise("relu"),
+    },
 )

@@ -39,7 +39,9 @@ def bert_config(layers):
 
 def test_bert():
     table = bert.axes(bert_config(2))
-    small, large = (shapes("FlaxBertForMaskedLM", bert_config(layers)) for layers in (2, 4))
+    small, large = (
+        shapes("FlaxBertForMaskedLM", bert_config(layers)) for layers in (2, 4)
+    )
     layout = checks.table(table, small, large)
     checks.scanning(table, small)
     assert layout.sizes == {
@@ -55,10 +57,17 @@ def test_bert():
 
 
 def test_gpt2():
-    config = dict(vocab_size=13, n_embd=8, n_head=2, n_positions=6, n_inner=12)
+    config = {
+        "vocab_size": 13,
+        "n_embd": 8,
+        "n_head": 2,
+        "n_positions": 6,
+        "n_inner": 12,
+    }
     table = gpt2.axes(GPT2Config(**config))
     small, large = (
-        shapes("FlaxGPT2LMHeadModel", GPT2Config(**config, n_layer=layers)) for layers in (2, 4)
+        shapes("FlaxGPT2LMHeadModel", GPT2Config(**config, n_layer=layers))
+        for layers in (2, 4)
     )
     layout = checks.table(table, small, large)
     checks.scanning(table, small)
@@ -72,8 +81,17 @@ def test_gpt2():
 def test_t5(monkeypatch):
     # Removed from JAX since; transformers 4.57.6 still writes jnp.clip(x, a_max=...).
     clip = jnp.clip
-    monkeypatch.setattr(jnp, "clip", lambda x, a_min=None, a_max=None: clip(x, a_min, a_max))
-    sizes = dict(vocab_size=13, d_model=8, d_kv=3, d_ff=12, num_heads=2, relative_attention_num_buckets=5)
+    monkeypatch.setattr(
+        jnp, "clip", lambda x, a_min=None, a_max=None: clip(x, a_min, a_max)
+    )
+    sizes = {
+        "vocab_size": 13,
+        "d_model": 8,
+        "d_kv": 3,
+        "d_ff": 12,
+        "num_heads": 2,
+        "relative_attention_num_buckets": 5,
+    }
     small, large = (
         shapes(
             "FlaxT5ForConditionalGeneration",
@@ -84,9 +102,19 @@ def test_t5(monkeypatch):
     layout = checks.table(t5.T5, small, large)
     checks.scanning(t5.T5, small)
     # No sizes were given: the buckets' row tells the heads.
-    assert layout.sizes == {"embed": 8, "heads": 2, "qk": 3, "v": 3, "mlp": 12, "vocab": 13, "buckets": 5}
+    assert layout.sizes == {
+        "embed": 8,
+        "heads": 2,
+        "qk": 3,
+        "v": 3,
+        "mlp": 12,
+        "vocab": 13,
+        "buckets": 5,
+    }
     assert layout.stacks == {"enc": 2, "dec": 1}
     assert len(layout.layer_kinds("enc")[0]) == 8
     assert len(layout.layer_kinds("dec")[0]) == 13
-    plan = Depth({"enc": "0 0* 1 1*", "dec": "0 new* 0*"}).plan(checks.KEY, layout, t5.T5.layout(large))
+    plan = Depth({"enc": "0 0* 1 1*", "dec": "0 new* 0*"}).plan(
+        checks.KEY, layout, t5.T5.layout(large)
+    )
     assert plan.exact
