@@ -282,7 +282,9 @@ def digest(tree: Any) -> str:
     """A hash of a tree's structure, shapes, dtypes and values."""
     found = hashlib.blake2b(digest_size=16)
     for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        if jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(
+            leaf.dtype, jax.dtypes.prng_key
+        ):
             leaf = jax.random.key_data(leaf)
         array = np.ascontiguousarray(leaf)
         found.update(

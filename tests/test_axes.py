@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lagjax.axes import Axes, Dim, Dot, Residual, flatten, join, parse, rearrange, split
@@ -75,6 +75,7 @@ def test_rows_are_read_as_written(groups):
     assert parse(" ".join(map(str, row))) == (None, row)
 
 
+@settings(max_examples=25)  # JAX compiles for every shape.
 @given(rows)
 def test_join_undoes_split(groups):
     row = [dim for group in groups for dim in group]

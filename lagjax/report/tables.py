@@ -343,7 +343,7 @@ def _start_choice(facts: Facts) -> str:
 
 
 def _spent(facts: Facts) -> dict[str, tuple[float, float, float]]:
-    """FLOPs, tokens and seconds by purpose. The counts in a curve's lines are cumulative, so the last line of each is its sum."""
+    """FLOPs, tokens and seconds by purpose: a candidate's counts go on from its probe to the horizon."""
     last: dict[tuple[str, str, int], Line] = {}
     for line in facts.lines:
         last[line["phase"], line["candidate"], line["seed"]] = line
@@ -366,11 +366,12 @@ def _spent(facts: Facts) -> dict[str, tuple[float, float, float]]:
                 if winner and seed == 0
                 else "Others after the lag, for comparison"
             )
+        before = last.get(("probe", candidate, seed), {}) if phase == "continue" else {}
         flops, tokens, seconds = spent.get(purpose, (0.0, 0.0, 0.0))
         spent[purpose] = (
-            flops + (line.get("flops") or 0.0),
-            tokens + (line.get("tokens") or 0),
-            seconds + (line.get("seconds") or 0.0),
+            flops + (line.get("flops") or 0.0) - (before.get("flops") or 0.0),
+            tokens + (line.get("tokens") or 0) - (before.get("tokens") or 0),
+            seconds + (line.get("seconds") or 0.0) - (before.get("seconds") or 0.0),
         )
     return spent
 

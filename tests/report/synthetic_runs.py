@@ -68,12 +68,11 @@ def make(
         status: str = "ok",
     ) -> dict[str, Any]:
         scale = 0.25 if phase == "source" else 1.0
-        done = step - LAG if phase == "continue" else step
         return {
             "phase": phase, "candidate": name, "seed": seed, "step": step, "valid_loss": value,
             "valid_loss_shards": [] if value is None else [value - 0.01, value + 0.01],
             "train_loss": None if step == 0 else value, "grad_norm": None, "update_norm": None, "lr": None,
-            "tokens": done * 8192, "flops": scale * done * 2.4e12, "seconds": done * 0.021, "status": status,
+            "tokens": step * 8192, "flops": scale * step * 2.4e12, "seconds": step * 0.021, "status": status,
         }  # fmt: skip
 
     lines = []
