@@ -62,8 +62,7 @@ def from_loss(model: Model, tx: optax.GradientTransformation) -> Engine:
         key = jax.random.fold_in(state.key, state.step)
 
         def mean(params: Params) -> tuple[jax.Array, jax.Array]:
-            total, count = model.loss(params, batch, key)
-            count = jnp.asarray(count, jnp.float32)
+            total, count = sum_and_count(model.loss(params, batch, key))
             return total / count, count
 
         (loss, count), grads = jax.value_and_grad(mean, has_aux=True)(state.params)
@@ -82,10 +81,20 @@ def from_loss(model: Model, tx: optax.GradientTransformation) -> Engine:
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     def evaluate(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        total, count = model.loss(state.params, batch, None)
-        return total, jnp.asarray(count, jnp.float32)
+        return sum_and_count(model.loss(state.params, batch, None))
 
     return Engine(init, step, evaluate)
+
+
+def sum_and_count(found: Any) -> tuple[jax.Array, jax.Array]:
+    """What a loss returned, as two arrays; raises ValueError where it is not a sum and a count."""
+    shapes = jax.tree.map(jnp.shape, found)
+    if shapes != ((), ()):
+        raise ValueError(
+            f"the loss returned the shapes {shapes}; expected two scalars, the sum of nats "
+            "and the count it runs over: 'return nll.sum(), nll.size'"
+        )
+    return jnp.asarray(found[0]), jnp.asarray(found[1], jnp.float32)
 
 
 class Lane(NamedTuple):
@@ -176,7 +185,9 @@ def program(
         return advanced
 
     def evaluate(state: State, shards: Batch) -> tuple[jax.Array, jax.Array]:
-        sums, counts = jax.lax.map(lambda shard: engine.evaluate(state, shard), shards)
+        sums, counts = jax.lax.map(
+            lambda shard: sum_and_count(engine.evaluate(state, shard)), shards
+        )
         return sums, counts
 
     lane, batches, shards = jax.tree.map(_abstract, (lane, batches, shards))

@@ -33,6 +33,7 @@ from lagjax.probe import (
     program,
     shapes_of,
     steps_of,
+    sum_and_count,
 )
 from lagjax.progress import Display, Progress
 from lagjax.select import Decision, Policy, Probes, start_choice
@@ -661,14 +662,8 @@ def _check_task(task: Task, pool: Sequence[Candidate], policy: Policy) -> int:
 
 
 def _check_engine(engine: Engine, state: Any, batch: Batch, shard: Batch) -> Lane:
-    """The shapes of a lane; raises ValueError for a loss that is not a sum and a count."""
-    found = jax.eval_shape(engine.evaluate, state, shard)
-    shapes = [x.shape for x in found] if isinstance(found, tuple) else found
-    if shapes != [(), ()]:
-        raise ValueError(
-            f"the loss returned {jax.tree.map(lambda x: x.shape, found)}; expected two scalars, the sum of nats and "
-            "the count it runs over: 'return nll.sum(), nll.size'"
-        )
+    """The shapes of a lane; raises ValueError for a loss or metrics of another form."""
+    jax.eval_shape(lambda *args: sum_and_count(engine.evaluate(*args)), state, shard)
     metrics = jax.eval_shape(engine.step, state, batch)[1]
     if "train_loss" not in metrics or any(x.shape for x in metrics.values()):
         raise ValueError(

@@ -48,15 +48,6 @@ def table(**changes: str | None) -> dict[str, object]:
     return {"axes": axes, "pool": to(toy.LARGE._replace(axes=axes))}
 
 
-def wider() -> lagjax.Model:
-    init = toy.LARGE.init
-
-    def wide(key: jax.Array) -> object:
-        return jax.tree.map(lambda x: jnp.concatenate([x, x], axis=-1), init(key))
-
-    return toy.LARGE._replace(init=wide)
-
-
 def loss_of(returned: Callable[[object, object], object]) -> lagjax.Model:
     return toy.LARGE._replace(loss=lambda params, batch, key: returned(params, batch))
 
@@ -74,7 +65,7 @@ def shadowed() -> dict[str, object]:
 
 IN_PYTHON: dict[str, tuple[RUN, list[str]]] = {
     "fewer layers": (lambda p: run(p, (lagjax.Candidate("one", lagjax.Depth(Stack()), toy.model(1)),)), ["1 layers", "2", "growth adds"]),
-    "another width": (lambda p: run(p, to(wider())), ["embed", "8", "16", "layers alone"]),
+    "another width": (lambda p: run(p, to(toy.model(4, width=16))), ["embed", "8", "16", "layers alone"]),
     "missing row": (lambda p: run(p, **table(down=None)), ["layers/down", "(2, 16, 8)", "add"]),
     "misspelt row": (lambda p: run(p, **table(**{"layers/dwon": "#layers <mlp >embed+"})), ["layers/dwon", "layers/down", "nearest"]),
     "shadowed row": (lambda p: run(p, **shadowed()), ["layers/up", "layers/.*", "shadowed"]),

@@ -20,16 +20,16 @@ AXES = lagjax.Axes(
 )
 
 
-def model(layers: int) -> lagjax.Model:
+def model(layers: int, width: int = WIDTH) -> lagjax.Model:
     """Predicts a token from the one before it; parameters are a plain dict, layers stacked."""
 
     def init(key: jax.Array) -> dict[str, object]:
         keys = jax.random.split(key, 3)
         return {
-            "embed": 0.3 * jax.random.normal(keys[0], (VOCAB, WIDTH)),
+            "embed": 0.3 * jax.random.normal(keys[0], (VOCAB, width)),
             "layers": {
-                "up": 0.3 * jax.random.normal(keys[1], (layers, WIDTH, 2 * WIDTH)),
-                "down": 0.3 * jax.random.normal(keys[2], (layers, 2 * WIDTH, WIDTH)),
+                "up": 0.3 * jax.random.normal(keys[1], (layers, width, 2 * width)),
+                "down": 0.3 * jax.random.normal(keys[2], (layers, 2 * width, width)),
             },
         }
 

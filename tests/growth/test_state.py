@@ -53,10 +53,11 @@ class Grown:
         )
         self.tx = tx
         self.params = models.drawn(self.small)
-        self.state = tx.init(self.params)
-        for name, count in counters.items():
-            count = jnp.asarray(count, jnp.int32)
-            self.state = optax.tree.set(self.state, **{name: count})
+        counts = {name: jnp.asarray(n, jnp.int32) for name, n in counters.items()}
+        self.state = jax.tree_util.tree_map_with_path(
+            lambda keys, value: counts.get(getattr(keys[-1], "name", None), value),
+            tx.init(self.params),
+        )
         operator = Depth(word)
         self.plan = planned(operator, self.small, self.large)
         self.grown = operator(KEY, self.params, self.small.axes, self.large)
