@@ -48,21 +48,8 @@ def outcome(workdir: pathlib.Path) -> tuple[list, dict, set]:
 @pytest.mark.parametrize(
     ("lanes", "places"),
     [
-        (
-            1,
-            [
-                "source:1",
-                "save:1",
-                "append:3",
-                "probe:2",
-                "probe:5",
-                "save:9",
-                "continue:1",
-                "save:1",
-                "report",
-            ],
-        ),
-        (3, ["probe:1", "save:4", "append:2", "continue:1"]),
+        (1, ["source:2", "save:9", "append:12", "probe:2", "continue:1", "report"]),
+        (3, ["save:8", "probe:2"]),
     ],
 )
 def test_ends_as_if_not_killed(

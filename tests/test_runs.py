@@ -1,5 +1,6 @@
 """Runs: what the run directory holds, resuming, damaged checkpoints, failures, groups and lanes."""
 
+import gc
 import json
 import math
 import pathlib
@@ -31,25 +32,25 @@ LEDGER = {
 }  # fmt: skip
 
 
+FINISHED = {
+    "pool": toy.pool(),
+    "seeds": 2,
+    "compare": "start",
+    "checkpoint_seconds": 0.0,
+}
+RUN = ("compare", "checkpoint_seconds", "lanes")
+
+
 def go(
     path: pathlib.Path, *, told: toy.Told | None = None, **changes: object
 ) -> lagjax.Decision:
-    options = {
-        name: changes.pop(name)
-        for name in ("compare", "checkpoint_seconds")
-        if name in changes
+    options = {"lanes": 1} | {
+        name: changes.pop(name) for name in RUN if name in changes
     }
-    lanes, pool = changes.pop("lanes", 1), changes.pop("pool", toy.pool())
+    pool = changes.pop("pool", toy.pool("stack", "random-top"))
     task = toy.task(**changes)
-    return lagjax.run(
-        task,
-        pool,
-        lagjax.FixedLag(8),
-        path,
-        lanes=lanes,
-        progress=told or toy.Told(),
-        **options,
-    )
+    policy = lagjax.FixedLag(8)
+    return lagjax.run(task, pool, policy, path, progress=told or toy.Told(), **options)
 
 
 def curve(path: pathlib.Path, candidate: str, seed: int = 0) -> list[dict]:
@@ -71,7 +72,7 @@ def finished(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[pathlib.Path, lagjax.Decision]:
     path = tmp_path_factory.mktemp("run") / "run"
-    return path, go(path, seeds=2, compare="start", checkpoint_seconds=0.0)
+    return path, go(path, **FINISHED)
 
 
 def test_the_directory_holds_what_it_should(
@@ -174,7 +175,7 @@ def test_again_does_nothing(finished: tuple[pathlib.Path, lagjax.Decision]) -> N
     path, decision = finished
     before = (path / "curves.jsonl").read_bytes()
     told = toy.Told()
-    again = go(path, seeds=2, compare="start", checkpoint_seconds=0.0, told=told)
+    again = go(path, **FINISHED, told=told)
     assert not told.events
     assert (path / "curves.jsonl").read_bytes() == before
     assert again == decision
@@ -184,7 +185,7 @@ def test_lanes_change_results_by_rounding_only(
     finished: tuple[pathlib.Path, lagjax.Decision], tmp_path: pathlib.Path
 ) -> None:
     path, _ = finished
-    go(tmp_path / "run", seeds=2, compare="start", lanes=3)
+    go(tmp_path / "run", **FINISHED, lanes=3)
     assert directory.read(tmp_path / "run").config["grouping"][0]["lanes"] == 3
     for one, other in zip(_sorted(path), _sorted(tmp_path / "run"), strict=True):
         assert one["valid_loss"] == pytest.approx(other["valid_loss"], rel=1e-5)
@@ -203,10 +204,13 @@ def test_how_often_it_saves_changes_nothing(
     finished: tuple[pathlib.Path, lagjax.Decision], tmp_path: pathlib.Path
 ) -> None:
     path, _ = finished
-    go(tmp_path / "run", seeds=2, compare="start", checkpoint_seconds=1e9)
+    go(tmp_path / "run", **{**FINISHED, "checkpoint_seconds": 1e9})
     assert without_times(tmp_path / "run") == without_times(path)
 
 
+# Orbax leaves coroutines behind where a file is damaged.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
 @pytest.mark.parametrize("damage", ["truncate", "alter", "remove"])
 def test_damaged_checkpoint_is_named_and_the_last_good_one_used(
     finished: tuple[pathlib.Path, lagjax.Decision], damage: str, tmp_path: pathlib.Path
@@ -239,10 +243,11 @@ def test_damaged_checkpoint_is_named_and_the_last_good_one_used(
         like = _like()
         assert opened.saved(lane)[0] == 24
         assert opened.restore(lane, 24, like) is None
+        gc.collect()
         assert opened.restore(lane, int(latest.name), like) is not None
     assert len(told) == 1
     assert str(folder / "24") in told[0]
-    go(copy, seeds=2, compare="start", checkpoint_seconds=0.0)
+    go(copy, **FINISHED)
     assert _sorted(copy) == _sorted(path)
 
 
@@ -355,14 +360,20 @@ def test_moments_grow_and_the_schedule_continues(tmp_path: pathlib.Path) -> None
         tmp_path / "a",
         progress=toy.Told(),
     )
-    go(tmp_path / "b", opt_state=state, moments="grow", schedule="continue")
-    go(tmp_path / "c", opt_state=state, moments="grow")
+    go(
+        tmp_path / "b",
+        pool=toy.pool("stack"),
+        opt_state=state,
+        moments="grow",
+        schedule="continue",
+    )
+    go(tmp_path / "c", pool=toy.pool("stack"), opt_state=state, moments="grow")
     # The rate goes on from step 20 of the schedule, or begins again.
     assert curve(tmp_path / "b", "stack")[1]["lr"] == pytest.approx(
         3e-3 * (1 - 20 / 200), rel=1e-5
     )
     assert curve(tmp_path / "c", "stack")[1]["lr"] == pytest.approx(3e-3, rel=1e-5)
-    go(tmp_path / "d")
+    go(tmp_path / "d", pool=toy.pool("stack"))
     assert (
         curve(tmp_path / "d", "stack")[1]["update_norm"]
         != curve(tmp_path / "c", "stack")[1]["update_norm"]

@@ -172,7 +172,7 @@ def test_strategies_by_stack_name_the_stacks():
             {
                 **ROWS,
                 r"l/(?P<layers>\d+)/in": "<mlp >embed",
-                r"l/(?P<layers>\d+)/out": "<embed >mlp+",
+                r"l/(?P<layers>\d+)/out": "<mlp >embed+",
             },
             False,
         ),

@@ -18,7 +18,7 @@ from tests.growth.test_conformance import KEY, planned
 
 SCHEDULE = optax.linear_schedule(1.0, 0.0, 10)
 OUTPUTS = r"attn/out|mlp/down"
-WORD = "0 1*0.5 new 1* 1"
+WORD = "0 1*0.5 new* 1* 1"
 
 
 def by_matrix(params):
