@@ -238,7 +238,7 @@ class Course:
         self.progress(
             Event(
                 self.phase(step),
-                ", ".join(dict.fromkeys(name.candidate for name in names)),
+                names[0].candidate if len(names) == 1 else f"{len(names)} candidates",
                 step,
                 until,
                 _mean([line["valid_loss"] for line in last]),

@@ -13,7 +13,7 @@ class Event(NamedTuple):
 
     Attributes:
         phase: "source", "probe" or "continue".
-        candidates: the candidates at work, as text.
+        candidates: the candidate at work, or how many are.
         step: training steps made.
         until: the step at which they stop.
         valid_loss: the last one measured, nats per token, the mean over the candidates at work; None before the first.
