@@ -55,7 +55,7 @@ class Config:
     """Steps that the small model is trained."""
     horizon: int = 800
     """Steps of the large model's full training."""
-    lag: int = 250
+    lag: int = 200
     """Steps that each candidate is probed before the choice."""
     learning_rate: float = 3e-3
     """Peak of the schedule: linear warm-up, then a cosine down to 0 at the horizon."""

@@ -26,6 +26,7 @@ The first matching row wins, and a pattern must match the whole path, its keys j
 """
 
 import difflib
+import functools
 import itertools
 import math
 import re
@@ -239,6 +240,7 @@ _DIM = re.compile(
 _NAME = re.compile(r"\s*(?P<name>[^\s:]+):\s+(?P<axes>.*)", re.DOTALL)
 
 
+@functools.cache
 def parse(text: str) -> tuple[str | None, tuple[Dim, ...]]:
     """Reads one row's axes: the name that pairs leaves, where given, and the axes."""
     name, rest = (

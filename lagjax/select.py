@@ -170,16 +170,17 @@ def start_choice(
     losses_at_start: Mapping[str, float | None],
     controls: Sequence[str] | frozenset[str] = (),
 ) -> str | None:
-    """What the loss right after growing would have chosen: the lowest, and of equal ones the earliest in the pool's order.
+    """What the loss right after growing would have chosen: the lowest, and of equal ones the first by the alphabet.
 
-    Equal means within `START_TOLERANCE`, relatively; controls are not chosen.
+    Equal means within `START_TOLERANCE`, relatively; controls are not chosen. The order of the pool, which may hold
+    experience, does not help this choice.
     """
     losses = {
-        name: x
-        for name, x in losses_at_start.items()
-        if x is not None and name not in controls
+        name: loss
+        for name, loss in losses_at_start.items()
+        if loss is not None and name not in controls
     }
     if not losses:
         return None
     bound = min(losses.values()) * (1 + START_TOLERANCE)
-    return next(name for name, loss in losses.items() if loss <= bound)
+    return min(name for name, loss in losses.items() if loss <= bound)

@@ -114,8 +114,8 @@ def test_a_lag_that_does_not_fit(policy: FixedLag) -> None:
         policy.lag(100)
 
 
-def test_start_choice_breaks_ties_by_the_pools_order() -> None:
-    losses = {"a": 3.0, "b": 2.0 + 1e-6, "c": 2.0, "d": None, "e": 1.0}
+def test_start_choice_breaks_ties_by_the_alphabet() -> None:
+    losses = {"e": 1.0, "c": 2.0, "a": 3.0, "b": 2.0 + 1e-6, "d": None}
     assert start_choice(losses, {"e"}) == "b"
     assert start_choice({"a": 2.001, "b": 2.0}) == "b"
     assert start_choice({"a": None}) is None

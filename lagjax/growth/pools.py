@@ -44,23 +44,24 @@ class Candidate(NamedTuple):
 
 
 DEPTH: dict[str, Strategy] = {
-    "stack": Stack(),
-    "interleave": Interleave(),
-    "last": Last(),
-    "midas": Midas(),
-    "lidas": Lidas(),
-    "overlap": Overlap(),
-    "identity-top": Fresh("top", zero=True),
-    "identity-between": Fresh("between", zero=True),
-    "zeroed-stack": Scaled(Stack()),
     "zeroed-interleave": Scaled(Interleave()),
+    "zeroed-stack": Scaled(Stack()),
+    "stack": Stack(),
     "half-stack": Scaled(Stack(), 0.5),
-    "random-top": Fresh("top"),
-    "random-bottom": Fresh("bottom"),
-    "random-middle": Fresh("middle"),
+    "overlap": Overlap(),
+    "lidas": Lidas(),
+    "interleave": Interleave(),
+    "midas": Midas(),
+    "identity-between": Fresh("between", zero=True),
     "random-between": Fresh("between"),
+    "last": Last(),
+    "identity-top": Fresh("top", zero=True),
+    "random-top": Fresh("top"),
+    "random-middle": Fresh("middle"),
+    "random-bottom": Fresh("bottom"),
 }
-"""The strategies of the literature by name, in the order in which ties are broken."""
+"""The strategies of the literature by name. Their order breaks ties, and is that of a first experience: one small
+model on one text, copies before fresh layers, in between before on top. It is a prior and no result."""
 
 CONTROLS: dict[str, Strategy] = {"reversed": Reversed(), "shuffled": Shuffled()}
 """Strategies that destroy the order of the layers: what any other should beat."""
@@ -97,10 +98,9 @@ def depth(
         f"block-{start}": Block(start, size)
         for start in range(0, layers - size + 1, size)
     }
-    names = list(DEPTH)
-    after = names.index("last")
-    strategies = {name: DEPTH[name] for name in names[: after + 1]} | blocks
-    strategies |= {name: DEPTH[name] for name in names[after + 1 :]}
+    strategies: dict[str, Strategy] = {}
+    for name, strategy in DEPTH.items():
+        strategies |= {name: strategy} | (blocks if name == "midas" else {})
     pool: dict[tuple[tuple[str, object], ...], Candidate] = {}
     for name, strategy in strategies.items():
         operator = Depth(strategy)

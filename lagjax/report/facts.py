@@ -121,7 +121,6 @@ def gather(record: directory.Record) -> Facts:
         at_start=at_start,
         at_lag=at_lag,
         status=status,
-        # In the pool's order: the earliest of equal ones is taken.
         start_choice=start_choice(
             {name: at_start.get(name) for name in names},
             [entry.name for entry in pool if entry.control],

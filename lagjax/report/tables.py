@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from lagjax.report.curves import Line
 from lagjax.report.facts import Facts, ranks
+from lagjax.select import START_TOLERANCE
 
 NOTHING = "–"
 
@@ -327,7 +328,17 @@ def _final(facts: Facts, name: str) -> str:
 
 def _start_choice(facts: Facts) -> str:
     name = facts.start_choice or NOTHING
-    if name == facts.winner:
+    lowest = facts.at_start.get(name)
+    equal = [
+        other
+        for other, loss in facts.at_start.items()
+        if lowest is not None
+        and loss is not None
+        and abs(loss - lowest) <= START_TOLERANCE * lowest
+    ]
+    if len(equal) > 1:
+        name += f" (one of {len(equal)} that start equal, the first by the alphabet)"
+    if facts.start_choice == facts.winner:
         return f"{name}, the same candidate"
     if facts.winner is None or facts.horizon is None:
         return name

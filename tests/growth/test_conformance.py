@@ -36,6 +36,7 @@ def models_of(family, pair, **kwargs):
     return small, models.drawn(small), models.filled(large)
 
 
+@functools.cache
 def planned(operator, small, large):
     shapes = [jax.eval_shape(model.init, KEY) for model in (small, large)]
     return operator.plan(

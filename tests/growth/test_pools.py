@@ -31,7 +31,7 @@ def test_candidates_differ(old, new):
     assert [candidate.control for candidate in found] == [False] * (len(found) - 1) + [
         True
     ]
-    assert names[0] == "stack"
+    assert names[0] == "zeroed-interleave"
     assert names[-1] == "reversed"
     assert pool(old, new, controls=False)[0] == found[:-1]
 
