@@ -1,6 +1,6 @@
 """Grow a small GPT to twice its depth in every way of the depth pool, and keep the way that wins after a lag.
 
-    python -m experiments.quickstart --workdir runs/quickstart      # about 4 minutes on 2 CPU cores
+    python -m experiments.quickstart --workdir runs/quickstart      # four to five minutes on 2 CPU cores
 
 A byte-level GPT is trained on text (by default the Python standard library's own source), grown, probed, and the chosen
 candidate goes on to the horizon. Beside it goes on what the loss right after growing would have chosen. Interrupt it
