@@ -171,7 +171,7 @@ class Directory:
         """
         stored = _read_json(self.path / "config.json") or {}
         given = json.loads(json.dumps(sections))
-        for name in set(stored) & set(given):
+        for name in (name for name in given if name in stored):
             for field, was, now in _differences(stored[name], given[name], name):
                 if name not in environment:
                     raise ValueError(
