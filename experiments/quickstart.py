@@ -35,8 +35,8 @@ class Config:
     """A file or a folder of text in any language; by default the standard library's source."""
     seed: int = 0
     """Fixes the initialisation, the fresh layers and the order of the data."""
-    seeds: int = 1
-    """How many growth keys and data orders each candidate is probed with."""
+    seeds: int | None = None
+    """How many growth keys and data orders each candidate is probed with; by default 1, in an audit 3."""
 
     layers: int = 3
     """Layers of the small model."""
@@ -65,12 +65,17 @@ class Config:
     """Of AdamW."""
     moments: Literal["reset", "grow"] = "reset"
     """Whether the optimizer's statistics start anew or are grown with the parameters."""
+    schedule: Literal["restart", "continue"] = "restart"
+    """Whether the learning rate warms up again after growing and has a cosine of its own, or goes on along one cosine
+    over the small and the large model's steps."""
 
     shards: int = 16
     """Validation shards, each of one batch of windows; their differences give the intervals."""
-    compare: Literal["none", "start", "all"] = "start"
-    """What is trained to the horizon beside the winner: nothing, what the loss right after growing would have
-    chosen, or every candidate."""
+    compare: Literal["none", "start"] = "start"
+    """What is trained to the horizon beside the winner: nothing, or what the loss right after growing would have
+    chosen."""
+    audit: bool = False
+    """Train every candidate to the horizon, to show what the loss at each step would have told about the end."""
     lanes: int | None = None
     """How many candidates run at once; by default what fits the memory and measures faster."""
     checkpoint_seconds: float = 30.0
@@ -95,6 +100,7 @@ def main(config: Config) -> lagjax.Decision:
         # The small model's data order is none of the large one's.
         return lambda seed, step: batch(config.seed * 2**16 + offset + seed, step)
 
+    seeds = config.seeds or (3 if config.audit else 1)
     recorded = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in dataclasses.asdict(config).items()
@@ -102,7 +108,12 @@ def main(config: Config) -> lagjax.Decision:
     }
     options = {
         "workdir": config.workdir,
-        "arguments": {**recorded, "corpus": corpus.digest, "files": corpus.files},
+        "arguments": {
+            **recorded,
+            "seeds": seeds,
+            "corpus": corpus.digest,
+            "files": corpus.files,
+        },
         "checkpoint_seconds": config.checkpoint_seconds,
     }
     params, opt_state = lagjax.train(
@@ -121,18 +132,26 @@ def main(config: Config) -> lagjax.Decision:
         stream(1),
         valid,
         config.horizon,
-        seeds=config.seeds,
+        seeds=seeds,
         seed=config.seed,
-        opt_state=opt_state if config.moments == "grow" else None,
+        opt_state=opt_state,
         moments=config.moments,
+        schedule=config.schedule,
     )
     return lagjax.run(
-        task, pool, policy, compare=config.compare, lanes=config.lanes, **options
+        task,
+        pool,
+        policy,
+        compare="all" if config.audit else config.compare,
+        lanes=config.lanes,
+        **options,
     )
 
 
 def optimizer(config: Config, steps: int) -> optax.GradientTransformation:
     """AdamW with warm-up and a cosine to 0; its state holds the learning rate, so that curves record it."""
+    if config.schedule == "continue":
+        steps = config.source_steps + config.horizon
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, min(config.warmup, steps - 1), steps
     )

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import platform
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any, Literal, NamedTuple
@@ -206,7 +207,8 @@ def run(
         policy: decides, and says how long to probe.
         workdir: the run directory.
         compare: what else is trained to the horizon, to show what the choice was worth: "start", the candidate that
-            the loss right after growing would have chosen (`start_choice`); "all", every candidate with every seed.
+            the loss right after growing would have chosen (`start_choice`); "all", every candidate with every seed: an
+            audit, which is also evaluated more often at first.
         arguments: what config.json shall record of the caller's own choices.
         lanes: how many candidates run at once; by default what fits the memory and measures faster.
         checkpoint_seconds: the time between checkpoints; the end of each probe is always saved.
@@ -222,7 +224,13 @@ def run(
     first_lag = _check_task(task, pool, policy)
     with Directory(workdir, progress.note) as directory:
         search = _Search(
-            task, tuple(pool), directory, progress, checkpoint_seconds, first_lag
+            task,
+            tuple(pool),
+            directory,
+            progress,
+            checkpoint_seconds,
+            first_lag,
+            compare == "all",
         )
         search.configure(policy, compare, arguments, lanes)
         decision = search.choose(policy)
@@ -256,6 +264,7 @@ class _Search:
         progress: Progress,
         checkpoint_seconds: float,
         first_lag: int,
+        audit: bool,
     ) -> None:
         self.task, self.directory = task, directory
         self.candidates = {candidate.name: candidate for candidate in pool}
@@ -267,7 +276,8 @@ class _Search:
             task.batch,
             self.seeds,
             self.shards,
-            evaluation_steps(task.horizon, first_lag),
+            # What the loss tells and when is seen early, where the powers of two are dense.
+            evaluation_steps(task.horizon, first_lag, base=2 if audit else 4),
             lambda step: "probe" if step <= self.lag else "continue",
             progress,
             checkpoint_seconds,
@@ -523,11 +533,11 @@ class _Search:
         )
 
 
-def evaluation_steps(horizon: int, *more: int) -> tuple[int, ...]:
-    """The steps after which a run is evaluated: 0, powers of four while they are close together, every sixteenth of
+def evaluation_steps(horizon: int, *more: int, base: int = 4) -> tuple[int, ...]:
+    """The steps after which a run is evaluated: 0, powers of `base` while they are close together, every sixteenth of
     the horizon, its end, and `more`."""
     every = max(1, horizon // 16)
-    powers = {4**power for power in range(every.bit_length()) if 4**power < every}
+    powers = {base**power for power in range(every.bit_length()) if base**power < every}
     return tuple(sorted({0, *powers, *range(every, horizon, every), horizon, *more}))
 
 
@@ -701,7 +711,7 @@ def _environment() -> dict[str, Any]:
     packages = ("lagjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     device = jax.devices()[0]
     return {
-        "versions": {"python": platform.python_version()}
+        "versions": {"commit": _commit(), "python": platform.python_version()}
         | {name: _version(name) for name in packages},
         "device": f"{device.platform}: {device.device_kind} × {jax.device_count()}",
         "cores": len(os.sched_getaffinity(0)),
@@ -713,3 +723,17 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed as a package"
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that lagjax is imported from, `+` where it was changed; None outside a checkout."""
+    git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+    try:
+        found = subprocess.run(
+            [*git, "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+            capture_output=True,
+            text=True,
+        )
+    except OSError:
+        return None
+    return found.stdout.strip() or None
