@@ -731,6 +731,7 @@ def _commit() -> str | None:
     try:
         found = subprocess.run(
             [*git, "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+            check=False,
             capture_output=True,
             text=True,
         )
