@@ -7,11 +7,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lagjax.analysis.agreement import START_TOLERANCE
 from lagjax.analysis.ledger import Ledger
 from lagjax.analysis.margin import Margin, margin
-
-START_TOLERANCE = 1e-5
-"""Losses right after growing within this share of the lowest count as equal: all exact operators start there."""
 
 
 class Probes(NamedTuple):

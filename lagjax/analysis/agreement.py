@@ -6,6 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+START_TOLERANCE = 1e-5
+"""Losses right after growing within this share of the lowest count as equal: all exact operators start there."""
+
 
 class Agreement(NamedTuple):
     """Correlations between two lists of losses; None where fewer than three pairs are finite, or one list is constant."""

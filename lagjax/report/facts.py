@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from lagjax import directory
+from lagjax.analysis.agreement import START_TOLERANCE
 from lagjax.report import curves
 from lagjax.report.curves import Curve
-from lagjax.select import START_TOLERANCE, start_choice
+from lagjax.select import start_choice
 
 DECISION = (
     "winner",

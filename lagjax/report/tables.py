@@ -2,9 +2,9 @@
 
 from typing import Any, NamedTuple
 
+from lagjax.analysis.agreement import START_TOLERANCE
 from lagjax.report.curves import Line
 from lagjax.report.facts import Facts, ranks
-from lagjax.select import START_TOLERANCE
 
 NOTHING = "–"
 
