@@ -251,8 +251,16 @@ class Directory:
         Args:
             lane: whose.
             step: one of `saved(lane)`.
-            like: the state's structure, with shapes and dtypes.
+            like: the state's structure, with shapes and dtypes, and with shardings where it shall not lie on the first
+                device.
         """
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here
+            ),
+            like,
+        )
         path = self._folder(lane) / str(step)
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()

@@ -11,7 +11,7 @@ import numpy as np
 
 from lagjax.directory import Directory, LaneName
 from lagjax.model import Batch
-from lagjax.probe import Lane, Program, stack, steps_of, unstack
+from lagjax.probe import Lane, Program, steps_of, unstack
 from lagjax.progress import Event, Progress
 
 
@@ -58,7 +58,6 @@ class Course:
         program: Program,
         chunk: Sequence[LaneName],
         begin: Callable[[LaneName], Lane],
-        like: Any,
         until: int,
     ) -> None:
         """Brings the lanes of a chunk, at most `program.lanes`, to step `until`, from where they stand.
@@ -67,20 +66,19 @@ class Course:
             program: the compiled functions of their group.
             chunk: the lanes.
             begin: makes a lane that has not begun.
-            like: the shapes and dtypes of one lane.
             until: the step to reach; it is one of `evaluations`. A lane that fails stops before.
         """
         todo = [lane for lane in chunk if not self._reached(lane, until)]
         self._skipped += program.step_flops * until * (len(chunk) - len(todo))
         if not todo:
             return
-        step, lanes = self._resume(todo, begin, like)
+        step, lanes = self._resume(todo, begin, program.like)
         self._skipped += program.step_flops * max(step, 0) * len(todo)
         several = program.lanes > 1
         # Every lane keeps its place, whatever its neighbours have reached: a place that is free repeats a lane.
         places = [todo.index(lane) if lane in todo else 0 for lane in chunk]
         places += [0] * (program.lanes - len(places))
-        lane = stack([lanes[index] for index in places]) if several else lanes[0]
+        lane = program.place([lanes[index] for index in places])
         rows = [chunk.index(name) for name in todo]
         seeds = self.seeds if several else (todo[0].seed,)
         order = np.array([seeds.index(todo[index].seed) for index in places], np.int32)

@@ -20,6 +20,7 @@ from lagjax.axes import Params
 from lagjax.flops import flops
 from lagjax.growth.state import OptState
 from lagjax.model import Batch, Key, Model
+from lagjax.placement import CANDIDATES, Placement
 
 State: TypeAlias = Any
 Metrics: TypeAlias = dict[str, jax.Array]
@@ -121,22 +122,26 @@ class Program(NamedTuple):
 
     Attributes:
         lanes: how many candidates run at once; the arguments have that leading axis where it is more than 1.
+        like: the shapes and dtypes of one lane, with the shardings it is made and restored with.
         length: how many steps one call of `advance` makes at most.
         advance: `(lane, batches, order, start, steps)` → lane; batches `[orders, length, ...]`, one order for one lane; `order` says which data
             order a lane follows, `start` the number of steps it has made; the lane's buffers are donated.
         evaluate: `(state, shards)` → sums and counts, `[shards]` each.
         step_flops: FLOPs of one training step of one candidate.
         evaluation_flops: FLOPs of one evaluation on all shards.
-        bytes: the memory that one call of `advance` takes, arguments and temporaries.
+        bytes: the memory that one call of `advance` takes on each device, arguments and temporaries.
+        place: puts lanes, at most `lanes`, where `advance` wants them.
     """
 
     lanes: int
+    like: Lane
     length: int
     advance: Callable[..., Lane]
     evaluate: Callable[[State, Batch], tuple[jax.Array, jax.Array]]
     step_flops: float
     evaluation_flops: float
     bytes: int
+    place: Callable[[Sequence[Lane]], Lane]
 
 
 def shapes_of(state: State, metrics: Metrics) -> Lane:
@@ -157,7 +162,13 @@ def fresh_lane(state: State, like: Lane) -> Lane:
 
 
 def program(
-    engine: Engine, lane: Lane, batches: Batch, shards: Batch, lanes: int, length: int
+    engine: Engine,
+    lane: Lane,
+    batches: Batch,
+    shards: Batch,
+    lanes: int,
+    length: int,
+    placement: Placement | None = None,
 ) -> Program:
     """Compiles a group's functions, each once.
 
@@ -168,7 +179,16 @@ def program(
         shards: validation batches, `[shards, ...]`, or their shapes.
         lanes: how many candidates run at once.
         length: the most steps one call makes.
+        placement: the devices; by default the first.
+
+    Raises:
+        ValueError: for batches or lanes that do not divide over the devices.
     """
+    if placement and lanes > 1 and lanes % placement.candidates:
+        raise ValueError(
+            f"{lanes} candidates at once do not divide over the {placement.candidates} groups of devices of the mesh's "
+            f"axis {CANDIDATES!r}; give a multiple, or 1"
+        )
 
     def advance(
         lane: Lane, batches: Batch, order: jax.Array, start: jax.Array, steps: jax.Array
@@ -206,14 +226,44 @@ def program(
     evaluation_flops = flops(engine.evaluate, lane.state, shard) * len(
         jax.tree.leaves(shards)[0]
     )
-    if lanes > 1:
-        advance = jax.vmap(advance, in_axes=(0, None, 0, None, None))
-        evaluate = jax.vmap(evaluate, in_axes=(0, None))
+    like, several = lane, lanes > 1
+    if several:
+        axis = CANDIDATES if placement else None
+        advance = jax.vmap(
+            advance, in_axes=(0, None, 0, None, None), spmd_axis_name=axis
+        )
+        evaluate = jax.vmap(evaluate, in_axes=(0, None), spmd_axis_name=axis)
         lane, orders = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((lanes, *x.shape), x.dtype), (lane, orders)
         )
+    place: Any = None
+    into: dict[str, Any] = {}
+    into_evaluate: dict[str, Any] = {}
+    if placement:
+        axes = placement.spread(lanes, batch, shard)
+        lane_at = placement.lane(like, axes, several)
+        each = placement.whole(*[CANDIDATES] * several)
+        into = {
+            "in_shardings": (
+                lane_at,
+                placement.rows(batches, axes, 2),
+                each,
+                *[placement.whole()] * 2,
+            ),
+            "out_shardings": lane_at,
+        }
+        into_evaluate = {
+            "in_shardings": (lane_at.state, placement.rows(shards, axes, 1)),
+            "out_shardings": each,
+        }
+        like = jax.tree.map(
+            lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+            like,
+            placement.lane(like, axes, False),
+        )
+        place = lane_at
     compiled = (
-        jax.jit(advance, donate_argnums=0)
+        jax.jit(advance, donate_argnums=0, **into)
         .lower(lane, batches, orders, number, number)
         .compile()
     )
@@ -223,19 +273,57 @@ def program(
         if memory is None
         else memory.argument_size_in_bytes + memory.temp_size_in_bytes
     )
-    evaluator = jax.jit(evaluate).lower(lane.state, shards).compile()
+    evaluator = jax.jit(evaluate, **into_evaluate).lower(lane.state, shards).compile()
     return Program(
-        lanes, length, compiled, evaluator, step_flops, evaluation_flops, size
+        lanes,
+        like,
+        length,
+        _placing(compiled, into.get("in_shardings")),
+        _placing(evaluator, into_evaluate.get("in_shardings")),
+        step_flops,
+        evaluation_flops,
+        size,
+        lambda many: _placed(many, several, place),
     )
 
 
-def fitting_lanes(single: Program, wanted: int) -> int:
-    """How many of `wanted` lanes fit in half the memory, so that all chunks are nearly equal."""
+def _placing(compiled: Any, shardings: Any) -> Callable[..., Any]:
+    """A compiled function takes no argument that lies elsewhere than it was compiled for."""
+    if shardings is None:
+        return compiled  # type: ignore[no-any-return]
+    return lambda *arguments: compiled(*jax.device_put(arguments, shardings))
+
+
+def _placed(lanes: Sequence[Lane], several: bool, shardings: Any) -> Lane:
+    """Several lanes along a leading axis, or the one there is."""
+    if shardings is None:
+        stacked: Lane = stack(lanes) if several else lanes[0]
+        return stacked
+    if not several:
+        one: Lane = jax.device_put(lanes[0], shardings)
+        return one
+
+    def together(sharding: Any, *leaves: Any) -> Any:
+        # By way of the host, so that no device ever holds more than its own part.
+        if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
+            return jax.device_put(jnp.stack(leaves), sharding)
+        return jax.device_put(np.stack([np.asarray(x) for x in leaves]), sharding)
+
+    many: Lane = jax.tree.map(together, shardings, *lanes)
+    return many
+
+
+def fitting_lanes(single: Program, wanted: int, groups: int = 1) -> int:
+    """How many of `wanted` lanes fit in half the memory, so that all chunks are nearly equal.
+
+    With several groups of devices it is a multiple of their number; places beyond `wanted` stay idle.
+    """
     statistics = jax.local_devices()[0].memory_stats() or {}
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = int(statistics.get("bytes_limit", physical)) // 2
-    fitting = max(1, min(wanted, limit // max(single.bytes, 1)))
-    return math.ceil(wanted / math.ceil(wanted / fitting))
+    fitting = groups * max(1, limit // max(single.bytes, 1))
+    chunk = math.ceil(wanted / math.ceil(wanted / min(wanted, fitting)))
+    return math.ceil(chunk / groups) * groups
 
 
 def faster(

@@ -23,6 +23,7 @@ from lagjax.growth.pools import Candidate
 from lagjax.growth.state import OptState, carry
 from lagjax.lanes import Course
 from lagjax.model import Batch, Model
+from lagjax.placement import DATA, Placement, placement
 from lagjax.probe import (
     Engine,
     Lane,
@@ -90,6 +91,8 @@ def train(
     *,
     seed: int = 0,
     arguments: Mapping[str, Any] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    fully_sharded: bool = False,
     checkpoint_seconds: float = 30.0,
     progress: Progress | None = None,
 ) -> tuple[Params, OptState]:
@@ -104,6 +107,8 @@ def train(
         workdir: the run directory, the same one that `run` is given afterwards.
         seed: fixes the initialisation and the order of the data.
         arguments: what config.json shall record of the caller's own choices.
+        mesh: devices to spread over, with an axis "data"; by default the first alone.
+        fully_sharded: whether parameters and optimizer state are spread over "data" as well as the batches.
         checkpoint_seconds: the time between checkpoints.
         progress: what is shown; by default one line on the terminal.
 
@@ -118,6 +123,7 @@ def train(
             f"the small model is trained for {steps} steps; give at least 1"
         )
     progress = progress or Display()
+    placed = placement(mesh, fully_sharded)
     engine = from_loss(model, tx)
     key = jax.random.key(seed)
     first, shards = batch(seed, 0), _shards(valid)
@@ -133,6 +139,7 @@ def train(
         "seed": seed,
         "shapes": _shapes(like.state),
         "data": digest((first, batch(seed, steps - 1), list(valid))),
+        "placement": placed and placed.described(),
     }
     with Directory(workdir, progress.note) as directory:
         directory.configure(
@@ -155,7 +162,13 @@ def train(
         lane = finished()
         if lane is None:
             compiled = program(
-                engine, like, steps_of(batch, [seed], 0, 1, LENGTH), shards, 1, LENGTH
+                engine,
+                like,
+                steps_of(batch, [seed], 0, 1, LENGTH),
+                shards,
+                1,
+                LENGTH,
+                placed,
             )
             course = Course(
                 directory,
@@ -168,7 +181,7 @@ def train(
                 checkpoint_seconds,
             )
             course.expect(steps * compiled.step_flops)
-            course.advance(compiled, [name], begin, like, steps)
+            course.advance(compiled, [name], begin, steps)
             if (line := directory.curve(name)[-1])["status"] != "ok":
                 at_once = (
                     "; it shall return a sum of nats and its count"
@@ -193,6 +206,8 @@ def run(
     compare: Literal["none", "start", "all"] = "none",
     arguments: Mapping[str, Any] | None = None,
     lanes: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    fully_sharded: bool = False,
     checkpoint_seconds: float = 30.0,
     progress: Progress | None = None,
 ) -> Decision:
@@ -211,6 +226,8 @@ def run(
             audit, which is also evaluated more often at first.
         arguments: what config.json shall record of the caller's own choices.
         lanes: how many candidates run at once; by default what fits the memory and measures faster.
+        mesh: devices to spread over, with an axis "data", "candidates" or both; by default the first alone.
+        fully_sharded: whether parameters and optimizer state are spread over "data" as well as the batches.
         checkpoint_seconds: the time between checkpoints; the end of each probe is always saved.
         progress: what is shown; by default one line on the terminal.
 
@@ -231,6 +248,7 @@ def run(
             checkpoint_seconds,
             first_lag,
             compare == "all",
+            placement(mesh, fully_sharded),
         )
         search.configure(policy, compare, arguments, lanes)
         decision = search.choose(policy)
@@ -265,7 +283,9 @@ class _Search:
         checkpoint_seconds: float,
         first_lag: int,
         audit: bool,
+        placed: Placement | None,
     ) -> None:
+        self.placed = placed
         self.task, self.directory = task, directory
         self.candidates = {candidate.name: candidate for candidate in pool}
         self.seeds = tuple(range(task.seeds))
@@ -333,6 +353,7 @@ class _Search:
                 "policy": repr(policy),
                 "compare": compare,
                 "lanes": lanes or "measured",
+                "placement": self.placed and self.placed.described(),
                 **_environment(),
             },
             ENVIRONMENT,
@@ -359,14 +380,18 @@ class _Search:
         one = self._program(index, 1)
         lane = self._begin(LaneName(group.names[0], 0))
         tokens = [float(x) for x in one.evaluate(lane.state, self.shards)[1]]
-        if lanes is None:
-            lanes = fitting_lanes(one, wanted)
+        if lanes:
+            lanes = min(lanes, wanted) if self.placed is None else lanes
+        else:
+            spread = self.placed.candidates if self.placed else 1
+            lanes = fitting_lanes(one, wanted, spread)
             batches = steps_of(self.task.batch, self.seeds, 0, 2, LENGTH)
-            if lanes > 1 and not faster(
+            # Whoever gives a mesh with an axis of candidates has decided.
+            if lanes > spread == 1 and not faster(
                 one, self._program(index, lanes), lane, batches
             ):
                 lanes = 1
-        return {"candidates": list(group.names), "lanes": min(lanes, wanted)}, tokens
+        return {"candidates": list(group.names), "lanes": lanes}, tokens
 
     def _program(self, index: int, lanes: int) -> Program:
         if (index, lanes) not in self.programs:
@@ -374,7 +399,13 @@ class _Search:
             seeds = self.seeds if lanes > 1 else self.seeds[:1]
             batches = steps_of(self.task.batch, seeds, 0, 1, LENGTH)
             self.programs[index, lanes] = program(
-                group.engine, group.like, batches, self.shards, lanes, LENGTH
+                group.engine,
+                group.like,
+                batches,
+                self.shards,
+                lanes,
+                LENGTH,
+                self.placed,
             )
         return self.programs[index, lanes]
 
@@ -447,17 +478,22 @@ class _Search:
         for index, part, each in pairs:
             for start in range(0, len(part), each.lanes):
                 chunk = part[start : start + each.lanes]
-                self.course.advance(
-                    each, chunk, self._begin, self.groups[index].like, until
-                )
+                self.course.advance(each, chunk, self._begin, until)
 
     @functools.cached_property
     def _growers(self) -> dict[str, Any]:
+        def sharding(group: _Group) -> Any:
+            # Fully sharded, a candidate never lies on one device whole.
+            if self.placed and self.placed.fully_sharded:
+                return self.placed.lane(group.like.state, (DATA,), False)
+            return None
+
         return {
             name: jax.jit(
                 functools.partial(
                     _initial, self.task, self.candidates[name], group.engine
-                )
+                ),
+                out_shardings=sharding(group),
             )
             for group in self.groups
             for name in group.names

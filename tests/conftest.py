@@ -1,4 +1,11 @@
-"""Every test runs on the CPU, and broadcasting between ranks is an error."""
+"""Every test runs on the CPU, which stands for eight devices, and broadcasting between ranks is an error."""
+
+import os
+
+# Read when JAX starts; all but the tests of placement use the first device.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
 
 import hypothesis
 import jax
