@@ -78,6 +78,10 @@ class Config:
     """Train every candidate to the horizon, to show what the loss at each step would have told about the end."""
     lanes: int | None = None
     """How many candidates run at once; by default what fits the memory and measures faster."""
+    mesh: tuple[int, int] | None = None
+    """Devices along candidates and along data, as `--mesh 4 2`; by default one device."""
+    fully_sharded: bool = False
+    """Cut parameters and optimizer state over the mesh's data axis as well."""
     checkpoint_seconds: float = 30.0
     """Seconds between checkpoints."""
 
@@ -104,7 +108,7 @@ def main(config: Config) -> lagjax.Decision:
     recorded = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in dataclasses.asdict(config).items()
-        if name not in ("workdir", "checkpoint_seconds")
+        if name not in ("workdir", "checkpoint_seconds", "mesh", "fully_sharded")
     }
     options = {
         "workdir": config.workdir,
@@ -115,6 +119,8 @@ def main(config: Config) -> lagjax.Decision:
             "files": corpus.files,
         },
         "checkpoint_seconds": config.checkpoint_seconds,
+        "mesh": devices(config.mesh),
+        "fully_sharded": config.fully_sharded,
     }
     params, opt_state = lagjax.train(
         small,
@@ -146,6 +152,20 @@ def main(config: Config) -> lagjax.Decision:
         lanes=config.lanes,
         **options,
     )
+
+
+def devices(sizes: tuple[int, int] | None) -> jax.sharding.Mesh | None:
+    """A mesh of so many devices along candidates and data; raises ValueError where there are fewer."""
+    if sizes is None:
+        return None
+    wanted, found = sizes[0] * sizes[1], jax.device_count()
+    if min(sizes) < 1 or wanted > found:
+        raise ValueError(
+            f"--mesh {sizes[0]} {sizes[1]} needs {wanted} devices, and there are {found}; give two positive numbers "
+            f"whose product is at most {found}"
+        )
+    grid = np.array(jax.devices()[:wanted]).reshape(sizes)
+    return jax.sharding.Mesh(grid, ("candidates", "data"))
 
 
 def optimizer(config: Config, steps: int) -> optax.GradientTransformation:

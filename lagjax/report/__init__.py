@@ -3,6 +3,7 @@
     facts.py     what a run directory says, worked out once
     curves.py    losses against steps, as means over seeds
     tables.py    the rows and sentences that page and terminal share
+    audit.py     what each step would have told, where every candidate was trained to the end
     charts.py    the pictures;  svg.py makes them fit to sit inside a page
     page.py      the page;  style.py how it looks
     terminal.py  the screen of text

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from lagjax.analysis.audit import Audit
 from lagjax.report import labels, svg
 from lagjax.report.curves import Curve
 from lagjax.report.facts import Facts, ranks
@@ -265,6 +266,93 @@ def ranking(facts: Facts, sheet: Sheet) -> str:
         return svg.inline(
             figure, f"r{sheet.name[0]}", "Rank of each candidate at each evaluation"
         )
+
+
+def foresight(facts: Facts, sheet: Sheet) -> str:
+    """Spearman's correlation of the losses at each step with the final ones, and its range over seeds."""
+    audit = _required(facts.audit)
+    told = [each for each in audit.moments if each.agreement.spearman is not None]
+    with _figure(
+        sheet, 300, right=24, title="rank correlation with the final loss"
+    ) as (figure, axes):
+        place = _audit_steps(axes, sheet, facts, audit)
+        axes.set_ylim(-1.05, 1.05)
+        axes.set_yticks([-1, -0.5, 0, 0.5, 1])
+        bars = [each for each in told if each.spread]
+        axes.vlines(
+            [place(each.step) for each in bars],
+            [each.spread[0] for each in bars if each.spread],
+            [each.spread[1] for each in bars if each.spread],
+            color=C["other"],
+            linewidth=4,
+            alpha=0.5,
+        )
+        axes.plot(
+            [place(each.step) for each in told],
+            [each.agreement.spearman or 0.0 for each in told],
+            color=C["winner"],
+            linewidth=2.2,
+            marker="o",
+            markersize=4,
+        )
+        return svg.inline(
+            figure, f"f{sheet.name[0]}", "Rank correlation with the final loss by step"
+        )
+
+
+def regret(facts: Facts, sheet: Sheet) -> str:
+    """What the choice at each step loses at the end, with the noise floor and a random choice."""
+    audit = _required(facts.audit)
+    with _figure(
+        sheet, 300, title="regret of the choice at a step, nats per token"
+    ) as (figure, axes):
+        place = _audit_steps(axes, sheet, facts, audit)
+        values = [each.regret for each in audit.moments]
+        high = 1.12 * max(*values, audit.random_regret, audit.noise_floor or 0.0)
+        axes.set_ylim(-0.04 * high, high)
+        levels = {"random choice": audit.random_regret}
+        if audit.noise_floor is not None:
+            levels["noise floor"] = audit.noise_floor
+        for level in levels.values():
+            axes.axhline(
+                level, color=C["source"], linewidth=1.2, linestyle=(0, (4, 3)), zorder=2
+            )
+        axes.plot(
+            [place(each.step) for each in audit.moments],
+            values,
+            color=C["winner"],
+            linewidth=2.2,
+            marker="o",
+            markersize=4,
+        )
+        tags = [
+            labels.Tag(level, name, C["source"], place.right)
+            for name, level in levels.items()
+        ]
+        labels.column(axes, tags, sheet.font, place.right)
+        return svg.inline(figure, f"g{sheet.name[0]}", "Regret of the choice by step")
+
+
+def _required(audit: Audit | None) -> Audit:
+    if audit is None:
+        raise ValueError("the run is no audit, or has not come to its end")
+    return audit
+
+
+def _audit_steps(axes: "Axes", sheet: Sheet, facts: Facts, audit: Audit) -> "Steps":
+    place = Steps([each.step for each in audit.moments])
+    place.ticks(axes, sheet, facts.lag if facts.decision else None)
+    _lag_line(axes, place, facts)
+    found = audit.transition
+    if found.low is not None and found.high is not None:
+        axes.axvspan(
+            place(round(found.low)),
+            place(round(found.high)),
+            color=C["other"],
+            alpha=0.15,
+            linewidth=0,
+        )
+    return place
 
 
 def pairs(facts: Facts) -> dict[str, tuple[float, float]]:

@@ -3,8 +3,11 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lagjax import directory
 from lagjax.analysis.agreement import START_TOLERANCE
+from lagjax.analysis.audit import Audit, audit
 from lagjax.report import curves
 from lagjax.report.curves import Curve
 from lagjax.select import start_choice
@@ -54,6 +57,7 @@ class Facts(NamedTuple):
     at_lag: dict[str, float | None]
     status: dict[str, str]
     start_choice: str | None
+    audit: Audit | None
 
     @property
     def winner(self) -> str | None:
@@ -126,6 +130,40 @@ def gather(record: directory.Record) -> Facts:
             {name: at_start.get(name) for name in names},
             [entry.name for entry in pool if entry.control],
         ),
+        audit=_audit(config, lines, pool),
+    )
+
+
+def _audit(
+    config: dict[str, Any], lines: Iterable[curves.Line], pool: Iterable[Entry]
+) -> Audit | None:
+    """The audit, where every candidate was trained to the horizon with every seed, or failed before."""
+    task = config.get("task") or {}
+    if config.get("compare") != "all" or not task.get("horizon"):
+        return None
+    found: dict[tuple[str, int], dict[int, float]] = {
+        (entry.name, seed): {} for entry in pool for seed in range(task["seeds"])
+    }
+    failed = set()
+    for line in lines:
+        if line["phase"] != "source":
+            lane, loss = (line["candidate"], line["seed"]), line["valid_loss"]
+            found[lane][line["step"]] = np.nan if loss is None else loss
+            failed |= {lane} if loss is None else set()
+    whole = [losses for lane, losses in found.items() if lane not in failed]
+    if not whole or any(task["horizon"] not in losses for losses in whole):
+        return None
+    steps = sorted(set.intersection(*map(set, whole)))
+    losses = [
+        [
+            [found[entry.name, seed].get(step, np.nan) for seed in range(task["seeds"])]
+            for entry in pool
+        ]
+        for step in steps
+    ]
+    controls = frozenset(entry.name for entry in pool if entry.control)
+    return audit(
+        [entry.name for entry in pool], controls, steps, np.array(losses, float)
     )
 
 

@@ -4,7 +4,7 @@ import html
 import json
 from collections.abc import Callable, Iterable
 
-from lagjax.report import charts, style, tables
+from lagjax.report import audit, charts, style, tables
 from lagjax.report.facts import Facts
 
 Chart = Callable[[Facts, charts.Sheet], str]
@@ -20,6 +20,7 @@ def render(facts: Facts) -> str:
         _curves(facts),
         _start_against_lag(facts),
         _ranking(facts),
+        _audit(facts),
         _ledger(facts),
         _how(facts),
         _configuration(facts),
@@ -195,6 +196,23 @@ def _ranking(facts: Facts) -> str:
         return ""
     about = "The rank of each candidate at each evaluation of the probes. Lines that cross are candidates that change places; where they stop crossing, the order has settled. Tied candidates share a place."
     return _section("The ranking over time", about, _chart(facts, charts.ranking))
+
+
+def _audit(facts: Facts) -> str:
+    if not facts.audit:
+        return ""
+    told = [
+        *audit.sentences(facts.audit),
+        "In the pictures, bars span the seeds and the band is the transition's interval.",
+    ]
+    body = f'<p class="about">{_text(" ".join(told))}</p>'
+    body += _chart(facts, charts.foresight) + _chart(facts, charts.regret)
+    head = "".join(f'<th scope="col">{title}</th>' for title in audit.HEADINGS)
+    rows = (
+        "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>"
+        for cells in audit.rows(facts.audit)
+    )
+    return _section("The audit", audit.ABOUT, body + _table("Audit", head, rows))
 
 
 def _ledger(facts: Facts) -> str:

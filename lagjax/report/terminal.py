@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lagjax.report import tables
+from lagjax.report import audit, tables
 from lagjax.report.facts import Facts
 
 
@@ -21,6 +21,15 @@ def show(facts: Facts, console: Console) -> None:
     if rows:
         console.print(_table(facts, rows))
     console.print(Text(tables.ledger_line(facts)))
+    if facts.audit:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="Audit")
+        for title in audit.HEADINGS:
+            table.add_column(Text(title), justify="right", overflow="fold")
+        for cells in audit.rows(facts.audit):
+            table.add_row(*map(Text, cells))
+        console.print(table)
+        for sentence in audit.sentences(facts.audit):
+            console.print(Text(sentence))
 
 
 def _table(facts: Facts, rows: list[tables.Row]) -> Table:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments import quickstart
+from experiments import quickstart, tables
 from lagjax import directory
 
 SMALL = [
@@ -92,3 +92,67 @@ def test_help_says_what_every_flag_means(
     for field in quickstart.Config.__dataclass_fields__:
         assert f"--{field.replace('_', '-')}" in text
     assert text.count("(default:") >= len(quickstart.Config.__dataclass_fields__) - 2
+
+
+def test_audit_over_devices_to_rows_and_tables(
+    corpus: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Every candidate and seed ends; the audit is printed, its rows are stored once, and the table is made of them."""
+    run, results = tmp_path / "run", tmp_path / "results"
+    options = ["--audit", "--mesh", "2", "2", "--seeds", "2", "--schedule", "continue"]
+    command = ["quickstart", "--data", str(corpus), "--workdir", str(run)]
+    monkeypatch.setattr(sys, "argv", [*command, *SMALL[:-2], *options])
+    assert quickstart.cli() == 0
+    assert "Audit" in capsys.readouterr().out
+    record = directory.read(run)
+    ends = {
+        (line["candidate"], line["seed"])
+        for line in record.curves
+        if line["step"] == 12 and line["phase"] == "continue"
+    }
+    assert ends == {
+        (member["name"], seed) for member in record.config["pool"] for seed in (0, 1)
+    }
+    # One cosine over both models' steps, so that the rate goes on where the small model's stood.
+    rates = {
+        (line["phase"], line["step"]): line["lr"]
+        for line in record.curves
+        if line["lr"]
+    }
+    assert 0.5 * rates["source", 6] < rates["probe", 1] < rates["source", 6]
+    readme = tmp_path / "README.md"
+    more = ["--results", str(results), "--readme", str(readme)]
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["tables", str(run), *more])
+        assert tables.cli() == 0
+    rows = tables.read(results / "audit.jsonl")
+    assert len(rows) == len(ends)
+    assert all(len(row["losses"]) == len(row["steps"]) for row in rows)
+    assert {row["commit"] for row in rows} == {record.config["versions"]["commit"]}
+    text = readme.read_text()
+    assert text == tables.render(results)
+    assert "learning rate continued" in text and "| 12 | 1.00 |" in text
+    monkeypatch.setattr(sys, "argv", ["tables", str(tmp_path), *more])
+    assert tables.cli() == 2
+    assert "no run directory" in capsys.readouterr().err
+
+
+def test_a_mesh_of_more_devices_than_there_are(
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["quickstart", "--workdir", str(tmp_path / "run"), "--mesh", "8", "2"]
+    monkeypatch.setattr(sys, "argv", command)
+    assert quickstart.cli() == 2
+    assert "needs 16 devices, and there are 8" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_committed_tables_are_those_of_the_committed_rows() -> None:
+    assert (tables.HERE / "README.md").read_text() == tables.render(
+        tables.HERE / "results"
+    )

@@ -27,6 +27,7 @@ def make(
     outcome: str | None = "clear",
     phases: tuple[str, ...] = ("source", "probe", "continue"),
     controls: bool = True,
+    audit: bool = False,
 ) -> dict[str, Any] | None:
     """Writes a run directory; returns its decision (None with outcome None: an unfinished run)."""
     root.mkdir(parents=True, exist_ok=True)
@@ -135,16 +136,24 @@ def make(
             first = min(
                 names, key=lambda name: (round(start[name], 4), names.index(name))
             )
-            for name in dict.fromkeys((winner, first)):
+            on = [(name, 0) for name in dict.fromkeys((winner, first))]
+            if audit:
+                on = [
+                    (name, seed)
+                    for name in pool
+                    if name not in failed
+                    for seed in range(seeds)
+                ]
+            for name, seed in on:
                 lines += [
-                    line("continue", name, 0, step, loss(name, step, 0))
+                    line("continue", name, seed, step, loss(name, step, seed))
                     for step in LATER
                 ]
     config = {
         "task": {"horizon": HORIZON, "seeds": seeds, "batch": 32},
         "pool": [{"name": n, "operator": f"Grow(depth={n!r})", "control": n in CONTROLS} for n in pool],
         "policy": "FixedLag(steps=250)",
-        "compare": "start",
+        "compare": "all" if audit else "start",
         "versions": {"jax": "0.10.2", "flax": "0.12.8"},
         "device": "cpu", "cores": 2, "arguments": {"workdir": str(root.name), "steps": HORIZON},
     }  # fmt: skip

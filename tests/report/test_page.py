@@ -16,6 +16,8 @@ from lagjax.report.labels import spread
 RUNS = {
     "clear": {},
     "seeds": {"seeds": 3, "failed": ("aki", '<b>&"x"')},
+    "audit": {"seeds": 3, "failed": ("aki",), "audit": True},
+    "audit of one seed": {"audit": True},
     "tie": {"outcome": "tie"},
     "all_failed": {"outcome": "all_failed"},
     "unfinished": {"outcome": None},
@@ -200,3 +202,20 @@ def test_missing_matplotlib_says_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"pip install 'lagjax\[report\]'"):
         report.write(tmp_path)
+
+
+def test_audit_is_told_and_only_when_it_is_whole(tmp_path):
+    synthetic_runs.make(tmp_path / "whole", seeds=3, audit=True, failed=("aki",))
+    page = report.write(tmp_path / "whole").read_text()
+    found = Reader(page)
+    steps = [row for row in found.rows if row and row[0] in ("0", "250", "5000")]
+    assert len(steps) == 3
+    last = steps[-1]
+    # At the end a seed's losses are its own final ones: Spearman 1, and the regret is the seeds' disagreement.
+    assert last[1] == "1.00" and float(last[6]) < 0.01
+    assert "zero-new ended lowest" in page and "The noise floor" in page
+    # One candidate is one step short: there is no audit yet.
+    curves_file = tmp_path / "whole" / "curves.jsonl"
+    lines = curves_file.read_text().splitlines(keepends=True)
+    curves_file.write_text("".join(lines[:-1]))
+    assert "The audit" not in report.write(tmp_path / "whole").read_text()
