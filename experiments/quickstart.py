@@ -31,8 +31,11 @@ class Config:
 
     workdir: Path = Path("runs/quickstart")
     """The run directory: curves, checkpoints, decision.json and report.html."""
-    data: Path | None = None
-    """A file or a folder of text in any language; by default the standard library's source."""
+    data: str | None = None
+    """A file or a folder of text in any language, or a TensorFlow dataset as tfds:NAME[/CONFIG][:VERSION][:FIELD]; by
+    default the standard library's source."""
+    data_dir: Path | None = None
+    """Where TensorFlow datasets are kept; by default their own place."""
     seed: int = 0
     """Fixes the initialisation, the fresh layers and the order of the data."""
     seeds: int | None = None
@@ -88,7 +91,7 @@ class Config:
 
 def main(config: Config) -> lagjax.Decision:
     """Runs the experiment, or goes on with it."""
-    corpus = text.load(config.data)
+    corpus = load(config)
     batch = text.batches(corpus, config.batch, config.window)
     valid = text.shards(corpus, config.shards, config.batch, config.window)
     size = gpt.Config(config.layers, config.width, config.heads, config.window)
@@ -106,9 +109,11 @@ def main(config: Config) -> lagjax.Decision:
 
     seeds = config.seeds or (3 if config.audit else 1)
     recorded = {
-        name: str(value) if isinstance(value, Path) else value
+        name: value
         for name, value in dataclasses.asdict(config).items()
-        if name not in ("workdir", "checkpoint_seconds", "mesh", "fully_sharded")
+        # Where things are kept and computed is recorded elsewhere, or of no consequence.
+        if name
+        not in ("workdir", "data_dir", "checkpoint_seconds", "mesh", "fully_sharded")
     }
     options = {
         "workdir": config.workdir,
@@ -152,6 +157,16 @@ def main(config: Config) -> lagjax.Decision:
         lanes=config.lanes,
         **options,
     )
+
+
+def load(config: Config) -> text.Corpus:
+    """The text of the experiment."""
+    if config.data is None or not config.data.startswith("tfds:"):
+        return text.load(config.data)
+    # An import of a second, which only these datasets need.
+    from experiments.data import tfds
+
+    return tfds.load(config.data.removeprefix("tfds:"), config.data_dir)
 
 
 def devices(sizes: tuple[int, int] | None) -> jax.sharding.Mesh | None:

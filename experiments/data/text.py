@@ -37,8 +37,8 @@ class Corpus:
         train: uint8 [N].
         valid: uint8 [M], M about N / 19.
         digest: SHA-256, hexadecimal, of the files' relative names and bytes.
-        files: number of files read.
-        skipped: number of files left out because they are not UTF-8 text.
+        files: number of files, or of records, read.
+        skipped: number of them left out because they are not UTF-8 text.
         origin: where it came from, for people to read.
     """
 
@@ -56,6 +56,32 @@ def load(path: Path | str | None = None) -> Corpus:
     Files come in the order of their relative names; hidden files and folders are left out. Raises ValueError
     where there is nothing to read, and says what would help.
     """
+    files = read_files(path)
+    train, valid = split(np.frombuffer(b"".join(files.texts.values()), np.uint8))
+    return Corpus(
+        train, valid, files.digest, len(files.texts), files.skipped, files.origin
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Files:
+    """The text files of a folder.
+
+    Attributes:
+        texts: relative POSIX name -> bytes, UTF-8, in the order of names.
+        digest: SHA-256, hexadecimal, of names and bytes.
+        skipped: number of files left out because they are not UTF-8 text.
+        origin: where they came from, for people to read.
+    """
+
+    texts: dict[str, bytes]
+    digest: str
+    skipped: int
+    origin: str
+
+
+def read_files(path: Path | str | None) -> Files:
+    """The text files that `load` reads; raises ValueError where there is no text."""
     try:
         texts, skipped, origin = _gather(path)
     except OSError as error:
@@ -63,14 +89,12 @@ def load(path: Path | str | None = None) -> Corpus:
             f"{error.filename} cannot be read ({error.strerror}); "
             "change its permissions, move it away, or give another path"
         ) from error
-    whole = np.frombuffer(b"".join(texts.values()), np.uint8)
-    if not whole.size:
+    if not any(texts.values()):
         raise ValueError(
             f"{origin} has no text: {len(texts)} empty files, and {skipped} that are not UTF-8 or hold NUL bytes "
             "(hidden ones are not looked at); give a file or a folder with text in it"
         )
-    train, valid = _split(whole)
-    return Corpus(train, valid, _digest(texts), len(texts), skipped, origin)
+    return Files(texts, _digest(texts), skipped, origin)
 
 
 def batches(
@@ -122,19 +146,30 @@ def shards(
     return tuple(np.split(windows, n_shards))
 
 
-def _split(whole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Every 20th block is validation, so that both parts hold text from everywhere.
+def block_size(size: int) -> int:
+    """The bytes of a block, of which every twentieth is validation; a small text has smaller ones, to give eight."""
+    return min(BLOCK, max(1, size // 160))
+
+
+def is_validation(block: int) -> bool:
+    """Whether a block, counted from 0, is for validation."""
+    return block % 20 == 10
+
+
+def split(whole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts a text, uint8 [N], into training and validation.
+
+    Every 20th block is validation, so that both parts hold text from everywhere.
 
     The end of a sorted list of files would be text of another kind than the rest (in the standard library, the
-    packages from `unittest` to `zoneinfo`). A small text has smaller blocks, to give eight for validation.
+    packages from `unittest` to `zoneinfo`).
     Each part is joined without its gaps: a window across a seam meets one jump in the text.
     """
-    size = min(BLOCK, max(1, whole.size // 160))
+    size = block_size(whole.size)
     blocks = [whole[start : start + size] for start in range(0, whole.size, size)]
-    valid = blocks[10::20]
-    del blocks[10::20]
+    train = [each for number, each in enumerate(blocks) if not is_validation(number)]
     # A text of fewer than eleven bytes has no such block; whoever asks for a window is told.
-    return np.concatenate(blocks), np.concatenate(valid or [whole[:0]])
+    return np.concatenate(train), np.concatenate(blocks[10::20] or [whole[:0]])
 
 
 def _gather(path: Path | str | None) -> tuple[dict[str, bytes], int, str]:
@@ -184,12 +219,13 @@ def _texts(files: dict[str, Path]) -> tuple[dict[str, bytes], int]:
     texts = {}
     for name, file in files.items():
         content = file.read_bytes()
-        if _is_text(content):
+        if is_text(content):
             texts[name] = content
     return texts, len(files) - len(texts)
 
 
-def _is_text(content: bytes) -> bool:
+def is_text(content: bytes) -> bool:
+    """Whether bytes are UTF-8 without NUL."""
     try:
         content.decode()
     except UnicodeDecodeError:

@@ -43,7 +43,7 @@ def test_the_standard_library_is_a_corpus_of_its_own(library: text.Corpus) -> No
 
 
 def test_the_standard_library_comes_without_tests_and_packages() -> None:
-    texts, _, _ = text._gather(None)
+    texts = text.read_files(None).texts
     names = list(texts)
     assert names == sorted(names)
     assert {"abc.py", "json/decoder.py", "zoneinfo/__init__.py"} <= set(names)
@@ -84,7 +84,8 @@ def test_a_folder_is_its_text_files_sorted_by_relative_name(tmp_path: Path) -> N
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\xff")
     (tmp_path / "table.bin").write_bytes(b"text\0until a NUL byte")
-    texts, skipped, _ = text._gather(tmp_path)
+    found = text.read_files(tmp_path)
+    texts, skipped = found.texts, found.skipped
     assert b"".join(texts.values()) == b"first.secondthird."
     assert skipped == 2
     corpus = text.load(tmp_path)
@@ -128,7 +129,7 @@ def test_the_digest_is_of_names_and_content_only(tmp_path: Path) -> None:
 def test_the_split_shares_nothing_loses_nothing_and_takes_from_everywhere(
     n_bytes: int,
 ) -> None:
-    train, valid = text._split(np.arange(n_bytes))
+    train, valid = text.split(np.arange(n_bytes))
     seen = np.bincount(np.concatenate([train, valid]), minlength=n_bytes)
     assert (seen == 1).all()
     assert 0.03 < valid.size / n_bytes < 0.07
@@ -142,7 +143,7 @@ def test_the_split_shares_nothing_loses_nothing_and_takes_from_everywhere(
 def test_the_bytes_of_the_split_are_those_of_the_file(tmp_path: Path) -> None:
     content = np.random.default_rng(0).bytes(50_000)
     corpus = corpus_of(tmp_path, content)
-    train, valid = text._split(np.frombuffer(content, np.uint8))
+    train, valid = text.split(np.frombuffer(content, np.uint8))
     assert np.array_equal(corpus.train, train)
     assert np.array_equal(corpus.valid, valid)
 

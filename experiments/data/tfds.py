@@ -1,0 +1,230 @@
+"""TensorFlow Datasets as text, through their own loader and without TensorFlow::
+
+    corpus = tfds.load("text_folder/novels")            # a folder prepared by experiments.data.text_folder
+    corpus = tfds.load("ag_news_subset:description")    # one field of a dataset
+    corpus = tfds.load("wiki40b/en:1.3.0:text")         # NAME[/CONFIG][:VERSION][:FIELD]
+
+Datasets are read as ArrayRecord, record by record. TFRecord needs TensorFlow; Parquet, as TFDS 4.9 writes it, loses
+records.
+"""
+
+import difflib
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.data import text
+
+try:
+    import tensorflow_datasets as tfds
+except ImportError as error:
+    raise ImportError(
+        "datasets need tensorflow-datasets: pip install 'lagjax[experiments]'"
+    ) from error
+
+FORMAT = "array_record"
+_VERSION = re.compile(r"(\d+|\*)(\.(\d+|\*)){0,2}")
+_CHUNK = 1000
+
+
+class Name(NamedTuple):
+    """What a specification asks for."""
+
+    dataset: str
+    config: str | None
+    version: str | None
+    field: str | None
+
+    def builder(self) -> str:
+        """As `tfds.builder` takes it."""
+        config = f"/{self.config}" if self.config else ""
+        return f"{self.dataset}{config}" + (f":{self.version}" if self.version else "")
+
+
+def load(name: str, data_dir: Path | str | None = None) -> text.Corpus:
+    """Reads a dataset's text: `train` for training, `validation`, or else `test`, for validation.
+
+    Where there is only `train`, every twentieth stretch of it is for validation. A newline stands between records. The
+    digest is that of the records, not of the files that hold them.
+
+    Args:
+        name: `NAME[/CONFIG][:VERSION][:FIELD]`; without a field, `text`, or the dataset's only text.
+        data_dir: where datasets are prepared; by default TFDS's own place. What is not there is downloaded.
+
+    Raises:
+        ValueError: for a dataset, config, version, split or field that does not exist, with the nearest that do; where
+            it is prepared in another format than ArrayRecord, or cannot be prepared here.
+    """
+    wanted = parse(name)
+    root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    _check_known(wanted, root)
+    try:
+        builder = tfds.builder(wanted.builder(), data_dir=root)
+    except Exception as error:
+        raise ValueError(f"tfds:{name} cannot be opened: {_first(error)}") from error
+    _prepare(builder, root)
+    field = _field(builder, wanted.field)
+    splits = list(builder.info.splits)
+    if "train" not in splits:
+        raise ValueError(
+            f"tfds:{name} has no split 'train'; it has {splits}{_nearest('train', splits)}; choose another dataset"
+        )
+    second = next((each for each in ("validation", "test") if each in splits), None)
+    records = {
+        split: list(_records(builder, split, field))
+        for split in ("train", second)
+        if split
+    }
+    kept = {split: [x for x in each if _usable(x)] for split, each in records.items()}
+    digest = hashlib.sha256(builder.info.full_name.encode())
+    for split, each in kept.items():
+        digest.update(f"\0{split} {len(each)}".encode())
+        for record in each:
+            digest.update(f" {len(record)} ".encode() + record)
+    parts = [np.frombuffer(b"\n".join(each), np.uint8) for each in kept.values()]
+    if not parts[0].size:
+        raise ValueError(
+            f"tfds:{name}: no record of 'train' has text in {field!r}; choose another field or dataset"
+        )
+    train, valid = parts if second else text.split(parts[0])
+    found = sum(map(len, records.values()))
+    used = sum(map(len, kept.values()))
+    origin = f"tfds:{builder.info.full_name}, {field!r}"
+    return text.Corpus(train, valid, digest.hexdigest(), used, found - used, origin)
+
+
+def parse(name: str) -> Name:
+    """Takes `NAME[/CONFIG][:VERSION][:FIELD]` apart; a version is digits and dots."""
+    first, *rest = name.split(":")
+    dataset, _, config = first.partition("/")
+    version = rest.pop(0) if rest and _VERSION.fullmatch(rest[0]) else None
+    if not dataset or len(rest) > 1 or "" in rest:
+        raise ValueError(
+            f"tfds:{name} is no dataset; expected tfds:NAME[/CONFIG][:VERSION][:FIELD], as tfds:ag_news_subset:title"
+        )
+    return Name(dataset, config or None, version, rest[0] if rest else None)
+
+
+def _check_known(wanted: Name, root: Path) -> None:
+    """Names the nearest where TFDS has neither the code nor the prepared files."""
+    registered = tfds.list_builders(with_community_datasets=False)
+    prepared = _folders(root)
+    if wanted.dataset not in {*registered, *prepared}:
+        raise ValueError(
+            f"there is no dataset {wanted.dataset!r}, neither prepared in {root} nor known to TFDS "
+            f"{tfds.__version__}{_nearest(wanted.dataset, [*prepared, *registered])}"
+        )
+    inside = _folders(root / wanted.dataset)
+    versions = [each for each in inside if _VERSION.fullmatch(each)]
+    configs = [each for each in inside if each not in versions]
+    if wanted.dataset in registered:
+        made = tfds.builder_cls(wanted.dataset)
+        configs += list(made.builder_configs)
+        versions += [str(each) for each in [made.VERSION, *made.SUPPORTED_VERSIONS]]
+    if wanted.config and wanted.config not in configs:
+        raise ValueError(
+            f"{wanted.dataset} has no config {wanted.config!r}; it has {configs or 'none'}"
+            f"{_nearest(wanted.config, configs)}"
+        )
+    if not wanted.config and configs and wanted.dataset not in registered:
+        raise ValueError(
+            f"{wanted.dataset} has several configs; say which: tfds:{wanted.dataset}/CONFIG with one of {configs}"
+        )
+    if wanted.config:
+        found = _folders(root / wanted.dataset / wanted.config)
+        versions += [each for each in found if _VERSION.fullmatch(each)]
+    if wanted.version and "*" not in wanted.version and wanted.version not in versions:
+        raise ValueError(
+            f"{wanted.dataset} has no version {wanted.version}; it has {sorted(set(versions))}"
+        )
+
+
+def _prepare(builder: Any, root: Path) -> None:
+    """Downloads what is not there; raises ValueError where that fails, or where it is there in another format."""
+    if not builder.info.splits:
+        try:
+            builder.download_and_prepare(file_format=FORMAT)
+        except Exception as error:
+            raise ValueError(
+                f"{builder.info.full_name} is not in {root}, and cannot be prepared here: {_first(error)}. Prepare it "
+                f"where that works, with tfds.builder({builder.info.full_name!r}).download_and_prepare(file_format="
+                f"{FORMAT!r}), and copy it to {root}"
+            ) from error
+    # A builder that has just prepared its files does not always know their format.
+    found = builder.info.file_format
+    if found is not None and found.value != FORMAT:
+        raise ValueError(
+            f"{builder.info.full_name} is prepared in {root} as {found.value}, which cannot be read safely without "
+            f"TensorFlow; prepare it again with download_and_prepare(file_format={FORMAT!r}) in another folder"
+        )
+
+
+def _field(builder: Any, wanted: str | None) -> str:
+    features = builder.info.features
+    texts = [
+        name
+        for name, feature in features.items()
+        if isinstance(feature, tfds.features.Text)
+    ]
+    name = builder.info.full_name
+    if wanted is None and (len(texts) == 1 or "text" in texts):
+        return "text" if "text" in texts else texts[0]
+    if wanted is None:
+        raise ValueError(
+            f"{name} has {len(texts) or 'no'} fields of text{': ' * bool(texts)}{', '.join(texts)}; "
+            + (
+                f"say which, as tfds:...:{texts[0]}"
+                if texts
+                else f"its fields are {list(features)}; choose another dataset"
+            )
+        )
+    if wanted not in features:
+        raise ValueError(
+            f"{name} has no field {wanted!r}; its fields of text are {texts}{_nearest(wanted, texts)}"
+        )
+    if wanted not in texts:
+        raise ValueError(
+            f"the field {wanted!r} of {name} is {type(features[wanted]).__name__}, not text; its fields of text are {texts}"
+        )
+    return wanted
+
+
+def _records(builder: Any, split: str, field: str) -> Iterator[bytes]:
+    source = builder.as_data_source(split=split)
+    expected = builder.info.splits[split].num_examples
+    if len(source) != expected:
+        raise ValueError(
+            f"{builder.info.full_name}: the split {split!r} holds {len(source)} records, its description says "
+            f"{expected}; prepare it again"
+        )
+    for start in range(0, expected, _CHUNK):
+        for record in source.__getitems__(range(start, min(start + _CHUNK, expected))):
+            yield record[field]
+
+
+def _usable(record: bytes) -> bool:
+    return bool(record) and text.is_text(record)
+
+
+def _folders(root: Path) -> list[str]:
+    """What may be datasets, configs or versions; `downloads` is TFDS's own."""
+    if not root.is_dir():
+        return []
+    return sorted(
+        each.name
+        for each in root.iterdir()
+        if each.is_dir() and each.name != "downloads" and ".incomplete" not in each.name
+    )
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name, dict.fromkeys(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+
+def _first(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
