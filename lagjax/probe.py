@@ -326,6 +326,36 @@ def fitting_lanes(single: Program, wanted: int, groups: int = 1) -> int:
     return math.ceil(chunk / groups) * groups
 
 
+def choose_lanes(
+    single: Program,
+    compiled: Callable[[int], Program],
+    wanted: int,
+    lane: Lane,
+    batches: Batch,
+    groups: int = 1,
+) -> int:
+    """How many of `wanted` candidates run at once: what fits the memory and is clearly faster than one.
+
+    On a CPU one: several at once gain next to nothing there, and the other program would be compiled for the
+    measurement alone. Over several groups of devices always several.
+
+    Args:
+        single: the program for one lane.
+        compiled: makes the program for a number of lanes.
+        wanted: candidates times seeds.
+        lane: one to measure with; it is left alone.
+        batches: of all data orders, as `advance` takes them.
+        groups: of devices.
+    """
+    if groups == 1 and jax.local_devices()[0].platform == "cpu":
+        return 1
+    lanes = fitting_lanes(single, wanted, groups)
+    # Whoever gives a mesh with an axis of candidates has decided.
+    if groups > 1 or lanes == 1 or faster(single, compiled(lanes), lane, batches):
+        return lanes
+    return 1
+
+
 def faster(
     one: Program, many: Program, lane: Lane, batches: Batch, rounds: int = 3
 ) -> bool:

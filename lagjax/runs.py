@@ -28,8 +28,7 @@ from lagjax.probe import (
     Engine,
     Lane,
     Program,
-    faster,
-    fitting_lanes,
+    choose_lanes,
     fresh_lane,
     from_loss,
     program,
@@ -143,7 +142,7 @@ def train(
     }
     with Directory(workdir, progress.note) as directory:
         directory.configure(
-            {"arguments": dict(arguments or {}), "source": section, **_environment()},
+            {"arguments": dict(arguments or {}), "source": section, **environment()},
             ENVIRONMENT,
         )
         name = LaneName(SOURCE, seed)
@@ -354,7 +353,7 @@ class _Search:
                 "compare": compare,
                 "lanes": lanes or "measured",
                 "placement": self.placed and self.placed.described(),
-                **_environment(),
+                **environment(),
             },
             ENVIRONMENT,
         )
@@ -380,17 +379,17 @@ class _Search:
         one = self._program(index, 1)
         lane = self._begin(LaneName(group.names[0], 0))
         tokens = [float(x) for x in one.evaluate(lane.state, self.shards)[1]]
-        if lanes:
-            lanes = min(lanes, wanted) if self.placed is None else lanes
-        else:
-            spread = self.placed.candidates if self.placed else 1
-            lanes = fitting_lanes(one, wanted, spread)
-            batches = steps_of(self.task.batch, self.seeds, 0, 2, LENGTH)
-            # Whoever gives a mesh with an axis of candidates has decided.
-            if lanes > spread == 1 and not faster(
-                one, self._program(index, lanes), lane, batches
-            ):
-                lanes = 1
+        if lanes is None:
+            lanes = choose_lanes(
+                one,
+                functools.partial(self._program, index),
+                wanted,
+                lane,
+                steps_of(self.task.batch, self.seeds, 0, 2, LENGTH),
+                self.placed.candidates if self.placed else 1,
+            )
+        elif self.placed is None:
+            lanes = min(lanes, wanted)
         return {"candidates": list(group.names), "lanes": lanes}, tokens
 
     def _program(self, index: int, lanes: int) -> Program:
@@ -742,7 +741,7 @@ def _shapes(tree: Any) -> str:
     return hashlib.blake2b(repr(described).encode(), digest_size=16).hexdigest()
 
 
-def _environment() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """Where the run is made: versions, device, cores."""
     packages = ("lagjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     device = jax.devices()[0]

@@ -1,0 +1,413 @@
+"""How fast lagjax is, as ratios measured within one run.
+
+    python -m experiments.benchmark         # about five minutes on 2 quiet CPU cores; the last line is one JSON object
+
+probe_vs_loop_single    time of a training step in the probe, against a minimal hand-written loop that scans: ≤ 1.02
+probe_vs_loop_group     8 candidates in the probe, against that loop for one after another: ≤ 1 (on a GPU ≤ 0.25)
+compilations_per_group  compilations of the training step while 8 candidates are probed: 1
+peak_memory_ratio       the probe's peak, against parameters, optimizer state, and one step's gradients and activations: ≤ 1.2
+growth_vs_copy          stacking 200 million parameters to twice their depth, against a copy of the result: ≤ 1.5
+step_vs_torch           a training step, against PyTorch with fused attention; null where it is not installed: ≤ 1.1
+data_vs_step            making a batch, against a training step: ≤ 0.05
+
+Both sides of a ratio are timed in turn; a ratio is the median over rounds, and its spread is shown.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import lagjax
+from experiments import quickstart, tables
+from experiments.data import text
+from experiments.models import gpt
+from lagjax import runs
+from lagjax.growth.depth import Stack
+from lagjax.probe import (
+    Program,
+    choose_lanes,
+    fresh_lane,
+    from_loss,
+    program,
+    shapes_of,
+    stack,
+    steps_of,
+)
+from lagjax.progress import Silent
+
+GOALS = {
+    "probe_vs_loop_single": 1.02,
+    "probe_vs_loop_group": 1.0,
+    "compilations_per_group": 1,
+    "peak_memory_ratio": 1.2,
+    "growth_vs_copy": 1.5,
+    "step_vs_torch": 1.1,
+    "data_vs_step": 0.05,
+}
+CANDIDATES = 8
+STACK = lagjax.Depth(Stack())
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is measured, and how long."""
+
+    only: tuple[str, ...] = ()
+    """Names of what to measure; by default everything."""
+    rounds: int = 7
+    """Times that both sides of each ratio are measured."""
+    steps: int = runs.LENGTH
+    """Training steps in one measurement."""
+    layers: int = 6
+    """Layers of the model that is trained, as in the quickstart."""
+    width: int = 64
+    """Its width."""
+    grown_parameters: int = 200_000_000
+    """Parameters that are grown."""
+    record: bool = False
+    """Add the result to experiments/results/benchmark.jsonl."""
+
+
+@dataclasses.dataclass
+class Bench:
+    """The quickstart's large model, its optimizer and its data."""
+
+    config: Config
+
+    def __post_init__(self) -> None:
+        shape = quickstart.Config()
+        self.shape = gpt.Config(
+            self.config.layers, self.config.width, shape.heads, shape.window
+        )
+        self.model = gpt.model(self.shape)
+        self.tx = quickstart.optimizer(shape, shape.horizon)
+        corpus = text.load(None)
+        self.batch = text.batches(corpus, shape.batch, shape.window)
+        shards = text.shards(corpus, shape.shards, shape.batch, shape.window)
+        self.shards = np.stack(shards)
+        self.params = jax.jit(self.model.init)(jax.random.key(0))
+        self.batches = steps_of(
+            self.batch, [0], 0, self.config.steps, self.config.steps
+        )
+        self.engine = from_loss(self.model, self.tx)
+
+    def lane(self) -> Any:
+        params = jax.tree.map(jnp.copy, self.params)
+        return fresh_lane(
+            self.engine.init(params, self.tx.init(params), jax.random.key(1)),
+            self.like(),
+        )
+
+    def like(self) -> Any:
+        state = jax.eval_shape(
+            lambda params: self.engine.init(
+                params, self.tx.init(params), jax.random.key(1)
+            ),
+            self.params,
+        )
+        metrics = jax.eval_shape(self.engine.step, state, self.batch(0, 0))[1]
+        return shapes_of(state, metrics)
+
+    def program(self, lanes: int) -> Program:
+        steps = self.config.steps
+        return program(
+            self.engine, self.like(), self.batches, self.shards, lanes, steps
+        )
+
+    def probe(self, compiled: Program, candidates: int = 1) -> Callable[[], None]:
+        """A call that makes all steps for each candidate, chunk by chunk, as a run does."""
+        several = compiled.lanes > 1
+        order = np.zeros(compiled.lanes, np.int32) if several else np.int32(0)
+        lanes = [
+            stack([self.lane()] * compiled.lanes) if several else self.lane()
+            for _ in range(0, candidates, compiled.lanes)
+        ]
+
+        def go() -> None:
+            for index, lane in enumerate(lanes):
+                made = compiled.advance(
+                    lane,
+                    self.batches,
+                    order,
+                    np.int32(0),
+                    np.int32(self.config.steps),
+                )
+                lanes[index] = jax.block_until_ready(made)
+
+        return go
+
+    def loop(self, candidates: int = 1) -> Callable[[], None]:
+        """The same by the shortest loop that one would write."""
+
+        def step(carry: Any, batch: Any) -> Any:
+            params, opt_state = carry
+
+            def mean(params: Any) -> Any:
+                total, count = self.model.loss(params, batch, jax.random.key(0))
+                return total / count
+
+            loss, grads = jax.value_and_grad(mean)(params)
+            updates, opt_state = self.tx.update(grads, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), loss
+
+        @jax.jit
+        def fresh(params: Any) -> Any:
+            return jax.tree.map(jnp.copy, (params, self.tx.init(params)))
+
+        run = jax.jit(
+            lambda carry, batches: jax.lax.scan(step, carry, batches), donate_argnums=0
+        )
+        carries = [fresh(self.params) for _ in range(candidates)]
+        batches = self.batches[0]
+
+        def go() -> None:
+            for index, carry in enumerate(carries):
+                carries[index], losses = run(carry, batches)
+                jax.block_until_ready(losses)
+
+        return go
+
+
+def paired(
+    one: Callable[[], None], other: Callable[[], None], rounds: int
+) -> list[float]:
+    """Ratios of the time of `one` to that of `other`, measured in turn after a first call of each."""
+    ratios = []
+    for turn in range(-1, rounds):
+        first, second = (one, other) if turn % 2 else (other, one)
+        times = {}
+        for call in (first, second):
+            start = time.perf_counter()
+            call()
+            times[call] = time.perf_counter() - start
+        if turn >= 0:
+            ratios.append(times[one] / times[other])
+    return ratios
+
+
+def probe_vs_loop_single(bench: Bench) -> list[float]:
+    """One candidate."""
+    return paired(bench.probe(bench.program(1)), bench.loop(), bench.config.rounds)
+
+
+def probe_vs_loop_group(bench: Bench) -> list[float]:
+    """As many at once as a run would take here."""
+    single = bench.program(1)
+    lanes = choose_lanes(single, bench.program, CANDIDATES, bench.lane(), bench.batches)
+    compiled = single if lanes == 1 else bench.program(lanes)
+    return paired(
+        bench.probe(compiled, CANDIDATES), bench.loop(CANDIDATES), bench.config.rounds
+    )
+
+
+def compilations_per_group(bench: Bench) -> list[float]:
+    """Through `lagjax.run`, with the number of lanes that it chooses."""
+    small = gpt.model(dataclasses.replace(bench.shape, layers=2, width=16))
+    large = gpt.model(dataclasses.replace(bench.shape, layers=4, width=16))
+    params = jax.jit(small.init)(jax.random.key(0))
+    pool = lagjax.pools.depth(params, small.axes, large)[:CANDIDATES]
+    task = lagjax.Task(
+        params, small.axes, bench.tx, bench.batch, list(bench.shards[:2]), horizon=4
+    )
+    with compiled("advance") as names, tempfile.TemporaryDirectory() as folder:
+        lagjax.run(task, pool, lagjax.FixedLag(2), folder, progress=Silent())
+    return [float(len(names))]
+
+
+@contextlib.contextmanager
+def compiled(function: str) -> Iterator[list[str]]:
+    """The messages of the compilations of functions of this name."""
+    found: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            message = record.getMessage()
+            if message.startswith(f"Compiling jit({function})"):
+                found.append(message)
+
+    listener, logger = Listener(), logging.getLogger("jax")
+    logger.addHandler(listener)
+    level, propagate = logger.level, logger.propagate
+    logger.propagate = False
+    try:
+        with jax.log_compiles():
+            yield found
+    finally:
+        logger.removeHandler(listener)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def peak_memory_ratio(bench: Bench) -> list[float]:
+    """By XLA's own plan; batches, which both sides hold, are left out of both."""
+
+    def mean(params: Any, batch: Any) -> Any:
+        total, count = bench.model.loss(params, batch, jax.random.key(0))
+        return total / count
+
+    lane, batch = bench.lane(), bench.batch(0, 0)
+    step = jax.jit(jax.value_and_grad(mean)).lower(bench.params, batch).compile()
+    plan = step.memory_analysis()
+    if plan is None:
+        return []
+    state = sum(
+        x.nbytes for x in jax.tree.leaves((lane.state.params, lane.state.opt_state))
+    )
+    needed = state + plan.temp_size_in_bytes + plan.output_size_in_bytes
+    return [(bench.program(1).bytes - bench.batches.nbytes) / needed]
+
+
+def growth_vs_copy(bench: Bench) -> list[float]:
+    """The slower of scanned and unrolled layers."""
+    found = []
+    # A layer has 12 × width² parameters.
+    layers = 16
+    width = max(
+        64, round((bench.config.grown_parameters / layers / 12) ** 0.5 / 64) * 64
+    )
+    for scanned in (True, False):
+        shape = gpt.Config(layers, width, 4, 64, scanned=scanned)
+        small, large = (
+            gpt.model(dataclasses.replace(shape, layers=count))
+            for count in (layers, 2 * layers)
+        )
+        shapes = jax.eval_shape(small.init, jax.random.key(0))
+        params = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
+
+        @jax.jit
+        def grow(params: Any, small: Any = small, large: Any = large) -> Any:
+            return STACK(jax.random.key(0), params, small.axes, large)
+
+        result = jax.block_until_ready(grow(params))
+        copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+        def wait(call: Callable[[Any], Any], tree: Any) -> Callable[[], None]:
+            def go() -> None:
+                jax.block_until_ready(call(tree))
+
+            return go
+
+        found.append(
+            paired(wait(grow, params), wait(copy, result), bench.config.rounds)
+        )
+        del params, result
+    return max(found, key=np.median)
+
+
+def step_vs_torch(bench: Bench) -> list[float]:
+    """Both on the same threads, with the same weights, whose losses are compared first."""
+    try:
+        import torch
+
+        from experiments.models import gpt_torch
+    except ImportError:
+        return []
+    if jax.default_backend() != "cpu":
+        return []
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    net = gpt_torch.from_jax(bench.shape, jax.device_get(bench.params))
+    tx = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=1e-4, fused=True)
+    tokens = [torch.from_numpy(x.astype(np.int64)) for x in bench.batches[0]]
+    total, count = bench.model.loss(bench.params, bench.batches[0, 0], None)
+    difference = abs(float(total / count) - net(tokens[0]).item())
+    if difference > 1e-4:
+        raise AssertionError(f"the two models' losses differ by {difference}")
+
+    def steps() -> None:
+        for batch in tokens:
+            tx.zero_grad(set_to_none=True)
+            net(batch).backward()
+            tx.step()
+
+    return paired(bench.probe(bench.program(1)), steps, bench.config.rounds)
+
+
+def data_vs_step(bench: Bench) -> list[float]:
+    """As many batches as steps."""
+
+    def batches() -> None:
+        steps_of(bench.batch, [0], 0, bench.config.steps, bench.config.steps)
+
+    return paired(batches, bench.probe(bench.program(1)), bench.config.rounds)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Measures, and prints the table; returns the row."""
+    for name in config.only:
+        if name not in GOALS:
+            near = difflib.get_close_matches(name, GOALS, n=1, cutoff=0)[0]
+            raise ValueError(
+                f"there is no measurement {name!r}; did you mean {near!r}? There are {', '.join(GOALS)}"
+            )
+    bench, console = Bench(config), Console(soft_wrap=True)
+    table = Table("ratio", "median", "lowest to highest", "goal", "")
+    row: dict[str, Any] = {}
+    for name, goal in GOALS.items():
+        measured = []
+        if not config.only or name in config.only:
+            console.print(f"measuring {name}", style="dim")
+            measured = globals()[name](bench)
+        median = float(np.median(measured)) if measured else None
+        row[name] = median and round(median, 5)
+        # Eight small candidates share a GPU.
+        if name == "probe_vs_loop_group" and jax.default_backend() == "gpu":
+            goal = 0.25
+        spread = f"{min(measured):.4g} to {max(measured):.4g}" if measured else "–"
+        met = "–" if median is None else "met" if median <= goal else "missed"
+        shown = "–" if median is None else f"{median:.4g}"
+        table.add_row(name, shown, spread, f"≤ {goal:g}", met)
+    console.print(table)
+    environment = runs.environment()
+    row |= {"device": environment["device"], "cores": environment["cores"]}
+    row |= {"commit": environment["versions"].pop("commit")}
+    row |= {"versions": environment["versions"] | {"torch": _torch()}}
+    sizes = dataclasses.asdict(config)
+    row |= {"config": {key: sizes[key] for key in sizes.keys() - {"record", "only"}}}
+    if config.record:
+        (tables.HERE / "results").mkdir(exist_ok=True)
+        tables.store(
+            tables.HERE / "results" / "benchmark.jsonl",
+            [{"question": "benchmark"} | row],
+        )
+    return row
+
+
+def _torch() -> str | None:
+    try:
+        import torch
+    except ImportError:
+        return None
+    return str(torch.__version__)
+
+
+def cli() -> int:
+    """The command line: exit code 2 for a name that does not exist."""
+    config = tyro.cli(Config, description=__doc__)
+    try:
+        row = main(config)
+    except ValueError as error:
+        console = Console(stderr=True, soft_wrap=True, highlight=False)
+        console.print(f"benchmark: {error}", markup=False)
+        return 2
+    print(json.dumps(row, sort_keys=True))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli())
