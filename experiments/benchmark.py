@@ -70,7 +70,7 @@ class Config:
 
     only: tuple[str, ...] = ()
     """Names of what to measure; by default everything."""
-    rounds: int = 7
+    rounds: int = 15
     """Times that both sides of each ratio are measured."""
     steps: int = runs.LENGTH
     """Training steps in one measurement."""
@@ -130,8 +130,11 @@ class Bench:
             self.engine, self.like(), self.batches, self.shards, lanes, steps
         )
 
-    def probe(self, compiled: Program, candidates: int = 1) -> Callable[[], None]:
-        """A call that makes all steps for each candidate, chunk by chunk, as a run does."""
+    def probe(
+        self, compiled: Program, candidates: int = 1, steps: int | None = None
+    ) -> Callable[[], None]:
+        """A call that makes some steps, by default all, for each candidate, chunk by chunk, as a run does."""
+        count = np.int32(steps or self.config.steps)
         several = compiled.lanes > 1
         order = np.zeros(compiled.lanes, np.int32) if several else np.int32(0)
         lanes = [
@@ -141,18 +144,12 @@ class Bench:
 
         def go() -> None:
             for index, lane in enumerate(lanes):
-                made = compiled.advance(
-                    lane,
-                    self.batches,
-                    order,
-                    np.int32(0),
-                    np.int32(self.config.steps),
-                )
+                made = compiled.advance(lane, self.batches, order, np.int32(0), count)
                 lanes[index] = jax.block_until_ready(made)
 
         return go
 
-    def loop(self, candidates: int = 1) -> Callable[[], None]:
+    def loop(self, candidates: int = 1, steps: int | None = None) -> Callable[[], None]:
         """The same by the shortest loop that one would write."""
 
         def step(carry: Any, batch: Any) -> Any:
@@ -174,7 +171,7 @@ class Bench:
             lambda carry, batches: jax.lax.scan(step, carry, batches), donate_argnums=0
         )
         carries = [fresh(self.params) for _ in range(candidates)]
-        batches = self.batches[0]
+        batches = self.batches[0][: steps or self.config.steps]
 
         def go() -> None:
             for index, carry in enumerate(carries):
@@ -211,8 +208,12 @@ def probe_vs_loop_group(bench: Bench) -> list[float]:
     single = bench.program(1)
     lanes = choose_lanes(single, bench.program, CANDIDATES, bench.lane(), bench.batches)
     compiled = single if lanes == 1 else bench.program(lanes)
+    # A quarter of the steps for each of so many: enough to time.
+    steps = max(1, bench.config.steps // 4)
     return paired(
-        bench.probe(compiled, CANDIDATES), bench.loop(CANDIDATES), bench.config.rounds
+        bench.probe(compiled, CANDIDATES, steps),
+        bench.loop(CANDIDATES, steps),
+        bench.config.rounds,
     )
 
 
