@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 import lagjax
+from lagjax import probe
 from lagjax.flops import flops
 from lagjax.probe import (
+    choose_lanes,
+    faster,
     fitting_lanes,
     fresh_lane,
     from_loss,
@@ -167,6 +170,24 @@ def test_chunks_are_nearly_equal_and_fit() -> None:
     half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     assert fitting_lanes(one._replace(bytes=half // 10), 14) == 7
     assert fitting_lanes(one._replace(bytes=half * 10), 14) == 1
+
+
+def test_lanes_are_measured_with_several_data_orders(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is clearly faster is taken, whatever the number of seeds; on a CPU nothing is measured."""
+    single = program(ENGINE, lane()[1], steps_of(toy.batch, [0], 0, 1, 8), SHARDS, 1, 8)
+    batches, made = steps_of(toy.batch, [0, 1], 0, 2, 8), []
+
+    def many(lanes: int):
+        made.append(lanes)
+        return compiled(lanes)
+
+    assert choose_lanes(single, many, 4, lane()[0], batches) == 1 and not made
+    monkeypatch.setattr(probe, "CLEARLY", 1e-9)
+    assert faster(single, compiled(2), lane()[0], batches)
+    monkeypatch.setattr(probe, "CLEARLY", 1e9)
+    assert not faster(single, compiled(2), lane()[0], batches)
 
 
 def test_batches_are_a_function_of_seed_and_step() -> None:

@@ -1,5 +1,6 @@
 """The benchmark in small: its last line, its counts, and the model that it compares with."""
 
+import importlib.util
 import json
 import sys
 
@@ -20,10 +21,11 @@ def test_the_last_line_is_the_row(
     assert benchmark.cli() == 0
     printed = capsys.readouterr().out
     row = json.loads(printed.splitlines()[-1])
+    absent = () if importlib.util.find_spec("torch") else ("step_vs_torch",)
     for name in benchmark.GOALS:
         assert name in printed
-        value = row[name]
-        assert value > 0 or (name == "step_vs_torch" and value is None)
+        # PyTorch is not among the requirements.
+        assert row[name] is None if name in absent else row[name] > 0
     assert row["compilations_per_group"] == 1
     assert 0.8 < row["peak_memory_ratio"] < 1.2
     assert row["config"]["steps"] == 2 and row["versions"]["jax"] == jax.__version__
