@@ -60,7 +60,6 @@ GOALS = {
     "step_vs_torch": 1.1,
     "data_vs_step": 0.05,
 }
-CANDIDATES = 8
 STACK = lagjax.Depth(Stack())
 
 
@@ -78,6 +77,8 @@ class Config:
     """Layers of the model that is trained, as in the quickstart."""
     width: int = 64
     """Its width."""
+    candidates: int = 8
+    """Candidates in a group."""
     grown_parameters: int = 200_000_000
     """Parameters that are grown."""
     record: bool = False
@@ -106,6 +107,7 @@ class Bench:
             self.batch, [0], 0, self.config.steps, self.config.steps
         )
         self.engine = from_loss(self.model, self.tx)
+        self.programs: dict[int, Program] = {}
 
     def lane(self) -> Any:
         params = jax.tree.map(jnp.copy, self.params)
@@ -125,10 +127,16 @@ class Bench:
         return shapes_of(state, metrics)
 
     def program(self, lanes: int) -> Program:
-        steps = self.config.steps
-        return program(
-            self.engine, self.like(), self.batches, self.shards, lanes, steps
-        )
+        if lanes not in self.programs:
+            self.programs[lanes] = program(
+                self.engine,
+                self.like(),
+                self.batches,
+                self.shards,
+                lanes,
+                self.config.steps,
+            )
+        return self.programs[lanes]
 
     def probe(
         self, compiled: Program, candidates: int = 1, steps: int | None = None
@@ -206,13 +214,15 @@ def probe_vs_loop_single(bench: Bench) -> list[float]:
 def probe_vs_loop_group(bench: Bench) -> list[float]:
     """As many at once as a run would take here."""
     single = bench.program(1)
-    lanes = choose_lanes(single, bench.program, CANDIDATES, bench.lane(), bench.batches)
+    lanes = choose_lanes(
+        single, bench.program, bench.config.candidates, bench.lane(), bench.batches
+    )
     compiled = single if lanes == 1 else bench.program(lanes)
     # A quarter of the steps for each of so many: enough to time.
     steps = max(1, bench.config.steps // 4)
     return paired(
-        bench.probe(compiled, CANDIDATES, steps),
-        bench.loop(CANDIDATES, steps),
+        bench.probe(compiled, bench.config.candidates, steps),
+        bench.loop(bench.config.candidates, steps),
         bench.config.rounds,
     )
 
@@ -222,7 +232,7 @@ def compilations_per_group(bench: Bench) -> list[float]:
     small = gpt.model(dataclasses.replace(bench.shape, layers=2, width=16))
     large = gpt.model(dataclasses.replace(bench.shape, layers=4, width=16))
     params = jax.jit(small.init)(jax.random.key(0))
-    pool = lagjax.pools.depth(params, small.axes, large)[:CANDIDATES]
+    pool = lagjax.pools.depth(params, small.axes, large)[: bench.config.candidates]
     task = lagjax.Task(
         params, small.axes, bench.tx, bench.batch, list(bench.shards[:2]), horizon=4
     )

@@ -68,8 +68,10 @@ def advanced(count: int, of: Mesh | None, fully_sharded: bool = False):
     return lane, made.evaluate(lane.state, SHARDS), made
 
 
-@pytest.mark.parametrize("fully_sharded", [False, True])
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize(
+    ("name", "fully_sharded"),
+    [(name, False) for name in MESHES] + [("data", True), ("both", True)],
+)
 def test_eight_devices_compute_what_one_does(name: str, fully_sharded: bool) -> None:
     count = 1 if name == "data" else 8
     alone, (sums, counts), _ = advanced(count, None)

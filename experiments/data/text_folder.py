@@ -8,6 +8,8 @@ validation, as in `experiments.data.text`.
 """
 
 import dataclasses
+import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,16 +69,22 @@ class TextFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(
         self, validation: bool
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        size = text.block_size(sum(map(len, self._corpus.texts.values())))
-        number = 0
-        for name, content in self._corpus.texts.items():
-            for stretch in _stretches(content, size):
-                if text.is_validation(number) == validation:
-                    yield (
-                        number,
-                        {"text": stretch.decode(), "file": name, "stretch": number},
-                    )
-                number += 1
+        for number, (name, stretch) in enumerate(_records(self._corpus.texts)):
+            if text.is_validation(number) == validation:
+                # Not every name of a file is UTF-8, and a record's text is.
+                file = os.fsencode(name).decode(errors="replace")
+                yield (
+                    number,
+                    {"text": stretch.decode(), "file": file, "stretch": number},
+                )
+
+
+def _records(texts: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    """The stretches of all files, each with the name of its file."""
+    size = text.block_size(sum(map(len, texts.values())))
+    for name, content in texts.items():
+        for stretch in _stretches(content, size):
+            yield name, stretch
 
 
 def _stretches(content: bytes, size: int) -> Iterator[bytes]:
@@ -102,13 +110,33 @@ def _stretches(content: bytes, size: int) -> Iterator[bytes]:
 def prepare(folder: Path | str, name: str, data_dir: Path | str | None = None) -> str:
     """Prepares a folder or a file, where that has not been done; returns what `--data` takes.
 
-    Raises ValueError for a folder without text, and where other text is prepared under this name.
+    Raises ValueError for a folder without text or with too little, a name or a file that does not do, where other text
+    is prepared under this name, and where nothing can be written.
     """
     corpus = text.read_files(folder)
     if not name.isidentifier():
         raise ValueError(
-            f"the name {name!r} does not do for a dataset; give letters, digits and underscores"
+            f"the name {name!r} does not do for a dataset; give letters, digits and underscores, "
+            f"a letter first, as --name"
         )
+    # In a folder other files are left out; a file alone is read whatever it holds.
+    if not all(map(text.is_text, corpus.texts.values())):
+        raise ValueError(
+            f"{corpus.origin} is not UTF-8 text, or holds NUL bytes; convert it first, as with iconv -t UTF-8"
+        )
+    if not any(
+        text.is_validation(number) for number, _ in enumerate(_records(corpus.texts))
+    ):
+        raise ValueError(f"{corpus.origin} has too little text to split; give more")
+    try:
+        return _prepared(corpus, name, data_dir)
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename or data_dir} cannot be written ({error.strerror}); give another --data-dir"
+        ) from error
+
+
+def _prepared(corpus: text.Files, name: str, data_dir: Path | str | None) -> str:
     builder = TextFolder(corpus, name, data_dir)
     if builder.info.splits:
         found = (builder.info.metadata or {}).get("digest")
@@ -118,8 +146,6 @@ def prepare(folder: Path | str, name: str, data_dir: Path | str | None = None) -
             )
     else:
         builder.download_and_prepare()
-    if "validation" not in builder.info.splits:
-        raise ValueError(f"{corpus.origin} has too little text to split; give more")
     return f"tfds:text_folder/{name}"
 
 
@@ -145,8 +171,8 @@ def cli() -> int:
         console = Console(stderr=True, soft_wrap=True, highlight=False)
         console.print(f"text_folder: {error}", markup=False)
         return 2
-    where = f" --data-dir {given.data_dir}" if given.data_dir else ""
-    print(f"python -m experiments.quickstart --data {found}{where}")
+    where = ["--data-dir", str(given.data_dir)] if given.data_dir else []
+    print("python -m experiments.quickstart", shlex.join(["--data", found, *where]))
     return 0
 
 

@@ -2,7 +2,7 @@
 
     corpus = tfds.load("text_folder/novels")            # a folder prepared by experiments.data.text_folder
     corpus = tfds.load("ag_news_subset:description")    # one field of a dataset
-    corpus = tfds.load("wiki40b/en:1.3.0:text")         # NAME[/CONFIG][:VERSION][:FIELD]
+    corpus = tfds.load("imdb_reviews/plain_text:1.0.0") # NAME[/CONFIG][:VERSION][:FIELD]
 
 Datasets are read as ArrayRecord, record by record. TFRecord needs TensorFlow; Parquet, as TFDS 4.9 writes it, loses
 records.
@@ -22,8 +22,9 @@ from experiments.data import text
 try:
     import tensorflow_datasets as tfds
 except ImportError as error:
-    raise ImportError(
-        "datasets need tensorflow-datasets: pip install 'lagjax[experiments]'"
+    # As for any other input that cannot be read: the command line says it in a line.
+    raise ValueError(
+        f"datasets need tensorflow-datasets ({error}): pip install 'lagjax[experiments]'"
     ) from error
 
 FORMAT = "array_record"
@@ -66,8 +67,9 @@ def load(name: str, data_dir: Path | str | None = None) -> text.Corpus:
         builder = tfds.builder(wanted.builder(), data_dir=root)
     except Exception as error:
         raise ValueError(f"tfds:{name} cannot be opened: {_first(error)}") from error
-    _prepare(builder, root)
+    # First the field, so that nothing is downloaded for one that does not exist.
     field = _field(builder, wanted.field)
+    _prepare(builder, root)
     splits = list(builder.info.splits)
     if "train" not in splits:
         raise ValueError(
@@ -93,7 +95,7 @@ def load(name: str, data_dir: Path | str | None = None) -> text.Corpus:
     train, valid = parts if second else text.split(parts[0])
     found = sum(map(len, records.values()))
     used = sum(map(len, kept.values()))
-    origin = f"tfds:{builder.info.full_name}, {field!r}"
+    origin = f"tfds:{_spelled(builder)}:{field}"
     return text.Corpus(train, valid, digest.hexdigest(), used, found - used, origin)
 
 
@@ -122,9 +124,19 @@ def _check_known(wanted: Name, root: Path) -> None:
     versions = [each for each in inside if _VERSION.fullmatch(each)]
     configs = [each for each in inside if each not in versions]
     if wanted.dataset in registered:
-        made = tfds.builder_cls(wanted.dataset)
+        try:
+            made = tfds.builder_cls(wanted.dataset)
+        except ImportError as error:
+            raise ValueError(
+                f"the code of {wanted.dataset} needs a package that is not installed ({_first(error)}); install it, or "
+                f"choose another dataset"
+            ) from error
         configs += list(made.builder_configs)
-        versions += [str(each) for each in [made.VERSION, *made.SUPPORTED_VERSIONS]]
+        stated = [made.VERSION, *made.SUPPORTED_VERSIONS]
+        # Many datasets give versions to their configs only.
+        for config in made.builder_configs.values():
+            stated += [config.version, *config.supported_versions]
+        versions += [str(each) for each in stated if each]
     if wanted.config and wanted.config not in configs:
         raise ValueError(
             f"{wanted.dataset} has no config {wanted.config!r}; it has {configs or 'none'}"
@@ -140,6 +152,7 @@ def _check_known(wanted: Name, root: Path) -> None:
     if wanted.version and "*" not in wanted.version and wanted.version not in versions:
         raise ValueError(
             f"{wanted.dataset} has no version {wanted.version}; it has {sorted(set(versions))}"
+            f"{_nearest(wanted.version, versions)}"
         )
 
 
@@ -151,25 +164,34 @@ def _prepare(builder: Any, root: Path) -> None:
         except Exception as error:
             raise ValueError(
                 f"{builder.info.full_name} is not in {root}, and cannot be prepared here: {_first(error)}. Prepare it "
-                f"where that works, with tfds.builder({builder.info.full_name!r}).download_and_prepare(file_format="
-                f"{FORMAT!r}), and copy it to {root}"
+                f"where there are TensorFlow and the network, bring the folder here and give it as --data-dir: "
+                f"{_command(builder)}"
             ) from error
     # A builder that has just prepared its files does not always know their format.
     found = builder.info.file_format
     if found is not None and found.value != FORMAT:
         raise ValueError(
             f"{builder.info.full_name} is prepared in {root} as {found.value}, which cannot be read safely without "
-            f"TensorFlow; prepare it again with download_and_prepare(file_format={FORMAT!r}) in another folder"
+            f"TensorFlow; prepare it again in another folder and give that as --data-dir: {_command(builder)}"
         )
+
+
+def _spelled(builder: Any) -> str:
+    """NAME[/CONFIG]:VERSION; TFDS's full name has a slash before the version, which its own parser refuses."""
+    return ":".join(builder.info.full_name.rsplit("/", 1))
+
+
+def _command(builder: Any) -> str:
+    return (
+        f"python -c \"import tensorflow_datasets as tfds; tfds.builder({_spelled(builder)!r}, data_dir='datasets')"
+        f'.download_and_prepare(file_format={FORMAT!r})"'
+    )
 
 
 def _field(builder: Any, wanted: str | None) -> str:
     features = builder.info.features
-    texts = [
-        name
-        for name, feature in features.items()
-        if isinstance(feature, tfds.features.Text)
-    ]
+    # Read from files, features come in no fixed order.
+    texts = sorted(name for name, feature in features.items() if _is_text(feature))
     name = builder.info.full_name
     if wanted is None and (len(texts) == 1 or "text" in texts):
         return "text" if "text" in texts else texts[0]
@@ -179,7 +201,7 @@ def _field(builder: Any, wanted: str | None) -> str:
             + (
                 f"say which, as tfds:...:{texts[0]}"
                 if texts
-                else f"its fields are {list(features)}; choose another dataset"
+                else f"its fields are {sorted(features)}; choose another dataset"
             )
         )
     if wanted not in features:
@@ -191,6 +213,15 @@ def _field(builder: Any, wanted: str | None) -> str:
             f"the field {wanted!r} of {name} is {type(features[wanted]).__name__}, not text; its fields of text are {texts}"
         )
     return wanted
+
+
+def _is_text(feature: Any) -> bool:
+    """Whether a feature is one string; many datasets declare no Text, but a scalar of type str."""
+    return (
+        isinstance(feature, tfds.features.Tensor)
+        and feature.shape == ()
+        and tfds.core.utils.dtype_utils.is_string(feature.np_dtype)
+    )
 
 
 def _records(builder: Any, split: str, field: str) -> Iterator[bytes]:
@@ -227,4 +258,9 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _first(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+    """The first line of an error, or that of the missing package behind it; TFDS wraps that together with a record."""
+    chain: list[BaseException] = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    shown = next((each for each in chain[::-1] if isinstance(each, ImportError)), error)
+    return f"{type(shown).__name__}: {(str(shown).splitlines() or [''])[0][:300]}"

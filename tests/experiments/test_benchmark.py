@@ -11,7 +11,7 @@ import pytest
 from experiments import benchmark, tables
 from experiments.models import gpt
 
-SMALL = ["--rounds", "1", "--steps", "2", "--layers", "1", "--width", "16", "--grown-parameters", "100000"]  # fmt: skip
+SMALL = ["--rounds", "1", "--steps", "2", "--layers", "1", "--width", "16", "--grown-parameters", "100000", "--candidates", "2"]  # fmt: skip
 
 
 def test_the_last_line_is_the_row(

@@ -1,6 +1,9 @@
 """TensorFlow Datasets, prepared offline by the real builders and read by the real loader, without TensorFlow."""
 
+import os
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets
 
-from experiments import quickstart
+from experiments import data, quickstart
 from experiments.data import text, text_folder, tfds
 
 WIKITEXT = pathlib.Path(__file__).parents[3] / "shared" / "data" / "wikitext2"
@@ -83,10 +86,54 @@ class Unsplit(Pairs):
     SPLITS = ("tran",)
 
 
+class Strings(Pairs):
+    """Strings that are not declared as text; one of them does not always hold UTF-8; and more splits than are read."""
+
+    SPLITS = ("extra", "test", "train", "validation")
+
+    def _info(self) -> tensorflow_datasets.core.DatasetInfo:
+        features = {"words": np.str_, "raw": np.object_, "many": {"words": np.str_}}
+        return tensorflow_datasets.core.DatasetInfo(
+            builder=self,
+            features=tensorflow_datasets.features.FeaturesDict(features),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: object) -> dict:
+        return {split: self._of(split) for split in self.SPLITS}
+
+    def _of(self, split: str):
+        for n in range(100):
+            raw = b"\xff" if n % 4 else b"text"
+            yield n, {"words": f"{split} {n}", "raw": raw, "many": {"words": "a"}}
+
+
+class Held(Strings):
+    """No validation split."""
+
+    SPLITS = ("extra", "test", "train")
+
+
+class Pictures(Pairs):
+    """Cannot be prepared without TensorFlow."""
+
+    def _info(self) -> tensorflow_datasets.core.DatasetInfo:
+        features = tensorflow_datasets.features
+        return tensorflow_datasets.core.DatasetInfo(
+            builder=self,
+            features=features.FeaturesDict(
+                {"picture": features.Image(shape=(2, 2, 3)), "text": features.Text()}
+            ),
+        )
+
+    def _generate_examples(self):
+        yield 0, {"picture": np.zeros((2, 2, 3), np.uint8), "text": "caption"}
+
+
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     root = tmp_path_factory.mktemp("others")
-    for builder in (Pairs, Single, Unsplit):
+    for builder in (Pairs, Single, Unsplit, Strings, Held):
         builder(data_dir=root, file_format="array_record").download_and_prepare()
     Pairs(data_dir=root / "parquet", file_format="parquet").download_and_prepare()
     return root
@@ -127,6 +174,13 @@ def test_the_digest_is_that_of_the_records(
     (tmp_path / "more.txt").write_text("line\n" * 1000)
     text_folder.prepare(tmp_path / "more.txt", "more", tmp_path)
     assert tfds.load("text_folder/more", tmp_path).digest != first.digest
+    # The same name and version, and one letter that differs.
+    changed = tmp_path / "changed"
+    shutil.copytree(folder, changed / "texts")
+    with (changed / "texts" / "a.txt").open("r+") as file:
+        file.write("#")
+    text_folder.prepare(changed / "texts", "novels", changed)
+    assert tfds.load("text_folder/novels", changed).digest != first.digest
 
 
 def test_another_text_under_the_same_name_is_refused(
@@ -136,8 +190,34 @@ def test_another_text_under_the_same_name_is_refused(
     (tmp_path / "a.txt").write_text("other\n" * 500)
     with pytest.raises(ValueError, match="other text under the name 'novels'"):
         text_folder.prepare(tmp_path, "novels", prepared)
-    with pytest.raises(ValueError, match="letters, digits and underscores"):
-        text_folder.prepare(tmp_path, "a/b", prepared)
+    for name in ("a/b", "1.0.0", "1984"):  # the last two would be taken for versions
+        with pytest.raises(ValueError, match="letters, digits and underscores"):
+            text_folder.prepare(tmp_path, name, prepared)
+
+
+def test_text_that_cannot_be_prepared(tmp_path: pathlib.Path) -> None:
+    file, root = tmp_path / "a.txt", tmp_path / "root"
+    file.write_bytes("déjà vu\n".encode("latin-1") * 100)
+    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8.*convert it"):
+        text_folder.prepare(file, "a", root)
+    file.write_text("語り得ぬもの")  # 18 bytes, six characters
+    with pytest.raises(ValueError, match="too little text to split; give more"):
+        text_folder.prepare(file, "a", root)
+    assert not root.exists()
+    file.write_text("line\n" * 100)
+    with pytest.raises(ValueError, match="cannot be written.*another --data-dir"):
+        text_folder.prepare(file, "a", file)
+
+
+def test_a_file_whose_name_is_not_unicode(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    pathlib.Path(os.fsdecode(os.fsencode(folder) + b"/\xff.txt")).write_text(
+        "a\n" * 500
+    )
+    text_folder.prepare(folder, "odd", tmp_path)
+    corpus = tfds.load("text_folder/odd", tmp_path)
+    assert corpus.train.tobytes().startswith(b"a\na\n")
 
 
 def test_the_commands(
@@ -182,6 +262,32 @@ def test_the_only_text_is_found_and_empty_records_are_left_out(
     assert corpus.train.tobytes().startswith(b"words 0 \nwords 2 xx\n")
 
 
+def test_validation_comes_before_test_and_nothing_else_is_read(
+    others: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    shutil.copytree(others, tmp_path, dirs_exist_ok=True)
+    unread = ["strings/**/*-extra.*", "strings/**/*-test.*", "held/**/*-extra.*"]
+    for file in [file for pattern in unread for file in tmp_path.glob(pattern)]:
+        file.unlink()
+    for name, second in (("strings", "validation"), ("held", "test")):
+        corpus = tfds.load(f"{name}:words", tmp_path)
+        for part, split in ((corpus.train, "train"), (corpus.valid, second)):
+            assert part.tobytes().decode().split("\n") == [
+                f"{split} {n}" for n in range(100)
+            ]
+        assert (corpus.files, corpus.skipped) == (200, 0)
+        # Where it came from is also what reads it again.
+        assert corpus.origin == f"tfds:{name}:1.2.0:words"
+        again = tfds.load(corpus.origin.removeprefix("tfds:"), tmp_path)
+        assert again.digest == corpus.digest
+
+
+def test_records_that_are_not_text_are_left_out(others: pathlib.Path) -> None:
+    corpus = tfds.load("strings:raw", others)
+    assert (corpus.files, corpus.skipped) == (50, 150)
+    assert corpus.train.tobytes() == b"\n".join([b"text"] * 25)
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
@@ -194,6 +300,11 @@ def test_the_only_text_is_found_and_empty_records_are_left_out(
         ("text_folder/novels:stretch", "is Scalar, not text"),
         ("text_folder/novels:text:more", r"expected tfds:NAME\[/CONFIG\]"),
         ("", "is no dataset"),
+        ("imdb_reviews/plain_txt", "no config 'plain_txt'.*did you mean 'plain_text'"),
+        # The version is that of the config, and right; no download is begun for the field.
+        ("imdb_reviews/plain_text:1.0.0:txt", r"no field 'txt'; .*\['text'\]"),
+        ("imdb_reviews:1.0.1", r"no version 1.0.1; it has \['1.0.0'\]; did you mean"),
+        ("mnist", r"no fields of text; its fields are \['image', 'label'\]"),
     ],
 )  # fmt: skip
 def test_what_does_not_exist_is_named_with_the_nearest(
@@ -206,7 +317,9 @@ def test_what_does_not_exist_is_named_with_the_nearest(
 @pytest.mark.parametrize(
     ("name", "root", "says"),
     [
-        ("pairs", "", "2 fields of text: title, body; say which"),
+        ("pairs", "", "2 fields of text: body, title; say which"),
+        ("strings", "", "2 fields of text: raw, words; say which"),
+        ("strings:many", "", "is FeaturesDict, not text"),
         ("unsplit:body", "", r"no split 'train'; it has \['tran'\]; did you mean 'tran'"),
         ("pairs:body", "parquet", "as parquet, which cannot be read safely"),
     ],
@@ -227,8 +340,41 @@ def test_what_cannot_be_prepared_says_what_would_help(
     # The one thing that is not real: the network, which tests must not use.
     builder = tensorflow_datasets.builder_cls("ag_news_subset")
     monkeypatch.setattr(builder, "_split_generators", offline)
-    with pytest.raises(ValueError, match="no network.*file_format='array_record'"):
+    with pytest.raises(ValueError, match="OSError: no network") as raised:
         tfds.load("ag_news_subset:title", tmp_path)
+    assert "--data-dir" in str(raised.value)
+    # The command that it gives is one that TFDS understands.
+    command = str(raised.value).partition("python -c ")[2].strip('"')
+    compile(command, "remedy", "exec")
+    name = re.search(r"builder\('(.+?)'", command)[1]
+    again = tensorflow_datasets.builder(name, data_dir=tmp_path)
+    assert again.info.full_name == "ag_news_subset/1.0.0"
+
+
+def test_what_needs_another_package_says_which(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(ValueError, match="prepared here: .*tensorflow.*--data-dir"):
+        tfds.load("pictures", tmp_path)
+
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError("No module named 'pandas'")
+
+    monkeypatch.setattr(tensorflow_datasets, "builder_cls", missing)
+    with pytest.raises(ValueError, match="code of dices.*'pandas'.*install it"):
+        tfds.load("dices", tmp_path)
+
+
+def test_without_tensorflow_datasets_the_command_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    monkeypatch.delitem(sys.modules, "experiments.data.tfds")
+    monkeypatch.delattr(data, "tfds")
+    monkeypatch.setattr(sys, "argv", ["quickstart", "--data", "tfds:pairs:body"])
+    assert quickstart.cli() == 2
+    assert "pip install 'lagjax[experiments]'" in capsys.readouterr().err
 
 
 def test_lost_records_are_noticed(
