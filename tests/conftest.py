@@ -1,11 +1,19 @@
 """Every test runs on the CPU, which stands for eight devices, and broadcasting between ranks is an error."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Read when JAX starts; all but the tests of placement use the first device.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+# Many tests compile the same programs. Each process of the suite has a folder of its own, and starts with nothing.
+_compiled = tempfile.mkdtemp(prefix="lagjax-compiled-")
+atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import hypothesis
 import jax
