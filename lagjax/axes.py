@@ -15,12 +15,16 @@ A table maps a pattern of paths to the axes of the arrays found there, in the or
 ``>x+``       it writes x and is the last one before the residual addition
 ``=x``        tied: written as an embedding, read as the head
 ``x``         it acts elementwise on x (a norm's scale)
+``+x``        it is added along x to what a norm gives (a norm's bias)
 ``#x``        a stack of layers; unrolled layers are a capture ``(?P<x>\\d+)`` of the path instead
 ``3``         a literal size
 ``(a b)``     two axes flattened into one, a the slower
 ``(a b | c)`` axes concatenated
 ``name: ...`` pairs leaves of two codebases whose paths differ; may use the pattern's groups, ``\\1``
 ============  =================================================================================
+
+A key reads the axis that its query writes: q ``<embed >heads >qk``, k ``<embed >heads <qk``, and both in one array
+``<embed >(heads qk | heads <qk | heads v)``. A bias has the axes of what it is added to.
 
 The first matching row wins, and a pattern must match the whole path, its keys joined by ``/``.
 """
@@ -49,27 +53,49 @@ class Residual(NamedTuple):
 
 
 class Dot(NamedTuple):
-    """An axis contracted between queries and keys; `rope` is the layout of rotated pairs."""
+    """An axis contracted between queries and keys; `rope` is the layout of rotated pairs, `scaled` says whether scores are divided by
+    the root of its size.
+    """
 
     rope: Literal["half", "interleaved"] | None = None
+    scaled: bool = True
 
 
 class Elementwise(NamedTuple):
-    """An axis that passes through a nonlinearity, by itself or as the gate of a product."""
+    """An axis whose entries act alone: `activation` is gelu, relu, silu, tanh, identity (a value's channels), attention (heads, groups of
+    heads); `gated` where it is one factor of a product.
+    """
 
     activation: str
     gated: bool = False
 
 
-Kind: TypeAlias = Residual | Dot | Elementwise
+class Lookup(NamedTuple):
+    """An axis that the data index: tokens, positions, buckets."""
+
+
+class Experts(NamedTuple):
+    """An axis of experts, of which each token takes the `top` by its router, with weights that sum to 1."""
+
+    top: int = 1
+
+
+Kind: TypeAlias = Residual | Dot | Elementwise | Lookup | Experts
 
 
 class Dim(NamedTuple):
     """One axis of an array: `parts` are concatenated, the factors of a part are flattened."""
 
-    role: Literal["<", ">", "=", "#", ""]
+    role: Literal["<", ">", "=", "#", "+", ""]
     parts: tuple[tuple[str | int, ...], ...]
     residual: bool = False
+    own: tuple[tuple[str, ...], ...] = ()
+    """For each factor of each part the role it has of its own, or nothing; empty where none has."""
+
+    def roles(self, part: int) -> tuple[str, ...]:
+        """The role of each factor of a part."""
+        own = self.own[part] if self.own else ("",) * len(self.parts[part])
+        return tuple(role or self.role for role in own)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -81,7 +107,11 @@ class Dim(NamedTuple):
         return self.names[0] if self.role == "#" else None
 
     def __str__(self) -> str:
-        inner = " | ".join(" ".join(map(str, part)) for part in self.parts)
+        own = self.own or tuple(("",) * len(part) for part in self.parts)
+        inner = " | ".join(
+            " ".join(f"{role}{x}" for role, x in zip(roles, part))
+            for roles, part in zip(own, self.parts)
+        )
         brackets = len(self.parts) > 1 or len(self.parts[0]) > 1
         return f"{self.role}{f'({inner})' if brackets else inner}{'+' * self.residual}"
 
@@ -148,7 +178,7 @@ class Axes:
 
     Args:
         rows: pattern of paths → axes, the first match wins.
-        kinds: axis → `Residual`, `Dot` or `Elementwise`: from these exactness is proved.
+        kinds: axis → `Residual`, `Dot`, `Elementwise`, `Lookup` or `Experts`: from these exactness is proved.
         sizes: sizes that shapes cannot tell, such as the heads inside a flattened axis.
     """
 
@@ -235,7 +265,7 @@ class Axes:
 
 
 _DIM = re.compile(
-    r"\s*(?P<role>[<>=#]?)(?:(?P<one>\w+)|\((?P<many>[^()]*)\))(?P<residual>\+?)(?=\s|$)"
+    r"\s*(?P<role>[<>=#+]?)(?:(?P<one>\w+)|\((?P<many>[^()]*)\))(?P<residual>\+?)(?=\s|$)"
 )
 _NAME = re.compile(r"\s*(?P<name>[^\s:]+):\s+(?P<axes>.*)", re.DOTALL)
 
@@ -255,11 +285,20 @@ def parse(text: str) -> tuple[str | None, tuple[Dim, ...]]:
                 f"axes {text!r}: cannot read {rest[position:].strip()!r}; expected axes such as "
                 "'#layers <embed >heads', '>(heads qk | heads v)', '3' or '>embed+'"
             )
+        words = [part.split() for part in (match["one"] or match["many"]).split("|")]
+        own = tuple(tuple(w[0] if w[0] in "<>" else "" for w in part) for part in words)
         parts = tuple(
-            tuple(int(word) if word.isdecimal() else word for word in part.split())
-            for part in (match["one"] or match["many"]).split("|")
+            tuple(
+                int(x) if x.isdecimal() else x for x in (w.lstrip("<>") for w in part)
+            )
+            for part in words
         )
-        dim = Dim(match["role"], parts, bool(match["residual"]))  # type: ignore[arg-type]
+        dim = Dim(
+            match["role"],  # type: ignore[arg-type]
+            parts,
+            bool(match["residual"]),
+            own if any(map(any, own)) else (),
+        )
         if not all(parts) or any(not x.isidentifier() for x in dim.names):
             raise ValueError(
                 f"axes {text!r}: {match[0].strip()!r} is empty or has a name that is no identifier"
@@ -332,13 +371,24 @@ def rearrange(
     """Brings an array from one codebase's order and folding of axes into another's."""
     if [dim.parts for dim in old] == [dim.parts for dim in new]:
         return array
+    return join(unfold(array, old, new, sizes), new, sizes)
+
+
+def unfold(
+    array: Any, old: Sequence[Dim], new: Sequence[Dim], sizes: Mapping[str, int]
+) -> tuple[Any, ...]:
+    """Splits an array and brings each part's axes into another codebase's order; an axis that only that one has is of size 1."""
     moved = []
     for part, have, want in zip(
         split(array, old, sizes), _factors(old), _factors(new), strict=True
     ):
-        positions = {name: position for position, name in enumerate(_numbered(have))}
-        moved.append(jnp.transpose(part, [positions[name] for name in _numbered(want)]))
-    return join(moved, new, sizes)
+        missing = [name for name in _numbered(want) if name not in _numbered(have)]
+        part = jnp.reshape(part, (*part.shape, *[1] * len(missing)))
+        names = [*_numbered(have), *missing]
+        moved.append(
+            jnp.transpose(part, [names.index(name) for name in _numbered(want)])
+        )
+    return tuple(moved)
 
 
 def _numbered(names: Sequence[str | int]) -> list[tuple[str | int, int]]:

@@ -47,13 +47,14 @@ class Depth:
         del (
             key
         )  # Every strategy here is deterministic; the key serves the fresh layers.
-        if (
-            dict(source.stacks).keys() != dict(target.stacks).keys()
-            or not source.stacks
-        ):
+        return Plan(source, target, self.words(source, target))
+
+    def words(self, source: Layout, target: Layout) -> dict[str, Word]:
+        """The word of every stack."""
+        check_stacks(source, target)
+        if not source.stacks:
             raise ValueError(
-                f"the source's stacks of layers are {sorted(source.stacks)}, the target's {sorted(target.stacks)}; "
-                "mark the same ones in both tables, by '#layers' or a capture '(?P<layers>\\d+)' in the path"
+                "the tables mark no stack of layers; mark them by '#layers' or a capture '(?P<layers>\\d+)' in the path"
             )
         named = (
             dict(self.how)
@@ -64,11 +65,32 @@ class Depth:
             raise ValueError(
                 f"strategies are given for {sorted(named)}, the stacks are {sorted(source.stacks)}"
             )
-        return Plan(
-            source,
-            target,
-            {stack: _word(how, stack, source, target) for stack, how in named.items()},
+        return {
+            stack: _word(how, stack, source, target) for stack, how in named.items()
+        }
+
+
+def check_stacks(source: Layout, target: Layout) -> None:
+    """Raises ValueError where the two tables do not mark the same stacks."""
+    if dict(source.stacks).keys() != dict(target.stacks).keys():
+        raise ValueError(
+            f"the source's stacks of layers are {sorted(source.stacks)}, the target's {sorted(target.stacks)}; "
+            "mark the same ones in both tables, by '#layers' or a capture '(?P<layers>\\d+)' in the path"
         )
+
+
+def unchanged(source: Layout, target: Layout) -> dict[str, Word]:
+    """The words of an operator that adds no layers; raises ValueError where the target has more or fewer."""
+    check_stacks(source, target)
+    for stack, layers in source.stacks.items():
+        if target.stacks[stack] != layers:
+            raise ValueError(
+                f"the target's stack {stack!r} has {target.stacks[stack]} layers, the source's {layers}; this operator adds none: "
+                "give a target of equal depth, or grow both by Both(Depth(...), Width(...))"
+            )
+    return {
+        stack: _copies(list(range(layers))) for stack, layers in source.stacks.items()
+    }
 
 
 def _word(how: Strategy | str, stack: str, source: Layout, target: Layout) -> Word:

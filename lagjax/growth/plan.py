@@ -1,21 +1,36 @@
 """Plans: what a linear growth operator does, as data.
 
 Parameters, optimizer moments and proofs of exactness all go through the Plan, so an operator only has to say where
-each new layer comes from.
+each new layer comes from, and each new entry of an axis.
 """
 
 import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.axes import Axes, Dim, Layout, Leaf, Params, Residual, flatten, rearrange
+from lagjax.axes import (
+    Axes,
+    Dim,
+    Kind,
+    Layout,
+    Leaf,
+    Lookup,
+    Params,
+    flatten,
+    join,
+    rearrange,
+    split,
+    unfold,
+)
+from lagjax.growth import proof
+from lagjax.growth.maps import Map, Role, along, scaled
 from lagjax.model import Key, Model
 
 
@@ -83,20 +98,56 @@ class Word:
         return f"Word({str(self)!r})"
 
 
+class Factor(NamedTuple):
+    """A grown axis of one leaf: its position in the unfolded array, its role there, its kind and its map."""
+
+    name: str
+    at: int
+    role: Role
+    kind: Kind | None
+    map: Map
+
+    @property
+    def reads(self) -> bool:
+        """Whether the leaf reads along it; what the data index is written."""
+        return self.role == "<" and not isinstance(self.kind, Lookup)
+
+    def grow(self, value: Any) -> Any:
+        """The values that come from the small model, new entries 0 or, where the map says so, means."""
+        if self.role in ("<", "=", ">") and not self.reads:
+            return self.map.write(value, self.at)
+        return self.map.apply(value, self.at, self.map.factors(self.role, self.kind))
+
+
 @dataclass(frozen=True)
 class Plan:
-    """What a linear operator does to every leaf: a word for each stack of layers.
+    """What a linear operator does to every leaf: a word for each stack of layers, a map for each axis.
 
     Raises ValueError, when made, where source and target do not fit each other.
+
+    Attributes:
+        source: the small model's layout.
+        target: the large model's.
+        words: stack → where each new layer comes from.
+        maps: axis → how it grows; an axis without a map keeps its size.
+        key: draws noise, where a map has any.
+        invented: names of the target's leaves that the source lacks and that stay as initialised (a router).
     """
 
     source: Layout
     target: Layout
     words: Mapping[str, Word]
+    maps: Mapping[str, Map] = field(default_factory=dict)
+    key: Key | None = None
+    invented: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         olds = {leaf.name: leaf for leaf in self.source.leaves}
-        news = {leaf.name: leaf for leaf in self.target.leaves}
+        news = {
+            leaf.name: leaf
+            for leaf in self.target.leaves
+            if leaf.name not in self.invented
+        }
         for one, other, has, lacks in (
             (news, olds, "target", "source"),
             (olds, news, "source", "target"),
@@ -118,19 +169,44 @@ class Plan:
             raise ValueError(
                 f"{old} is part of the stacks {old.stacks}, its counterpart {new} of {new.stacks}"
             )
+        here = [axis for dim in old.dims if not dim.stack for axis in dim.names]
         for axis in (axis for dim in new.dims if not dim.stack for axis in dim.names):
             m, n = self.source.sizes.get(axis), self.target.sizes.get(axis)
-            if m != n:
+            if axis in self.maps:
+                grown = self.maps[axis]
+                m = m if axis in here else 1
+                if (grown.old, grown.new) != (m, n):
+                    raise ValueError(
+                        f"the map of axis {axis!r} goes from {grown.old} to {grown.new}, but the axis has size {m} in the source's "
+                        f"{old} and {n} in the target's {new}"
+                    )
+            elif axis not in here:
+                raise ValueError(
+                    f"the target's {new} has the axis {axis!r}, which the source's {old} lacks; "
+                    "grow it by an operator that makes it, Upcycle for experts"
+                )
+            elif m != n:
                 raise ValueError(
                     f"axis {axis!r} has size {m} in the source's {old} and {n} in the target's {new}; this operator "
-                    "adds layers only: give a target that differs in its number of layers alone"
+                    f"does not grow it: say how, as in Width({{{axis!r}: Tile()}}), or give a target of equal size"
                 )
-        here, there = _plain(old), _plain(new)
-        if here != there and [dim.parts for dim, _ in here] == [
-            dim.parts for dim, _ in there
-        ]:
+        ours, theirs = _plain(old), _plain(new)
+        same = [dim.parts for dim, _ in ours] == [dim.parts for dim, _ in theirs]
+        touched = any(axis in self.maps for dim, _ in theirs for axis in dim.names)
+        if ours != theirs and same and not touched:
+            unknown = [
+                axis
+                for dim, _ in theirs
+                for axis in dim.names
+                if axis not in self.target.sizes
+            ]
             raise ValueError(
                 f"the source's {old} and the target's {new} differ in more than their layers"
+                + (
+                    f"; the sizes of {unknown} cannot be told from shapes, give them in both tables: sizes={{{unknown[0]!r}: ...}}"
+                    if unknown
+                    else ""
+                )
             )
 
     def _check_word(self, stack: str, word: Word) -> None:
@@ -146,8 +222,17 @@ class Plan:
                     f"word '{word}' takes layer {layer.source}, but the source's stack {stack!r} has layers "
                     f"0 to {len(old) - 1}"
                 )
-            if layer.source is not None and old[layer.source] != kind:
-                differing = sorted({name for name, _ in old[layer.source] ^ kind})
+            differing = sorted(
+                {
+                    name
+                    for name, _ in (
+                        old[layer.source] if layer.source is not None else kind
+                    )
+                    ^ kind
+                }
+                - self.invented
+            )
+            if differing:
                 raise ValueError(
                     f"word '{word}' puts layer {layer.source} of stack {stack!r} where the target has a layer of "
                     f"another kind (layer {index}); they differ in {', '.join(differing)}"
@@ -160,42 +245,28 @@ class Plan:
 
     @property
     def exact(self) -> bool:
-        """Whether the grown model computes the same function: proved from words and kinds, never assumed.
+        """Whether the grown model computes the same function, `requires` given: proved from table and plan, never assumed."""
+        return not proof.violations(self)
 
-        It does where every layer that is not an original in its place has zeroed residual outputs, and the axis
-        that they write is declared pre-norm in the table's kinds. A row that writes this axis without the mark `+`
-        may be an output that was forgotten, and keeps its values: nothing is claimed then.
-        """
-        for stack, word in self.words.items():
-            kept = [layer for layer in word.layers if layer.scale != 0]
-            if kept != [Layer(index) for index in range(self.source.stacks[stack])]:
-                return False
-            if len(kept) == len(word.layers):
-                continue
-            for dim in (
-                dim
-                for leaf in self.target.leaves
-                if stack in leaf.stacks
-                for dim in leaf.dims
-            ):
-                kinds = [
-                    kind
-                    for axis in dim.names
-                    if isinstance(kind := self.target.kinds.get(axis), Residual)
-                ]
-                if dim.residual and not any(kind.pre for kind in kinds):
-                    return False
-                if dim.role == ">" and kinds and not dim.residual:
-                    return False
-        return True
+    @property
+    def violations(self) -> tuple[proof.Violation, ...]:
+        """Why it does not, by axis."""
+        return proof.violations(self)
+
+    @property
+    def requires(self) -> tuple[proof.Requirement, ...]:
+        """What the large model must do differently to be exact."""
+        return proof.requirements(self)
 
     def params(self, params: Params, fresh: Params) -> Params:
         """The large model's parameters: copies of `params`, and `fresh` where the plan says new."""
 
-        def factor(leaf: Leaf, layer: Layer) -> float:
+        def layer_factor(leaf: Leaf, layer: Layer) -> float:
             return layer.scale if leaf.residual else 1.0
 
-        grown = self._grow(flatten(params), self.target.leaves, factor, flatten(fresh))
+        grown = self._grow(
+            flatten(params), self.target.leaves, layer_factor, flatten(fresh), None
+        )
         return jax.tree.unflatten(jax.tree.structure(fresh), grown)
 
     def moments(
@@ -204,7 +275,8 @@ class Plan:
         """Grows statistics of the gradient: of order `power`, 1 for a mean, 2 for a mean of squares.
 
         A layer whose residual outputs are scaled by s sends s times the gradient back to its inner parameters, while
-        the outputs' own gradient stays. A new layer has seen no gradient: its statistics are fresh.
+        the outputs' own gradient stays. Along an axis the gradient goes by `Map.slopes`. What is new has seen no gradient:
+        its statistics are fresh.
 
         Args:
             arrays: the source's statistics by parameter path; may hold some of the parameters only.
@@ -212,7 +284,7 @@ class Plan:
             power: the order of the statistics.
         """
 
-        def factor(leaf: Leaf, layer: Layer) -> float:
+        def layer_factor(leaf: Leaf, layer: Layer) -> float:
             return 1.0 if leaf.residual or layer.source is None else layer.scale**power
 
         targets = [
@@ -220,21 +292,26 @@ class Plan:
             for leaf in self.target.leaves
             if leaf.path in fresh
         ]
-        grown = self._grow(arrays, targets, factor, fresh)
+        grown = self._grow(arrays, targets, layer_factor, fresh, power)
         return {leaf.path: value for leaf, value in zip(targets, grown)}
 
     def _grow(
         self,
         arrays: Mapping[str, Any],
         targets: Sequence[Leaf],
-        factor: Callable[[Leaf, Layer], float],
+        layer_factor: Callable[[Leaf, Layer], float],
         fresh: Mapping[str, Any],
+        power: int | None,
     ) -> list[Any]:
+        """Every leaf of the target; `power` is the order of the statistics, None for parameters."""
         olds: dict[str, list[Leaf]] = {}
         for leaf in self.source.leaves:
             olds.setdefault(leaf.name, []).append(leaf)
         grown = []
         for new in targets:
+            if new.name in self.invented:
+                grown.append(fresh[new.path].astype(new.dtype))
+                continue
             layers = {
                 stack: self.words[stack].layers[index] for stack, index in new.layer
             }
@@ -243,10 +320,12 @@ class Plan:
             if any(layer.source is None for layer in layers.values()):
                 value = fresh[new.path]
             else:
-                value = self._gather(new, olds[new.name], arrays, layers, words)
+                value = self._leaf(
+                    new, olds[new.name], arrays, layers, words, fresh[new.path], power
+                )
             value = value.astype(new.dtype)
             value = _scale(
-                value, math.prod(factor(new, layer) for layer in layers.values())
+                value, math.prod(layer_factor(new, layer) for layer in layers.values())
             )
             for axis, stack in stacks.items():
                 column = [1] * len(new.shape)
@@ -257,11 +336,90 @@ class Plan:
                 if made.any():
                     value = jnp.where(made, fresh[new.path].astype(new.dtype), value)
                 factors = np.array(
-                    [factor(new, layer) for layer in words[stack]]
+                    [layer_factor(new, layer) for layer in words[stack]]
                 ).reshape(column)
                 value = _scale(value, factors)
             grown.append(value)
         return grown
+
+    def _leaf(
+        self,
+        new: Leaf,
+        olds: Sequence[Leaf],
+        arrays: Mapping[str, Any],
+        layers: Mapping[str, Layer],
+        words: Mapping[str, tuple[Layer, ...]],
+        fresh: Any,
+        power: int | None,
+    ) -> Any:
+        """The grown values of one leaf of the target; where the word says new, any."""
+        value, dims = self._gather(new, olds, arrays, layers, words)
+        if not self._grown(new):
+            return rearrange(
+                value, dims, new.dims, {**self.target.sizes, **self.target.stacks}
+            )
+        # The stacks inside the leaf have been gathered already.
+        sizes = {**self.source.sizes, **self.target.stacks}
+        parts = unfold(value, dims, new.dims, sizes)
+        sizes = {**self.target.sizes, **self.target.stacks}
+        made = split(fresh, new.dims, sizes)
+        ahead: Sequence[Any] = parts
+        if power is None and any(m.ahead.any() for m in self._grown(new).values()):
+            following = {
+                stack: tuple(self._following(stack, layer) for layer in word)
+                for stack, word in words.items()
+            }
+            nexts = {s: self._following(s, layer) for s, layer in layers.items()}
+            value, dims = self._gather(new, olds, arrays, nexts, following)
+            ahead = unfold(
+                value, dims, new.dims, {**self.source.sizes, **self.target.stacks}
+            )
+        grown = []
+        for part, (value, later, blank) in enumerate(zip(parts, ahead, made)):
+            factors = self.factors_of(new, part)
+            if power is not None:
+                grown.append(_moment(value, blank, factors, power))
+                continue
+            key = None
+            if self.key is not None:
+                number = (
+                    self.target.leaves.index(new) if new in self.target.leaves else 0
+                )
+                key = jax.random.fold_in(jax.random.fold_in(self.key, number), part)
+            grown.append(_parameter(value, later, blank, factors, key))
+        return join(grown, new.dims, sizes)
+
+    def factors_of(self, leaf: Leaf, part: int) -> tuple[Factor, ...]:
+        """The grown axes of one concatenated part of a leaf, by their position in the unfolded array."""
+        found, position = [], 0
+        for dim in leaf.dims:
+            index = part if len(dim.parts) > 1 else 0
+            for name, role in zip(dim.parts[index], dim.roles(index)):
+                if isinstance(name, str) and name in self.maps and role != "#":
+                    kind = self.target.kinds.get(name)
+                    found.append(Factor(name, position, role, kind, self.maps[name]))
+                position += 1
+        return tuple(found)
+
+    def _grown(self, leaf: Leaf) -> dict[str, Map]:
+        return {
+            axis: self.maps[axis]
+            for dim in leaf.dims
+            for axis in dim.names
+            if axis in self.maps
+        }
+
+    def _following(self, stack: str, layer: Layer) -> Layer:
+        """The layer after the one that is copied, of the same kind; the last one is followed by itself."""
+        kinds = self.source.layer_kinds(stack)
+        if layer.source is None:
+            return layer
+        later = (
+            index
+            for index in range(layer.source + 1, len(kinds))
+            if kinds[index] == kinds[layer.source]
+        )
+        return layer._replace(source=next(later, layer.source))
 
     def _gather(
         self,
@@ -270,8 +428,8 @@ class Plan:
         arrays: Mapping[str, Any],
         layers: Mapping[str, Layer],
         words: Mapping[str, tuple[Layer, ...]],
-    ) -> Any:
-        """The source's values for one leaf of the target; where the word says new, any."""
+    ) -> tuple[Any, list[Dim]]:
+        """The source's values for one leaf of the target, its layers chosen; where the word says new, any."""
         by_layer = {leaf.layer: leaf for leaf in olds}
         unrolled = [stack for stack, _ in olds[0].layer]
         indices = {
@@ -311,10 +469,7 @@ class Plan:
             ]
 
         fixed = {stack: layer.source or 0 for stack, layer in layers.items()}
-        value, dims = many([stack for stack in unrolled if stack in words], fixed)
-        return rearrange(
-            value, dims, new.dims, {**self.target.sizes, **self.target.stacks}
-        )
+        return many([stack for stack in unrolled if stack in words], fixed)
 
 
 def grow(
@@ -338,6 +493,88 @@ def _uncaptured(leaf: Leaf) -> str:
 
 def _plain(leaf: Leaf) -> list[tuple[Dim, int]]:
     return [(dim, n) for dim, n in zip(leaf.dims, leaf.shape) if not dim.stack]
+
+
+def _parameter(
+    value: Any, later: Any, fresh: Any, factors: Sequence[Factor], key: Key | None
+) -> Any:
+    """Grows a parameter along its axes: first where it writes, then where it reads what is written."""
+    size = jnp.sqrt(jnp.mean(jnp.square(value)))
+    writing = [factor for factor in factors if not factor.reads]
+    reading = [factor for factor in factors if factor.reads]
+    for axis in writing:
+        ahead = axis.map.ahead
+        grown, later = axis.grow(value), axis.grow(later)
+        value = jnp.where(along(ahead, grown, axis.at) > 0, later, grown)
+    for axis in reading:
+        value = axis.grow(value)
+        if axis.map.diagonal:
+            value = _diagonal(value, axis, writing)
+        if axis.map.noise:
+            key, one = _split(key, axis)
+            noise = (
+                size * axis.map.noise * jax.random.normal(one, value.shape, value.dtype)
+            )
+            value = value + axis.map.free(noise, axis.at)
+    for axis in factors:
+        if axis.map.jitter:
+            key, one = _split(key, axis)
+            noise = (
+                size
+                * axis.map.jitter
+                * jax.random.normal(one, value.shape, value.dtype)
+            )
+            value = value + noise * along(axis.map.copy > 0, value, axis.at)
+    if any(axis.map.fresh.any() for axis in factors):
+        made, blank = fresh.astype(value.dtype), np.zeros((1,) * value.ndim, bool)
+        for axis in factors:
+            made = scaled(
+                axis.map.twins(made, axis.at),
+                axis.map.fill(axis.role, axis.kind),
+                axis.at,
+            )
+            column = [1] * value.ndim
+            column[axis.at] = -1
+            blank = blank | axis.map.fresh.reshape(column)
+        value = jnp.where(blank, value + made, value)
+    return value
+
+
+def _split(key: Key | None, axis: Factor) -> tuple[Key, Key]:
+    if key is None:
+        raise ValueError(
+            f"the map of axis {axis.name!r} draws noise, but its plan has no key; give Plan(..., key=key)"
+        )
+    first, second = jax.random.split(key)
+    return first, second
+
+
+def _diagonal(value: Any, reader: Factor, writing: Sequence[Factor]) -> Any:
+    """Lets each copy read of its own number only, where an axis that is written has as many copies."""
+    count = int(reader.map.counts.max())
+    for writer in writing:
+        if int(writer.map.counts.max()) == count and writer.role == ">":
+            same = (
+                np.expand_dims(writer.map.copy, 1) == np.expand_dims(reader.map.copy, 0)
+            ).astype(float)
+            shape = [1] * value.ndim
+            shape[writer.at], shape[reader.at] = same.shape
+            if writer.at > reader.at:
+                same = same.T
+            return value * jnp.asarray(count * same.reshape(shape), value.dtype)
+    return value
+
+
+def _moment(value: Any, fresh: Any, factors: Sequence[Factor], power: int) -> Any:
+    """Grows statistics of the gradient along their parameter's axes."""
+    blank = np.zeros((1,) * value.ndim, bool)
+    for axis in factors:
+        slopes = axis.map.slopes(axis.role, axis.kind) ** power
+        value = axis.map.apply(value, axis.at, slopes)
+        column = [1] * value.ndim
+        column[axis.at] = -1
+        blank = blank | axis.map.fresh.reshape(column)
+    return jnp.where(blank, fresh.astype(value.dtype), value) if blank.any() else value
 
 
 def _scale(value: Any, factors: Any) -> Any:

@@ -66,7 +66,7 @@ def test_another_width():
     ):
         grow(Stack(), shapes(2), shapes(4, mlp=6))
     with pytest.raises(
-        ValueError, match="axis 'vocab' has size 5 .* 7 .*number of layers alone"
+        ValueError, match="axis 'vocab' has size 5 .* 7 .*does not grow it: say how"
     ):
         grow(Stack(), shapes(2), shapes(4, head=7))
 

@@ -1,0 +1,362 @@
+"""Width growth: every way of the literature as a map that says, for each new entry of an axis, where it comes from.
+
+A way is a frozen dataclass with one method, `map(old, new)`; `Width` makes a growth operator of it. Add one by writing the
+dataclass and a row in `pools.py`. How copies are told apart (`Split`) is a choice of its own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from lagjax.axes import Axes, Dot, Layout, Params
+from lagjax.growth.depth import Depth, unchanged
+from lagjax.growth.maps import Map, Vector
+from lagjax.growth.plan import Plan, grow
+from lagjax.model import Key, Model
+
+
+class Way(Protocol):
+    """Says for an axis of `old` entries that grows to `new` where each entry comes from."""
+
+    def map(self, old: int, new: int, /) -> Map: ...
+
+
+@dataclass(frozen=True)
+class Width:
+    """Grows in width: `Width(Tile())` every axis that differs in size, `Width({"mlp": Net2Net(), "embed": Isometric()})` those named.
+
+    Exact where `plan(...).exact` says so and what `plan(...).requires` names is met.
+    """
+
+    how: Way | tuple[tuple[str, Way], ...]
+
+    def __init__(self, how: Way | Mapping[str, Way]) -> None:
+        object.__setattr__(
+            self, "how", tuple(how.items()) if isinstance(how, Mapping) else how
+        )
+
+    def __call__(
+        self, key: Key, params: Params, source: Axes, target: Model, /
+    ) -> Params:
+        return grow(self, key, params, source, target)
+
+    def plan(self, key: Key, source: Layout, target: Layout, /) -> Plan:
+        """The map of every axis; raises ValueError for one that shrinks, or that grows and has no way."""
+        words = unchanged(source, target)
+        return Plan(source, target, words, self.maps(source, target), key)
+
+    def maps(self, source: Layout, target: Layout) -> dict[str, Map]:
+        """The map of every axis that grows."""
+        grown = [
+            axis
+            for axis, size in target.sizes.items()
+            if source.sizes.get(axis, size) != size
+        ]
+        for axis in grown:
+            if target.sizes[axis] < source.sizes[axis]:
+                leaf = next(
+                    leaf
+                    for leaf in target.leaves
+                    if any(axis in dim.names for dim in leaf.dims)
+                )
+                raise ValueError(
+                    f"axis {axis!r} has size {source.sizes[axis]} in the source and {target.sizes[axis]} in the target's {leaf}; "
+                    "growth adds entries: give a target that is smaller on no axis"
+                )
+        ways = (
+            dict(self.how)
+            if isinstance(self.how, tuple)
+            else dict.fromkeys(grown, self.how)
+        )
+        if unknown := ways.keys() - dict(target.sizes).keys():
+            raise ValueError(
+                f"ways are given for the axes {sorted(unknown)}, which the target's table does not have or whose sizes cannot be "
+                f"told from shapes; it has {sorted(target.sizes)}"
+            )
+        return {
+            axis: _map(way, axis, source, target)
+            for axis, way in ways.items()
+            if axis in source.sizes
+        }
+
+
+@dataclass(frozen=True)
+class Both:
+    """Depth and width in one operator: `Both(Depth(Scaled(Stack())), Width(Tile()))`."""
+
+    depth: Depth
+    width: Width
+
+    def __call__(
+        self, key: Key, params: Params, source: Axes, target: Model, /
+    ) -> Params:
+        return grow(self, key, params, source, target)
+
+    def plan(self, key: Key, source: Layout, target: Layout, /) -> Plan:
+        """The word of every stack and the map of every axis; raises ValueError as `Depth` and `Width` do."""
+        words = self.depth.words(source, target)
+        return Plan(source, target, words, self.width.maps(source, target), key)
+
+
+def _map(way: Way, axis: str, source: Layout, target: Layout) -> Map:
+    """The map of one axis; rotated pairs grow as pairs."""
+    old, new = source.sizes[axis], target.sizes[axis]
+    kind = target.kinds.get(axis)
+    try:
+        if isinstance(kind, Dot) and kind.rope:
+            return _of_pairs(way.map(old // 2, new // 2), kind.rope == "half")
+        return way.map(old, new)
+    except ValueError as error:
+        leaf = next(
+            leaf
+            for leaf in target.leaves
+            if any(axis in dim.names for dim in leaf.dims)
+        )
+        raise ValueError(f"axis {axis!r} of {leaf}: {error}") from None
+
+
+def _of_pairs(pairs: Map, half: bool) -> Map:
+    """The map of an axis of rotated pairs from that of the pairs."""
+
+    def both(vector: Vector) -> Vector:
+        return np.concatenate([vector] * 2) if half else np.repeat(vector, 2)
+
+    def places(vector: Vector, size: int) -> Vector:
+        second = vector + size if half else 2 * vector + 1
+        first = vector if half else 2 * vector
+        columns = [np.where(vector < 0, -1, x) for x in (first, second)]
+        return np.concatenate(columns) if half else np.stack(columns, 1).reshape(-1)
+
+    vectors = {
+        name: both(getattr(pairs, name))
+        for name in ("scale", "mean", "share", "writes", "reads", "ahead")
+    }
+    return Map(
+        2 * pairs.old,
+        places(pairs.source, pairs.old),
+        twin=places(pairs.twin, pairs.new),
+        noise=pairs.noise,
+        jitter=pairs.jitter,
+        diagonal=pairs.diagonal,
+        **vectors,
+    )
+
+
+class Split(Protocol):
+    """How copies of one entry, read alike, are told apart: the null space of a reader."""
+
+    noise: float
+
+    def shares(self, copy: Vector, counts: Vector) -> Vector: ...
+
+
+@dataclass(frozen=True)
+class Even:
+    """Every copy is read alike; nothing but dropout ever tells them apart."""
+
+    noise: float = 0.0
+
+    def shares(self, copy: Vector, counts: Vector) -> Vector:
+        return 1 / counts
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """Each parameter is split its own way: even shares and noise of `noise` times their size that cancels (HyperCloning's, Samragh
+    et al. 2024, arXiv 2409.12903; LEMON's, Wang et al. 2023, arXiv 2310.07999)."""
+
+    noise: float = 0.1
+
+    def shares(self, copy: Vector, counts: Vector) -> Vector:
+        return 1 / counts
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """The first copy is read for `first`, the others for the rest in even parts; of another sign where `first` is below 0 or above 1.
+
+    Adam does not see shares of one sign at its first step, since its updates are free of scale.
+    """
+
+    first: float = 0.3
+    noise: float = 0.0
+
+    def shares(self, copy: Vector, counts: Vector) -> Vector:
+        rest = (1 - self.first) / np.maximum(counts - 1, 1)
+        return np.where(counts == 1, 1.0, np.where(copy == 0, self.first, rest))
+
+
+def _copies(old: int, source: Vector, split: Split, **more: object) -> Map:
+    plain = Map(old, source)
+    share = split.shares(plain.copy, plain.counts) * (~plain.fresh)
+    return Map(old, source, share=share, noise=split.noise, **more)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The whole axis repeated, `0 1 2 0 1 2` (HyperCloning, Samragh et al. 2024, arXiv 2409.12903); a whole multiple only.
+
+    Exact on every axis, under any norm and before or after it.
+    """
+
+    split: Split = Even()
+
+    def map(self, old: int, new: int, /) -> Map:
+        return _copies(old, _multiple(self, old, new), self.split)
+
+
+@dataclass(frozen=True)
+class BlockDiagonal:
+    """The model beside itself, `0 1 2 0 1 2` with no connections between the copies (staged training, Shen et al. 2022, arXiv 2203.06211)."""
+
+    def map(self, old: int, new: int, /) -> Map:
+        return _copies(old, _multiple(self, old, new), Even(), diagonal=True)
+
+
+@dataclass(frozen=True)
+class Net2Net:
+    """The old entries, then copies of entries drawn from `seed`, `0 1 2 1 0 1` (Chen et al. 2015, arXiv 1511.05641; FPI of bert2BERT,
+    Chen et al. 2021, arXiv 2110.07143).
+
+    Exact on axes whose entries act alone (mlp, heads); a norm notices uneven copies.
+    """
+
+    seed: int = 0
+    split: Split = Even()
+
+    def map(self, old: int, new: int, /) -> Map:
+        return _copies(old, _drawn(self.seed, old, new), self.split)
+
+
+@dataclass(frozen=True)
+class Isometric:
+    """Each entry spread over its copies, each scaled by 1/√copies, so that lengths stay; any size, exact under RMSNorm, tied or not."""
+
+    split: Split = Even()
+
+    def map(self, old: int, new: int, /) -> Map:
+        counts = Map(old, source := np.arange(new) % old).counts
+        return _copies(old, source, self.split, scale=1 / np.sqrt(counts))
+
+
+@dataclass(frozen=True)
+class ZeroPad:
+    """New entries that nothing writes, `0 1 2 . . .`, and that are read by fresh parameters (Gesmundo and Maile 2023, arXiv 2308.06103).
+
+    Exact under RMSNorm, on the axis between queries and keys, and where 0 stays 0. Dead where a gate and what it lets
+    through are both 0: there `RandomIn` lives.
+    """
+
+    def map(self, old: int, new: int, /) -> Map:
+        return Map(old, _padded(old, new))
+
+
+@dataclass(frozen=True)
+class RandomIn:
+    """New entries that fresh parameters write and nothing reads, `0 1 2 . . .` (G_zero, Du et al. 2024, arXiv 2405.15319)."""
+
+    def map(self, old: int, new: int, /) -> Map:
+        return Map(old, _padded(old, new), writes=np.ones(new), reads=np.zeros(new))
+
+
+@dataclass(frozen=True)
+class Paired:
+    """New entries in pairs that hold the same, (V, V), and are read with opposite signs, (Z, −Z): all parts learn from the first step."""
+
+    def map(self, old: int, new: int, /) -> Map:
+        source = _padded(old, new)
+        first = old + (np.arange(new) - old) // 2 * 2
+        twin = np.where(source < 0, first, np.arange(new))
+        # One that is left over is not read.
+        sign = np.where(twin == np.arange(new), 1.0, -1.0)
+        if (new - old) % 2:
+            sign[-1] = 0.0
+        return Map(old, source, writes=np.ones(new), reads=sign, twin=twin)
+
+
+@dataclass(frozen=True)
+class Centred:
+    """The stream without its mean, then `ZeroPad`; exact under LayerNorm before each sublayer at any size, where the head is not tied."""
+
+    def map(self, old: int, new: int, /) -> Map:
+        source = _padded(old, new)
+        return Map(old, source, mean=np.where(source < 0, 0.0, -1.0))
+
+
+@dataclass(frozen=True)
+class Average:
+    """Whole copies, and the mean of all entries in the rest (LEMON, Wang et al. 2023, arXiv 2310.07999); LayerNorm at any size."""
+
+    split: Split = Even()
+
+    def map(self, old: int, new: int, /) -> Map:
+        whole = new // old * old
+        source = np.where(np.arange(new) < whole, np.arange(new) % old, -1)
+        return _copies(old, source, self.split, mean=(source < 0).astype(float))
+
+
+@dataclass(frozen=True)
+class Aki:
+    """Net2Net whose new entries take what writes them from the next layer (AKI of bert2BERT, Chen et al. 2021, arXiv 2110.07143)."""
+
+    seed: int = 0
+
+    def map(self, old: int, new: int, /) -> Map:
+        return _copies(
+            old, _drawn(self.seed, old, new), Even(), ahead=np.arange(new) >= old
+        )
+
+
+@dataclass(frozen=True)
+class RandomPad:
+    """New entries that are written and read by fresh parameters; a control."""
+
+    def map(self, old: int, new: int, /) -> Map:
+        return Map(old, _padded(old, new), writes=np.ones(new))
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """Another way with noise on every copy but the first, `size` times the parameters' own."""
+
+    way: Way = Tile()
+    size: float = 0.01
+
+    def map(self, old: int, new: int, /) -> Map:
+        grown = self.way.map(old, new)
+        object.__setattr__(grown, "jitter", self.size)
+        return grown
+
+
+@dataclass(frozen=True)
+class Extend:
+    """New entries of an axis that the data index (tokens, positions): the target's own, or the `mean` of the old ones."""
+
+    mean: bool = False
+
+    def map(self, old: int, new: int, /) -> Map:
+        source = _padded(old, new)
+        new_entry = (source < 0).astype(float)
+        if self.mean:
+            return Map(old, source, mean=new_entry)
+        return Map(old, source, writes=np.ones(new))
+
+
+def _multiple(way: Way, old: int, new: int) -> Vector:
+    if new % old:
+        raise ValueError(
+            f"{way} repeats the axis whole, and {new} is no multiple of {old}; give a multiple, or another way (Isometric, Average, "
+            "ZeroPad)"
+        )
+    return np.arange(new) % old
+
+
+def _drawn(seed: int, old: int, new: int) -> Vector:
+    extra = np.random.default_rng(seed).integers(old, size=new - old)
+    return np.concatenate([np.arange(old), extra])
+
+
+def _padded(old: int, new: int) -> Vector:
+    return np.where(np.arange(new) < old, np.arange(new), -1)
