@@ -40,6 +40,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Params: TypeAlias = Any
 """A pytree of arrays, or of `jax.ShapeDtypeStruct`."""
@@ -361,8 +362,12 @@ def join(parts: Sequence[Any], dims: Sequence[Dim], sizes: Mapping[str, int]) ->
             _extent(dim.parts[index if len(dim.parts) > 1 else 0], sizes)
             for dim in dims
         ]
-        folded.append(jnp.reshape(part, shape))
-    return folded[0] if len(folded) == 1 else jnp.concatenate(folded, axis=along)
+        folded.append(part.reshape(shape))
+    if len(folded) == 1:
+        return folded[0]
+    # Masks stay in numpy, under a trace too.
+    host = all(isinstance(part, np.ndarray) for part in folded)
+    return (np if host else jnp).concatenate(folded, axis=along)
 
 
 def rearrange(

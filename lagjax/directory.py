@@ -2,13 +2,12 @@
 
 RUN/config.json    everything needed to repeat the run
 RUN/curves.jsonl   one line per evaluation
-RUN/checkpoints/   Orbax: the source model and each candidate's full training state
+RUN/checkpoints/   Orbax: the source model and each candidate's full training state, with the record of its growth
 RUN/decision.json  what was chosen, and how surely
 RUN/report.html    the page made from the files above
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import pathlib
@@ -18,9 +17,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
+
+from lagjax.fingerprint import digest
+from lagjax.growth import record
 
 KEPT = 2
 """Checkpoints kept of each lane, so that one that is damaged has a predecessor."""
@@ -49,6 +49,32 @@ def read(path: str | pathlib.Path) -> Record:
         _read_lines(root / "curves.jsonl"),
         _read_json(root / "decision.json"),
     )
+
+
+def growth(path: str | pathlib.Path, candidate: str, seed: int = 0) -> record.Record:
+    """How a candidate of a run was grown, from its latest checkpoint; its `replay` grows the same tree again.
+
+    Raises ValueError where there is no such checkpoint, or it holds no record: the small model's, and those of
+    operators that a record cannot hold.
+    """
+    folder = _folder(pathlib.Path(path), LaneName(candidate, seed))
+    steps = _steps(folder)
+    if not steps:
+        raise ValueError(
+            f"{path} has no checkpoint of the candidate {candidate!r} with seed {seed}; it has those of "
+            f"{sorted(urllib.parse.unquote(each.name) for each in folder.parent.glob('*'))}"
+        )
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        found = checkpointer.restore(
+            (folder / str(steps[0])).absolute(),
+            ocp.args.Composite(meta=ocp.args.JsonRestore()),
+        )
+    if not (data := found["meta"].get("growth")):
+        raise ValueError(
+            f"the checkpoints of {candidate!r} in {path} hold no growth record: it was not grown, or by an operator that "
+            "no record can hold"
+        )
+    return record.Record.from_json(data)
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any] | None:
@@ -103,6 +129,9 @@ class Directory:
         path: made where it does not exist.
         note: told, as a sentence, of anything that the user should know, such as a damaged checkpoint.
 
+    Attributes:
+        growths: the growth record of each lane that has begun or been restored, as JSON; saved with its checkpoints.
+
     Raises:
         ValueError: where `path` cannot be a directory, or another process has it open.
     """
@@ -112,6 +141,7 @@ class Directory:
     ) -> None:
         self.path = pathlib.Path(path)
         self.note = note
+        self.growths: dict[LaneName, dict[str, Any] | None] = {}
         if (
             self.path.is_dir()
             and any(self.path.iterdir())
@@ -229,7 +259,9 @@ class Directory:
             shutil.rmtree(target)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            meta=ocp.args.JsonSave({"digest": digest(state)}),
+            meta=ocp.args.JsonSave(
+                {"digest": digest(state), "growth": self.growths.get(lane)}
+            ),
         )
         self._checkpointer.save(target.absolute(), items)
         for old in self.saved(lane)[KEPT:]:
@@ -237,13 +269,7 @@ class Directory:
 
     def saved(self, lane: LaneName) -> list[int]:
         """The steps of a lane's checkpoints, latest first."""
-        folder = self._folder(lane)
-        found = (
-            [int(each.name) for each in folder.iterdir() if each.name.isdecimal()]
-            if folder.is_dir()
-            else []
-        )
-        return sorted(found, reverse=True)
+        return _steps(self._folder(lane))
 
     def restore(self, lane: LaneName, step: int, like: Any) -> Any | None:
         """A checkpoint's state; None, after a note and its removal, where it is damaged.
@@ -276,30 +302,28 @@ class Directory:
             )
             shutil.rmtree(path, ignore_errors=True)
             return None
+        # Not made anew: the versions are those that it was grown with, not those that go on.
+        self.growths[lane] = found["meta"].get("growth")
         return found["state"]
 
     def _folder(self, lane: LaneName) -> pathlib.Path:
-        return (
-            self.path
-            / "checkpoints"
-            / f"{urllib.parse.quote(lane.candidate, safe='')}-{lane.seed}"
-        )
+        return _folder(self.path, lane)
 
 
-def digest(tree: Any) -> str:
-    """A hash of a tree's structure, shapes, dtypes and values."""
-    found = hashlib.blake2b(digest_size=16)
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(
-            leaf.dtype, jax.dtypes.prng_key
-        ):
-            leaf = jax.random.key_data(leaf)
-        array = np.ascontiguousarray(leaf)
-        found.update(
-            f"{jax.tree_util.keystr(keys)} {array.dtype} {np.shape(leaf)}".encode()
-        )
-        found.update(array.view(np.uint8).data if array.size else b"")
-    return found.hexdigest()
+def _folder(root: pathlib.Path, lane: LaneName) -> pathlib.Path:
+    """Where a lane's checkpoints are."""
+    name = f"{urllib.parse.quote(lane.candidate, safe='')}-{lane.seed}"
+    return root / "checkpoints" / name
+
+
+def _steps(folder: pathlib.Path) -> list[int]:
+    """The steps of the checkpoints in a lane's folder, latest first."""
+    found = (
+        [int(each.name) for each in folder.iterdir() if each.name.isdecimal()]
+        if folder.is_dir()
+        else []
+    )
+    return sorted(found, reverse=True)
 
 
 def _differences(was: Any, now: Any, field: str) -> Iterator[tuple[str, Any, Any]]:

@@ -5,10 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
-import platform
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,7 +15,9 @@ import optax
 from lagjax import report
 from lagjax.analysis.ledger import Ledger, ledger
 from lagjax.axes import Axes, Params
-from lagjax.directory import Directory, LaneName, digest, write_atomically
+from lagjax.directory import Directory, LaneName, write_atomically
+from lagjax.fingerprint import digest, versions
+from lagjax.growth import record
 from lagjax.growth.pools import Candidate
 from lagjax.growth.state import OptState, carry
 from lagjax.lanes import Course
@@ -286,6 +285,7 @@ class _Search:
     ) -> None:
         self.placed = placed
         self.task, self.directory = task, directory
+        self.source = digest(task.params)
         self.candidates = {candidate.name: candidate for candidate in pool}
         self.seeds = tuple(range(task.seeds))
         self.shards = _shards(task.valid)
@@ -332,7 +332,7 @@ class _Search:
                     "seed": task.seed,
                     "moments": task.moments,
                     "schedule": task.schedule,
-                    "source": digest(task.params),
+                    "source": self.source,
                     "opt_state": None
                     if task.opt_state is None
                     else digest(task.opt_state),
@@ -502,12 +502,28 @@ class _Search:
         """A candidate right after growing."""
         group = next(group for group in self.groups if name.candidate in group.names)
         grower = self._growers[name.candidate]
-        state = grower(
-            jax.random.fold_in(jax.random.key(self.task.seed), name.seed),
-            self.task.params,
-            self.task.opt_state,
-        )
+        key = jax.random.fold_in(jax.random.key(self.task.seed), name.seed)
+        state = grower(key, self.task.params, self.task.opt_state)
+        operator = self._operators[name.candidate]
+        if operator is not None:
+            self.directory.growths[name] = record.Record(
+                operator, record.encode(_grow_key(key)), self.source, versions()
+            ).to_json()
         return fresh_lane(state, group.like)
+
+    @functools.cached_property
+    def _operators(self) -> dict[str, Any]:
+        """The candidates' operators as growth records hold them; None, after a note, where that is impossible."""
+        found: dict[str, Any] = {}
+        for name, candidate in self.candidates.items():
+            try:
+                found[name] = record.encode(candidate.operator)
+            except ValueError as error:
+                found[name] = None
+                self.directory.note(
+                    f"the checkpoints of candidate {name!r} will not say how it was grown: {error}"
+                )
+        return found
 
     def _probes(self, until: int | None) -> Probes:
         """What has been measured up to a step."""
@@ -585,8 +601,10 @@ def _initial(
     opt_state: OptState,
 ) -> Any:
     """A candidate's training state right after growing."""
-    grow_key = jax.random.fold_in(key, 0)
+    grow_key = _grow_key(key)
     large = candidate.operator(grow_key, params, task.axes, candidate.target)
+    # What comes after shall not be fused with it: a growth record replays the operator's call alone, to the same bits.
+    large = jax.lax.optimization_barrier(large)
     state = None
     if task.tx is not None and (task.moments, task.schedule) == ("reset", "restart"):
         state = task.tx.init(large)
@@ -602,6 +620,11 @@ def _initial(
             )
         state = carry(plan, opt_state, params, large, task.tx, task.schedule)
     return engine.init(large, state, jax.random.fold_in(key, 1))
+
+
+def _grow_key(key: Any) -> Any:
+    """The operator's key of a lane's."""
+    return jax.random.fold_in(key, 0)
 
 
 def _groups(
@@ -743,33 +766,9 @@ def _shapes(tree: Any) -> str:
 
 def environment() -> dict[str, Any]:
     """Where the run is made: versions, device, cores."""
-    packages = ("lagjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     device = jax.devices()[0]
     return {
-        "versions": {"commit": _commit(), "python": platform.python_version()}
-        | {name: _version(name) for name in packages},
+        "versions": versions(),
         "device": f"{device.platform}: {device.device_kind} × {jax.device_count()}",
         "cores": len(os.sched_getaffinity(0)),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed as a package"
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that lagjax is imported from, `+` where it was changed; None outside a checkout."""
-    git = ["git", "-C", str(pathlib.Path(__file__).parent)]
-    try:
-        found = subprocess.run(
-            [*git, "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-    except OSError:
-        return None
-    return found.stdout.strip() or None

@@ -5,8 +5,9 @@ parameter that writes along the axis becomes R W. One that reads along it become
 where L gives each copy a share of what is read and N is the whole freedom there is.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,6 @@ import numpy as np
 
 from lagjax.axes import Dot, Kind, Lookup, Residual
 
-Role: TypeAlias = Literal["<", ">", "=", "+", ""]
 Vector: TypeAlias = Any
 """A numpy vector, an entry for each new index."""
 
@@ -112,7 +112,7 @@ class Map:
         """The root mean square of x' over that of x, as norms measure it, where columns of R are of one norm."""
         return float(np.sqrt(self.norms.mean() * self.old / self.new))
 
-    def factors(self, role: Role, kind: Kind | None) -> Vector:
+    def factors(self, role: str, kind: Kind | None) -> Vector:
         """`[new]` by what a copied entry of a parameter in this role is multiplied."""
         if role == "<" and not isinstance(kind, Lookup):
             softmax = isinstance(kind, Dot) and kind.scaled
@@ -123,7 +123,7 @@ class Map:
             return copied * (self.stretch if isinstance(kind, Residual) else 1.0)
         return self.scale
 
-    def slopes(self, role: Role, kind: Kind | None) -> Vector:
+    def slopes(self, role: str, kind: Kind | None) -> Vector:
         """`[new]` the gradient of a copied entry over that of its source, where copies share evenly.
 
         What is written along an axis receives its gradient through the readers, and what reads sees what is written.
@@ -138,7 +138,17 @@ class Map:
             return even / (self.stretch if isinstance(kind, Residual) else 1.0)
         return self._divided(even, self.scale)
 
-    def fill(self, role: Role, kind: Kind | None) -> Vector:
+    def rates(self, role: str, kind: Kind | None) -> Vector:
+        """`[new]` by what a copied entry's step is multiplied so that the large model's steps are the small one's.
+
+        As `factors`, for even shares: however copies were split, together they are to move as their source does.
+        """
+        even = np.where(self.fresh, 0.0, 1 / self.counts)
+        rates = dataclasses.replace(self, share=even).factors(role, kind)
+        # What is written as a mean alone, and what is new, has no source whose steps it could follow.
+        return np.where(rates == 0, 1.0, np.abs(rates))
+
+    def fill(self, role: str, kind: Kind | None) -> Vector:
         """`[new]` the factor of the fresh value at a new entry, 1 at a copied one."""
         if role == "+":
             filled: Vector = np.zeros(self.new)
@@ -187,7 +197,7 @@ class Map:
             jnp.where(self.fresh.reshape(column), 0, moved - undone * left), 0, axis
         )
 
-    def contract(self, x: Any, axis: int, role: Role, kind: Kind | None) -> Any:
+    def contract(self, x: Any, axis: int, role: str, kind: Kind | None) -> Any:
         """What a grown parameter does to the small model's activations: W' R along a read axis, a left inverse of R else.
 
         Applied to every axis of an exactly grown parameter it gives the small one back.

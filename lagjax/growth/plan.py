@@ -30,7 +30,7 @@ from lagjax.axes import (
     unfold,
 )
 from lagjax.growth import proof
-from lagjax.growth.maps import Map, Role, along, scaled
+from lagjax.growth.maps import Map, along, scaled
 from lagjax.model import Key, Model
 
 
@@ -103,7 +103,7 @@ class Factor(NamedTuple):
 
     name: str
     at: int
-    role: Role
+    role: str
     kind: Kind | None
     map: Map
 

@@ -1,12 +1,21 @@
-"""The optimizer state of a grown model: grown by the same Plan as the parameters, or reset."""
+"""The optimizer state of a grown model: grown by the same Plan as the parameters, measured, or reset.
 
-from typing import Any, Literal, TypeAlias
+Adam's steps are free of the gradient's scale, so that a matrix of which each copy is read for a half moves the function twice as
+far as before; and a statistic that starts at 0 under an old step count makes the first steps of what is new several times
+too long. `scale_by_growth` at the end of a chain mends both: `carry` tells it of the growth.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from lagjax.axes import Layout, Params, path_of
+from lagjax.growth.origin import step_sizes, unseen
 from lagjax.growth.plan import Plan
+from lagjax.model import Batch, Key, Model
 
 OptState: TypeAlias = Any
 
@@ -20,6 +29,60 @@ ORDER = {
     "sum_of_squares": 2,
 }
 """Fields of optax states that hold one array a parameter → the order of the gradient's moment they estimate."""
+
+
+class ScaleByGrowthState(NamedTuple):
+    """Steps since growing; the factor of each parameter's steps; which parameters have no statistics from before."""
+
+    steps: jax.Array
+    factors: Params
+    unseen: Params
+
+
+def scale_by_growth(
+    follow: bool = True,
+    betas: tuple[float, float] | None = (0.9, 0.999),
+    warmup: int = 0,
+) -> optax.GradientTransformation:
+    """Scales the steps of a grown model: `optax.chain(optax.adam(1e-3), scale_by_growth())`.
+
+    Before growing it changes nothing; `carry` fills its state. Put it before decoupled weight decay, which would be scaled too.
+
+    Args:
+        follow: multiply each parameter's steps so that training goes on as the small model's did: 1/k for a
+            matrix whose inputs were copied k times, the rule of µP (Yang et al. 2022, arXiv 2203.03466).
+        betas: of Adam: what is new is corrected for its own number of steps, in place of the old count's, exactly; None for
+            optimizers without such a correction.
+        warmup: steps over which what is new comes to its full rate.
+
+    The optimizer's steps must be free of the gradient's scale, as Adam's are and SGD's are not: for those see `origin.step_sizes`.
+    """
+
+    def init(params: Params) -> ScaleByGrowthState:
+        return ScaleByGrowthState(
+            jnp.zeros((), jnp.int32),
+            jax.tree.map(lambda x: jnp.ones(x.shape, jnp.float32), params),
+            jax.tree.map(lambda x: jnp.zeros(x.shape, bool), params),
+        )
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del params
+        found: ScaleByGrowthState = state
+        steps = (found.steps + 1).astype(jnp.float32)
+        young = jnp.minimum(1.0, steps / warmup) if warmup else jnp.ones(())
+        if betas is not None:
+            young = young * jnp.sqrt(1 - betas[1] ** steps) / (1 - betas[0] ** steps)
+
+        def scaled(x: jax.Array, factor: jax.Array, new: jax.Array) -> jax.Array:
+            own = jnp.where(new, young, 1.0)
+            return x * (own * factor if follow else own).astype(x.dtype)
+
+        made = jax.tree.map(scaled, updates, found.factors, found.unseen)
+        return made, found._replace(steps=found.steps + 1)
+
+    return optax.GradientTransformation(init, update)
 
 
 def carry(
@@ -51,7 +114,69 @@ def carry(
             f"  {jax.tree.structure(state)}\nGive the transformation that made it, or reset the moments"
         )
     grown = fresh if plan is None else _moments(plan, state, params, large, fresh)
+    if plan is not None:
+        grown = jax.tree.map(
+            lambda node: _told(plan, node) if _of_growth(node) else node,
+            grown,
+            is_leaf=_of_growth,
+        )
     return _schedules(grown, state if schedule == "continue" else fresh)
+
+
+def measure(
+    model: Model,
+    params: Params,
+    state: OptState,
+    batches: Iterable[Batch],
+    tx: optax.GradientTransformation,
+    key: Key,
+) -> OptState:
+    """The state of `tx` with statistics measured on the grown model itself, at a learning rate of zero.
+
+    An alternative to growing them that needs no rule: as many updates as there are batches, none of them applied.
+
+    Args:
+        model: the large model.
+        params: its parameters.
+        state: with the schedules' steps to keep, as `carry` gives it with no plan.
+        batches: of training data; all of one shape.
+        tx: the transformation that trains the large model.
+        key: for the loss, of dropout say.
+    """
+
+    def mean(params: Params, batch: Batch, key: Key) -> jax.Array:
+        total, count = model.loss(params, batch, key)
+        return total / count
+
+    @jax.jit
+    def step(found: OptState, batch: Batch, key: Key) -> OptState:
+        return tx.update(jax.grad(mean)(params, batch, key), found, params)[1]
+
+    found = tx.init(params)
+    for number, batch in enumerate(batches):
+        found = step(found, batch, jax.random.fold_in(key, number))
+    return _schedules(found, state)
+
+
+def ema(plan: Plan, average: Params, large: Params) -> Params:
+    """A running average of the small model's parameters for the large one; what is new begins at its value in `large`."""
+    return plan.params(average, large)
+
+
+def _of_growth(node: Any) -> bool:
+    return isinstance(node, ScaleByGrowthState)
+
+
+def _told(plan: Plan, node: ScaleByGrowthState) -> ScaleByGrowthState:
+    """The state of `scale_by_growth` right after growing."""
+    like = jax.tree.structure(node.factors)
+    return ScaleByGrowthState(
+        jnp.zeros((), jnp.int32),
+        jax.tree.unflatten(
+            like, [jnp.asarray(x, jnp.float32) for x in step_sizes(plan)]
+        ),
+        jax.tree.unflatten(like, [jnp.asarray(x) for x in unseen(plan)]),
+    )
 
 
 def _moments(
@@ -61,14 +186,16 @@ def _moments(
     old_paths, new_paths = _keys(params), _keys(large)
     sources: dict[Any, dict[str, Any]] = {}
     rest: dict[Any, Any] = {}
-    for keys, value in jax.tree_util.tree_flatten_with_path(state)[0]:
+    for keys, value in jax.tree_util.tree_flatten_with_path(state, is_leaf=_of_growth)[
+        0
+    ]:
         prefix, path = _owner(keys, old_paths)
         if path is None:
             rest[keys] = value
         else:
             _check_shape(keys, value, plan.source, path)
             sources.setdefault(prefix, {})[path] = value
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(fresh)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(fresh, is_leaf=_of_growth)
     wanted: dict[Any, dict[str, Any]] = {}
     for keys, value in leaves:
         prefix, path = _owner(keys, new_paths)
@@ -83,6 +210,8 @@ def _moments(
         prefix, path = _owner(keys, new_paths)
         if path is not None:
             values.append(made[prefix][path])
+        elif _of_growth(value):
+            values.append(value)
         elif keys in rest and rest[keys].shape == value.shape:
             values.append(rest[keys])
         else:

@@ -147,7 +147,8 @@ def _of_pairs(pairs: Map, half: bool) -> Map:
 class Split(Protocol):
     """How copies of one entry, read alike, are told apart: the null space of a reader."""
 
-    noise: float
+    @property
+    def noise(self) -> float: ...
 
     def shares(self, copy: Vector, counts: Vector) -> Vector: ...
 

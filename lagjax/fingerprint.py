@@ -1,0 +1,63 @@
+"""What a result is known again by: a digest of arrays, and the versions of the software."""
+
+import functools
+import hashlib
+import pathlib
+import platform
+import subprocess
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PACKAGES = ("lagjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def digest(tree: Any) -> str:
+    """A hash of a tree's structure, shapes, dtypes and values."""
+    found = hashlib.blake2b(digest_size=16)
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(
+            leaf.dtype, jax.dtypes.prng_key
+        ):
+            leaf = jax.random.key_data(leaf)
+        array = np.ascontiguousarray(leaf)
+        found.update(
+            f"{jax.tree_util.keystr(keys)} {array.dtype} {np.shape(leaf)}".encode()
+        )
+        found.update(array.view(np.uint8).data if array.size else b"")
+    return found.hexdigest()
+
+
+@functools.cache
+def versions() -> dict[str, str | None]:
+    """Of lagjax, with its commit, of Python and of the packages that numbers depend on."""
+    return {
+        "commit": _commit(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed as a package"
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that lagjax is imported from, `+` where it was changed; None outside a checkout."""
+    git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+    try:
+        found = subprocess.run(
+            [*git, "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+    except OSError:
+        return None
+    return found.stdout.strip() or None
