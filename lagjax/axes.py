@@ -345,12 +345,10 @@ def split(array: Any, dims: Sequence[Dim], sizes: Mapping[str, int]) -> tuple[An
             ends = [0]
             for part in dim.parts:
                 ends.append(ends[-1] + _extent(part, sizes))
-            parts = [
-                jax.lax.slice_in_dim(array, a, b, axis=axis)
-                for a, b in itertools.pairwise(ends)
-            ]
+            before = (slice(None),) * axis
+            parts = [array[(*before, slice(a, b))] for a, b in itertools.pairwise(ends)]
     shapes = [[_length(x, sizes) for x in factors] for factors in _factors(dims)]
-    return tuple(jnp.reshape(part, shape) for part, shape in zip(parts, shapes))
+    return tuple(part.reshape(shape) for part, shape in zip(parts, shapes))
 
 
 def join(parts: Sequence[Any], dims: Sequence[Dim], sizes: Mapping[str, int]) -> Any:

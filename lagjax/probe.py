@@ -55,11 +55,17 @@ class Engine(NamedTuple):
     evaluate: Callable[[State, Batch], tuple[jax.Array, jax.Array]]
 
 
-def from_loss(model: Model, tx: optax.GradientTransformation) -> Engine:
+def from_loss(
+    model: Model | Callable[[jax.Array], Model], tx: optax.GradientTransformation
+) -> Engine:
     """Trains by the gradient of the mean loss. `pmap` of old is `jit` over a mesh today.
 
-    The learning rate is recorded where `tx` holds it in its state, as `optax.inject_hyperparams` does.
+    The model may change with the number of steps made, as `growth.masked.ramp` lets it. The learning rate is recorded
+    where `tx` holds it in its state, as `optax.inject_hyperparams` does.
     """
+
+    def at(step: jax.Array) -> Model:
+        return model if isinstance(model, Model) else model(step)
 
     def init(params: Params, opt_state: OptState, key: Key) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, opt_state, key)
@@ -68,7 +74,7 @@ def from_loss(model: Model, tx: optax.GradientTransformation) -> Engine:
         key = jax.random.fold_in(state.key, state.step)
 
         def mean(params: Params) -> tuple[jax.Array, jax.Array]:
-            total, count = sum_and_count(model.loss(params, batch, key))
+            total, count = sum_and_count(at(state.step).loss(params, batch, key))
             return total / count, count
 
         (loss, count), grads = jax.value_and_grad(mean, has_aux=True)(state.params)
@@ -87,7 +93,7 @@ def from_loss(model: Model, tx: optax.GradientTransformation) -> Engine:
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     def evaluate(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return sum_and_count(model.loss(state.params, batch, None))
+        return sum_and_count(at(state.step).loss(state.params, batch, None))
 
     return Engine(init, step, evaluate)
 

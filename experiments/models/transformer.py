@@ -18,7 +18,7 @@ The mathematics is pure functions of nested dicts of arrays; linen and nnx only 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import flax.linen as nn
@@ -39,6 +39,7 @@ from lagjax.axes import (
     Residual,
     parse,
 )
+from lagjax.growth.proof import Requirement
 from lagjax.model import Key, Model
 
 Values: TypeAlias = dict[str, Any]
@@ -288,9 +289,7 @@ def _norm(values: Values, config: Config, x: jax.Array) -> jax.Array:
 def _rotate(config: Config, x: jax.Array) -> jax.Array:
     """Rotates the pairs (j, j + head_dim / 2) by position: [B, T, ..., head_dim] → the same shape."""
     half = config.head_dim // 2
-    frequencies = config.frequencies or [
-        10000 ** (-2 * j / config.head_dim) for j in range(half)
-    ]
+    frequencies = _frequencies(config)
     # In NumPy's float64, so that the angles are exact to the last bit of either dtype.
     angles = np.arange(x.shape[1])[:, None] * np.asarray(frequencies, np.float64)
     angles = angles.reshape(1, x.shape[1], *[1] * (x.ndim - 3), half)
@@ -520,6 +519,37 @@ def _nnx(config: Config) -> tuple[Callable, Callable]:
     return (
         lambda key: nnx.split(NnxTransformer(config, nnx.Rngs(key)))[1],
         lambda params, tokens: nnx.merge(graph(), params)(tokens),
+    )
+
+
+def required(config: Config, requires: Sequence[Requirement], small: Config) -> Config:
+    """The large model's configuration with what a plan requires: an epsilon, a multiplier of the logits, frequencies, experts a token.
+
+    Args:
+        config: of the large model as it was asked for.
+        requires: of a plan that grows `small` into it.
+        small: of the small model, whose frequencies the old pairs keep.
+    """
+    for one in requires:
+        if one.what == "epsilon":
+            config = dataclasses.replace(config, epsilon=config.epsilon * one.value)
+        elif one.what == "logits":
+            config = dataclasses.replace(config, logit_scale=config.logit_scale * one.value)
+        elif one.what == "top":
+            config = dataclasses.replace(config, top=round(config.top * one.value))
+        elif one.what == "frequencies":
+            old, new = _frequencies(small), _frequencies(config)
+            kept = (
+                old[pair] if pair >= 0 else own for pair, own in zip(one.value, new)
+            )
+            config = dataclasses.replace(config, frequencies=tuple(kept))
+    return config
+
+
+def _frequencies(config: Config) -> tuple[float, ...]:
+    pairs = range(config.head_dim // 2)
+    return config.frequencies or tuple(
+        10000 ** (-2 * j / config.head_dim) for j in pairs
     )
 
 

@@ -389,6 +389,31 @@ class Plan:
             grown.append(_parameter(value, later, blank, factors, key))
         return join(grown, new.dims, sizes)
 
+    def chosen(
+        self, new: Leaf, olds: Sequence[Leaf], arrays: Mapping[str, Any]
+    ) -> tuple[Any, ...] | None:
+        """The source's values for one leaf of the target, its layers chosen and scaled, no axis grown; None for a leaf of a fresh layer.
+
+        Unfolded, as `axes.unfold` gives them. In a stack, what a fresh layer has is 0.
+        """
+        layers = {stack: self.words[stack].layers[index] for stack, index in new.layer}
+        if any(layer.source is None for layer in layers.values()):
+            return None
+        stacks = [dim.stack for dim in new.dims if dim.stack]
+        words = {stack: self.words[stack].layers for stack in stacks}
+        value, dims = self._gather(new, olds, arrays, layers, words)
+        for axis, dim in enumerate(dims):
+            if dim.stack:
+                shape = [1] * value.ndim
+                shape[axis] = -1
+                kept = [x.scale if new.residual else 1.0 for x in words[dim.stack]]
+                made = [x.source is None for x in words[dim.stack]]
+                value = _scale(value, np.where(made, 0.0, kept).reshape(shape))
+        factors = [x.scale if new.residual else 1.0 for x in layers.values()]
+        value = _scale(value, math.prod(factors))
+        sizes = {**self.source.sizes, **self.target.stacks}
+        return unfold(value, dims, new.dims, sizes)
+
     def factors_of(self, leaf: Leaf, part: int) -> tuple[Factor, ...]:
         """The grown axes of one concatenated part of a leaf, by their position in the unfolded array."""
         found, position = [], 0

@@ -1,0 +1,359 @@
+"""Every growth operator on every kind of transformer: what it claims, what is proved of it, and what is measured.
+
+    python -m experiments.conformance               # half an hour on 2 CPU cores; goes on where it was interrupted
+    python -m experiments.conformance --quick       # two families of models, a minute
+
+Writes `results/conformance.jsonl`, a row for each operator and family of models where it applies. Exact means that outputs differ by
+at most 1e-10 in float64 and 1e-4 in float32, relative to their scale. The families cover every pair of choices. No row
+is left out because it fails: it says what it is. `python -m experiments.tables` makes the README's table of operators.
+"""
+
+import dataclasses
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+
+from experiments.models import transformer
+from experiments.models.transformer import Config
+from lagjax.fingerprint import versions
+from lagjax.growth.certify import certify, plan_of
+from lagjax.growth.depth import Depth, Fresh, Interleave, Scaled, Stack
+from lagjax.growth.fusion import Fuse
+from lagjax.growth.moe import Upcycle
+from lagjax.growth.plan import Growth
+from lagjax.growth.width import (
+    Aki,
+    Average,
+    BlockDiagonal,
+    Both,
+    Centred,
+    Elementwise,
+    Extend,
+    Isometric,
+    Net2Net,
+    Noisy,
+    Paired,
+    RandomIn,
+    RandomPad,
+    Scalar,
+    Tile,
+    Width,
+    ZeroPad,
+)
+from lagjax.model import Model
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "norm": ("rms", "layer"),
+    "pre": (True, False),
+    "attention": ("MHA", "GQA", "MQA"),
+    "positions": ("learned", "rope", "relative"),
+    "tied": (True, False),
+    "gated": (False, True),
+    "implementation": ("scanned", "unrolled", "nnx"),
+}
+HEADS = {"MHA": {"kv": 2, "group": 1}, "GQA": {"kv": 2, "group": 2}, "MQA": {"kv": 1, "group": 2}}  # fmt: skip
+KEY = jax.random.key(1)
+BATCHES = [
+    np.random.default_rng(seed).integers(7, size=(4, 7), dtype=np.int32)
+    for seed in range(4)
+]
+
+Family = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An operator, the large model it is for, and where it says that it is exact.
+
+    Attributes:
+        operator: what grows.
+        grown: the small model's configuration → what the large one's has otherwise; None where the operator has no use.
+        claims: of which small models its documentation says that it is exact.
+        small: what the small model has otherwise than its family.
+    """
+
+    operator: Growth
+    grown: Callable[[Config], dict[str, Any] | None]
+    claims: Callable[[Config], bool]
+    small: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfFusion:
+    """Fuses a model with itself."""
+
+    fuse: Fuse = dataclasses.field(default_factory=Fuse)
+
+    def __call__(self, key: Any, params: Any, source: Any, target: Model, /) -> Any:
+        return self.fuse(key, (params, params), source, target)
+
+    def plan(self, key: Any, source: Any, target: Any, /) -> Any:
+        return self.fuse.plan(key, source, target)
+
+
+def times(factor: float, *names: str) -> Callable[[Config], dict[str, Any]]:
+    return lambda c: {name: round(factor * getattr(c, name)) for name in names}
+
+
+def always(c: Config) -> bool:
+    return True
+
+
+def never(c: Config) -> bool:
+    return False
+
+
+def pre(c: Config) -> bool:
+    return c.pre
+
+
+def rms(c: Config) -> bool:
+    return c.norm == "rms"
+
+
+def pre_layer(c: Config) -> bool:
+    return c.norm == "layer" and c.pre
+
+
+ALL = ("width", "kv", "mlp")
+NOISE = Elementwise(0.1)
+CASES = {
+    "tile": Case(Width(Tile()), times(2, *ALL), always),
+    "tile, noise": Case(Width(Tile(NOISE)), times(2, *ALL), always),
+    "block-diagonal": Case(Width(BlockDiagonal()), times(2, *ALL), always),
+    "zero-pad": Case(Width({"embed": ZeroPad()}), times(1.5, "width"), rms),
+    "isometric": Case(Width({"embed": Isometric(NOISE)}), times(1.5, "width"), rms),
+    "centred": Case(
+        Width({"embed": Centred()}),
+        times(1.5, "width"),
+        lambda c: pre_layer(c) and not c.tied,
+    ),
+    "average": Case(Width({"embed": Average(NOISE)}), times(2.5, "width"), pre_layer),
+    "net2net (residual)": Case(Width({"embed": Net2Net()}), times(1.5, "width"), never),
+    "net2net (mlp)": Case(Width({"mlp": Net2Net()}), times(1.5, "mlp"), always),
+    "net2net (heads)": Case(
+        Width({"kv": Net2Net()}), lambda c: {"kv": c.kv + 1}, always
+    ),
+    "queries in a group": Case(
+        Width({"group": Net2Net(split=NOISE)}), lambda c: {"group": c.group + 1}, always
+    ),
+    "group duplication": Case(
+        Width({"kv": Tile(NOISE)}),
+        lambda c: {"kv": 2 * c.kv} if c.group > 1 else None,
+        always,
+    ),
+    "split .3/.7": Case(Width({"mlp": Tile(Scalar(0.3))}), times(2, "mlp"), always),
+    "split -.5/1.5": Case(Width({"mlp": Tile(Scalar(-0.5))}), times(2, "mlp"), always),
+    "random in, zero out": Case(
+        Width({"mlp": RandomIn(), "kv": RandomIn()}),
+        lambda c: {"mlp": c.mlp + 3, "kv": c.kv + 1},
+        always,
+    ),
+    "zero in, random out": Case(Width({"mlp": ZeroPad()}), times(1.5, "mlp"), always),
+    "paired": Case(Width({"mlp": Paired()}), lambda c: {"mlp": c.mlp + 4}, always),
+    "head size, zero-pad": Case(
+        Width({"qk": ZeroPad(), "v": ZeroPad()}), times(1.5, "head_dim"), always
+    ),
+    "head size, duplicated": Case(
+        Width({"qk": Tile(), "v": Tile(NOISE)}), times(2, "head_dim"), always
+    ),
+    "AKI": Case(Width({"mlp": Aki()}), times(1.5, "mlp"), never),
+    "noisy copies": Case(Width({"mlp": Noisy(Tile(), 0.01)}), times(2, "mlp"), never),
+    "random pad": Case(
+        Width({"embed": RandomPad(), "mlp": RandomPad()}),
+        times(1.5, "width", "mlp"),
+        never,
+    ),
+    "longer context": Case(
+        Width({"positions": Extend()}),
+        lambda c: {"window": c.window + 3} if c.positions == "learned" else None,
+        always,
+    ),
+    "larger vocabulary": Case(
+        Width({"vocab": Extend(mean=True)}), lambda c: {"vocab": c.vocab + 3}, never
+    ),
+    "stack": Case(Depth(Stack()), times(2, "layers"), never),
+    "copied, zeroed": Case(Depth(Scaled(Interleave())), times(2, "layers"), pre),
+    "identity layers": Case(
+        Depth(Fresh("between", zero=True)), times(2, "layers"), pre
+    ),
+    "zeroed and isometric": Case(
+        Both(Depth(Scaled(Stack())), Width({"embed": Isometric(), "mlp": RandomIn()})),
+        times(1.5, "layers", "width", "mlp"),
+        lambda c: pre(c) and rms(c),
+    ),
+    "self-fusion": Case(SelfFusion(), times(2, *ALL), always),
+    "upcycling": Case(Upcycle(), lambda c: {"experts": 3, "top": 2}, always),
+    "expert duplication": Case(
+        Width({"experts": Tile()}),
+        lambda c: {"experts": 4},
+        always,
+        small={"experts": 2, "top": 1},
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What is certified."""
+
+    results: Path = Path(__file__).parent / "results" / "conformance.jsonl"
+    """Where the rows go; those that are there are not made again."""
+    quick: bool = False
+    """The first two families only."""
+    anew: bool = False
+    """Make the rows that are there anew."""
+
+
+def families() -> list[Family]:
+    """Choices in which every pair occurs: greedily the one that covers most pairs that are missing."""
+    names = list(CHOICES)
+    every = [
+        dict(zip(names, values)) for values in itertools.product(*CHOICES.values())
+    ]
+
+    def pairs(family: Family) -> set[Any]:
+        return set(itertools.combinations(family.items(), 2))
+
+    missing = set().union(*map(pairs, every))
+    chosen = []
+    while missing:
+        best = max(every, key=lambda family: len(pairs(family) & missing))
+        chosen.append(best)
+        missing -= pairs(best)
+    return chosen
+
+
+def config_of(family: Family, **more: Any) -> Config:
+    """The small model of a family; sizes differ from axis to axis, so that none can be taken for another."""
+    choices = {name: value for name, value in family.items() if name != "attention"}
+    sizes = {"layers": 2, "width": 6, "head_dim": 4, "mlp": 8, "window": 6, "vocab": 7}
+    return Config(**sizes, **HEADS[family["attention"]], **choices | more)
+
+
+def name_of(family: Family) -> str:
+    return " ".join(
+        [
+            "pre" if family["pre"] else "post",
+            {"rms": "RMSNorm", "layer": "LayerNorm"}[family["norm"]],
+            family["attention"],
+            family["positions"],
+            "tied" if family["tied"] else "untied",
+            "gated" if family["gated"] else "plain",
+            family["implementation"],
+        ]
+    )
+
+
+def drawn(model: Model) -> Any:
+    """Parameters of which none has the value of an initialisation, such as a norm's scale of 1."""
+    draw = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, KEY)
+    return jax.tree.map(
+        lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape), x.dtype), shapes
+    )
+
+
+def row(name: str, case: Case, family: Family) -> dict[str, Any] | None:
+    """Certifies one operator on one family; None where it does not apply."""
+    small = config_of(family, **case.small)
+    if (changes := case.grown(small)) is None:
+        return None
+    asked = dataclasses.replace(small, **changes)
+    models = transformer.model(small), transformer.model(asked)
+    params = drawn(models[0])
+    plan = plan_of(case.operator, KEY, *models, params)
+    requires = plan.requires if plan else ()
+    large = transformer.required(asked, requires, small)
+
+    def factory(dtype: str) -> tuple[Model, Model]:
+        one, other = (dataclasses.replace(x, dtype=dtype) for x in (small, large))
+        return transformer.model(one), transformer.model(other)
+
+    proved = plan.exact if plan else None
+    found = certify(
+        case.operator,
+        models[0],
+        transformer.model(large),
+        params,
+        BATCHES,
+        key=KEY,
+        factory=factory,
+    )
+    return {
+        "operator": name,
+        "model": name_of(family),
+        "claimed": "exact" if case.claims(small) else "not exact",
+        "proved": found.kind,
+        "agrees": proved
+        == (found.max_diff["float64"] <= 1e-10 and found.max_diff["float32"] <= 1e-4),
+        "requires": [str(one) for one in found.requires],
+        "violations": [str(one) for one in found.violations],
+        "max_diff_f64": found.max_diff["float64"],
+        "max_diff_f32": found.max_diff["float32"],
+        "max_diff_bf16": found.max_diff["bfloat16"],
+        "dead_fraction": found.dead_fraction,
+        "dead": found.dead,
+        "twin_distance": found.twin_distance,
+        "ranks": found.ranks,
+        "written": repr(case.operator),
+        "versions": versions(),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def main(arguments: Arguments) -> None:
+    """Makes the rows that are missing."""
+    # The models are so small that compiling them is most of the time.
+    jax.config.update("jax_disable_most_optimizations", True)
+    path = arguments.results
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (
+        path.read_text().splitlines() if path.is_file() and not arguments.anew else []
+    )
+    rows = [json.loads(line) for line in lines]
+    if arguments.anew:
+        path.unlink(missing_ok=True)
+    done = {(one["operator"], one["model"]) for one in rows}
+    chosen = families()[: 2 if arguments.quick else None]
+    wanted = [(name, family) for family in chosen for name in CASES]
+    console = Console(stderr=True, highlight=False)
+    for number, (name, family) in enumerate(wanted, 1):
+        if (name, name_of(family)) in done:
+            continue
+        made = row(name, CASES[name], family)
+        if made is None:
+            continue
+        with path.open("a") as file:
+            file.write(json.dumps(made) + "\n")
+        console.print(
+            f"{number}/{len(wanted)} {name} on {made['model']}: {made['proved']}, "
+            f"{made['max_diff_f64']:.1e} in float64"
+            + ("" if made["agrees"] else "  PROOF AND MEASUREMENT DISAGREE")
+        )
+
+
+def cli() -> int:
+    """The command line: exit code 2 for input that does not fit, 130 when interrupted."""
+    try:
+        main(tyro.cli(Arguments, description=__doc__))
+    except (ValueError, OSError) as error:
+        print(f"conformance: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -1,0 +1,169 @@
+"""Blame: which axis of which parameter breaks what a plan proves."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lagjax.axes import Leaf, Lookup, Params, flatten, split
+from lagjax.growth.plan import Factor, Plan
+from lagjax.growth.proof import Violation
+
+NEAR = 1e-4
+"""How far values may be from what they should be, relative to the largest of the leaf."""
+
+
+def broken(plan: Plan, params: Params, grown: Params) -> Iterator[Violation]:
+    """Where grown parameters are not what the plan says: R W where they write, W' with W' R = W where they read.
+
+    The axis is found by asking which mistake explains the values: a factor that was forgotten along it, or entries in
+    another order. Where none does, every grown axis of the leaf is named.
+    """
+    values, sources = flatten(grown), flatten(params)
+    sizes = {**plan.target.sizes, **plan.target.stacks}
+    olds: dict[str, list[Leaf]] = {}
+    for leaf in plan.source.leaves:
+        olds.setdefault(leaf.name, []).append(leaf)
+    told: set[tuple[str, str]] = set()
+    for leaf in plan.target.leaves:
+        if leaf.name in plan.invented:
+            continue
+        chosen = plan.chosen(leaf, olds[leaf.name], sources)
+        if chosen is None:
+            continue
+        for part, (value, source) in enumerate(
+            zip(split(values[leaf.path], leaf.dims, sizes), chosen)
+        ):
+            for axis, why in _mistakes(value, source, plan.factors_of(leaf, part)):
+                if (axis, leaf.name) not in told:
+                    told.add((axis, leaf.name))
+                    yield Violation(axis, leaf.name, why)
+
+
+def unmet(plan: Plan, outputs: Sequence[int]) -> Iterator[Violation]:
+    """Why outputs differ though all parameters are as planned: what the large model was to do differently, or the table.
+
+    Args:
+        plan: with every parameter as it says.
+        outputs: the shape of the large model's outputs.
+    """
+    for one in plan.requires:
+        tied = (
+            leaf.name
+            for leaf in plan.target.leaves
+            if any(dim.role == "=" for dim in leaf.dims)
+        )
+        yield Violation(
+            one.axis,
+            next(tied, None) if one.what == "logits" else None,
+            f"the large model must have {one}, and its outputs say that it does not",
+        )
+    if plan.requires:
+        return
+    for leaf in plan.target.leaves:
+        for dim in leaf.dims:
+            axis = dim.names[0] if dim.names else ""
+            looked_up = dim.role == "<" and isinstance(
+                plan.target.kinds.get(axis), Lookup
+            )
+            if looked_up and outputs and plan.target.sizes.get(axis) == outputs[-1]:
+                yield Violation(
+                    axis,
+                    leaf.name,
+                    f"is read as an embedding only, yet there are as many outputs; if it is the head too, mark it tied: '={axis}'",
+                )
+                return
+    yield Violation(
+        "*",
+        None,
+        "all parameters are as planned, but the table does not tell all that the model does",
+    )
+
+
+def _mistakes(
+    value: Any, source: Any, factors: Sequence[Factor]
+) -> Iterator[tuple[str, str]]:
+    """The axes along which one part of a leaf is wrong; `source` has no axis grown, `value` all."""
+    reading = [axis for axis in factors if axis.reads]
+    writing = [axis for axis in factors if not axis.reads]
+    size = float(jnp.abs(source).max()) or 1.0
+
+    def near(one: Any, other: Any) -> bool:
+        return bool(jnp.abs(one - other).max() <= NEAR * size)
+
+    def written(plain: Factor | None = None) -> Any:
+        """What readers' contraction must give, one axis without its factors."""
+        grown = source
+        for axis in writing:
+            copies = (~axis.map.fresh).astype(float)
+            grown = (
+                axis.map.apply(grown, axis.at, copies)
+                if axis is plain
+                else axis.grow(grown)
+            )
+        return _held(grown, writing)
+
+    def contracted(but: Factor | None = None) -> Any:
+        found = value
+        for axis in reading:
+            if axis is not but:
+                found = axis.map.contract(found, axis.at, axis.role, axis.kind)
+        return _held(found, writing)
+
+    for axis in reading:
+        summed = _held(_summed(value, axis), writing)
+        if axis.map.fresh.any() and not near(summed, jnp.zeros_like(summed)):
+            yield axis.name, "what is read of new entries does not cancel"
+    wanted, found = written(), contracted()
+    if near(found, wanted):
+        return
+    blamed = False
+    for axis in factors:
+        if axis.reads:
+            copies = axis.map.apply(wanted, axis.at, (~axis.map.fresh).astype(float))
+            bare = axis.map.contract(copies, axis.at, axis.role, axis.kind)
+            seen, due = contracted(axis), _held(axis.grow(wanted), writing)
+        else:
+            bare, seen, due = written(axis), found, wanted
+        if near(found, bare) and not near(bare, wanted):
+            blamed = True
+            yield axis.name, "the factor of its copies is missing"
+        elif not near(seen, due) and near(
+            _lengths(seen, axis.at), _lengths(due, axis.at)
+        ):
+            blamed = True
+            yield axis.name, "its entries are in another order"
+    if not blamed:
+        for axis in factors:
+            yield axis.name, "the grown parameter keeps neither W' R = W nor R W"
+
+
+def _held(value: Any, writing: Sequence[Factor]) -> Any:
+    """The values, 0 where fresh ones may stand."""
+    for axis in writing:
+        free = axis.map.fresh & (axis.map.fill(axis.role, axis.kind) != 0)
+        shape = [1] * value.ndim
+        shape[axis.at] = -1
+        value = jnp.where(free.reshape(shape), 0, value)
+    return value
+
+
+def _summed(value: Any, axis: Factor) -> Any:
+    """What is read of new entries that hold the same."""
+    moved = jnp.moveaxis(value, axis.at, 0)
+    weights = np.where(axis.map.fresh, axis.map.writes, 0.0)
+    shape = [-1] + [1] * (moved.ndim - 1)
+    found = jax.ops.segment_sum(
+        moved * jnp.asarray(weights.reshape(shape), value.dtype),
+        axis.map.twin,
+        axis.map.new,
+    )
+    return jnp.moveaxis(found, 0, axis.at)
+
+
+def _lengths(value: Any, axis: int) -> Any:
+    """The lengths of the slices along an axis, in order of size."""
+    flat = jnp.moveaxis(value, axis, 0).reshape(value.shape[axis], -1)
+    return jnp.sort(jnp.sqrt(jnp.square(flat).sum(1)))

@@ -1,0 +1,352 @@
+"""GradMax: new units that learn as fast as possible (Evci et al. 2022, arXiv 2201.05125).
+
+New units of an axis start with a fan-in of 0, so that the function is kept, and with the fan-out that makes the gradient of this
+fan-in the largest::
+
+    found = gradmax(key, params, source, target, batches, axis="mlp")
+    candidate = Candidate("gradmax", found.operator, target, fit_flops=found.flops)
+
+That gradient is G ω, linear in the fan-out ω of a unit, and does not depend on the other new units, which are all 0. So G is
+measured column by column without a change to the forward pass: new units get basis vectors as fan-outs, each shows
+one column, and all layers are measured at once.
+"""
+
+import math
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lagjax.axes import (
+    Axes,
+    Elementwise,
+    Layout,
+    Leaf,
+    Params,
+    flatten,
+    join,
+    split,
+)
+from lagjax.fingerprint import digest
+from lagjax.flops import flops
+from lagjax.growth.learned import ByContent
+from lagjax.growth.plan import Plan
+from lagjax.growth.width import Width, ZeroPad
+from lagjax.model import Batch, Key, Model
+
+Site: TypeAlias = tuple[tuple[tuple[str, int], ...], tuple[str, ...]]
+"""Where units are: the layer of unrolled stacks, and the stacks inside the arrays."""
+REMEDY = "grow it by RandomIn() or Paired() instead"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Given(ByContent):
+    """Another linear operator with given values in place of the target's initialisation, path by path.
+
+    They show where the operator takes fresh values only.
+
+    Attributes:
+        base: a `Linear` operator; it says what is fresh.
+        fresh: (path, array of the target's shape) of some leaves.
+    """
+
+    base: Any
+    fresh: tuple[tuple[str, Any], ...]
+
+    def content(self) -> tuple[Hashable, ...]:
+        return (self.base, digest(dict(self.fresh)))
+
+    def __repr__(self) -> str:
+        return f"Given({self.base}, {digest(dict(self.fresh))})"
+
+    def plan(self, key: Key, source: Layout, target: Layout, /) -> Plan:
+        """The base's."""
+        plan: Plan = self.base.plan(key, source, target)
+        return plan
+
+    def __call__(
+        self, key: Key, params: Params, source: Axes, target: Model, /
+    ) -> Params:
+        """Raises ValueError for a value that the target has no place for, and as the base does."""
+        shapes = jax.eval_shape(target.init, key)
+        fresh, given = flatten(target.init(key)), dict(self.fresh)
+        for path, value in given.items():
+            if path not in fresh or np.shape(fresh[path]) != np.shape(value):
+                raise ValueError(
+                    f"{self} has a value of shape {np.shape(value)} for {path!r}, where the target has "
+                    f"{np.shape(fresh[path]) if path in fresh else 'no parameter'}; make it for this target"
+                )
+        plan = self.plan(key, source.layout(params), target.axes.layout(shapes))
+        made = [given.get(path, value) for path, value in fresh.items()]
+        return plan.params(params, jax.tree.unflatten(jax.tree.structure(shapes), made))
+
+
+class GradMax(NamedTuple):
+    """What GradMax found.
+
+    Attributes:
+        operator: linear, and exact where its plan says so.
+        flops: what the measurement cost, for `Candidate.fit_flops`.
+        scores: layer → sum of the squares of the singular values that were taken: by how much the loss falls, to first order
+            and for fan-outs of norm 1, for each unit of learning rate.
+    """
+
+    operator: Given
+    flops: float
+    scores: dict[str, float]
+
+    @property
+    def score(self) -> float:
+        """Of all layers together."""
+        return sum(self.scores.values())
+
+
+def gradmax(
+    key: Key,
+    params: Params,
+    source: Axes,
+    target: Model,
+    batches: Iterable[Batch],
+    axis: str = "mlp",
+    scale: float = 1.0,
+) -> GradMax:
+    """Grows one axis by GradMax.
+
+    In each layer new units get the top right singular vectors of G as fan-outs, G `[fan-in, fan-out]` the mean gradient over
+    the batches, each of `scale` times the mean norm of the old units' fan-outs. The fan-in is all that writes a
+    unit in its layer, the biases too; the fan-out all that reads it. Where G has fewer singular values above 0 than there
+    are new units, the rest get random mixtures of the vectors found: the same vector twice would make twins.
+
+    It takes ⌈fan-out / new units⌉ gradients of the large model for each batch.
+
+    Args:
+        key: of the operator's plan and of the mixtures.
+        params: of the small model.
+        source: the small model's table.
+        target: the large model; larger on this axis only.
+        batches: at least one.
+        axis: with the kind `Elementwise`, not gated.
+        scale: of the new fan-outs.
+
+    Raises ValueError for another axis, and where all gradients are 0.
+    """
+    shapes = jax.eval_shape(target.init, key)
+    old, new = source.layout(params), target.axes.layout(shapes)
+    _check(axis, old, new)
+    base = Width({axis: ZeroPad()})
+    plan = base.plan(key, old, new)
+    first, count = old.sizes[axis], new.sizes[axis] - old.sizes[axis]
+    sizes = {**new.sizes, **new.stacks}
+    reads, writes = (
+        {leaf.path: leaf for leaf in new.leaves if _orders(leaf, axis, role)}
+        for role in ("<", ">")
+    )
+    zeros = {leaf.path: jnp.zeros(leaf.shape, leaf.dtype) for leaf in new.leaves}
+    structure = jax.tree.structure(shapes)
+
+    def fresh(fan_outs: Mapping[Site, Any]) -> dict[str, Any]:
+        """The readers, their new entries filled from `[layers, new units, fan-out]` by site."""
+        made, starts = {}, dict.fromkeys(fan_outs, 0)
+        for path, leaf in reads.items():
+            parts = list(split(zeros[path], leaf.dims, sizes))
+            for part, order in _orders(leaf, axis, "<").items():
+                site = _site(leaf)
+                rows = _rows(parts[part], order)
+                end = starts[site] + rows.shape[2]
+                mine = fan_outs[site][:, :, starts[site] : end].astype(leaf.dtype)
+                rows = jnp.concatenate([rows[:, :first], mine], axis=1)
+                parts[part] = _unrows(rows, order, parts[part].shape)
+                starts[site] = end
+            made[path] = join(parts, leaf.dims, sizes)
+        return made
+
+    def gathered(
+        leaves: Mapping[str, Leaf], values: Mapping[str, Any], role: str
+    ) -> dict[Site, Any]:
+        """All that writes or reads the units, `[layers, units, fan-in or fan-out]` by site."""
+        found: dict[Site, list[Any]] = {}
+        for path, leaf in leaves.items():
+            parts = split(values[path], leaf.dims, sizes)
+            for part, order in _orders(leaf, axis, role).items():
+                found.setdefault(_site(leaf), []).append(_rows(parts[part], order))
+        return {site: jnp.concatenate(rows, axis=2) for site, rows in found.items()}
+
+    existing = jax.eval_shape(lambda: gathered(reads, zeros, "<"))
+    sites = {site: (x.shape[0], x.shape[2]) for site, x in existing.items()}
+
+    @jax.jit
+    def columns(
+        params: Params, offset: jax.Array, batch: Batch
+    ) -> tuple[dict[Site, Any], Any, dict[Site, Any]]:
+        """Columns of G from `offset` on, summed over the batch, with its count; and the grown fan-outs."""
+        basis = {
+            site: jnp.broadcast_to(
+                jax.nn.one_hot(offset + jnp.arange(count), width),
+                (layers, count, width),
+            )
+            for site, (layers, width) in sites.items()
+        }
+        made = {**zeros, **fresh(basis)}
+        grown = flatten(
+            plan.params(params, jax.tree.unflatten(structure, list(made.values())))
+        )
+
+        def total(written: dict[str, Any]) -> tuple[jax.Array, Any]:
+            leaves = list({**grown, **written}.values())
+            return target.loss(jax.tree.unflatten(structure, leaves), batch, None)
+
+        grads, number = jax.grad(total, has_aux=True)({p: grown[p] for p in writes})
+        gradients = gathered(writes, grads, ">")
+        return (
+            {site: _wide(gradients[site][:, first:]) for site in sites},
+            number,
+            gathered(reads, grown, "<"),
+        )
+
+    if missing := sites.keys() - {_site(leaf) for leaf in writes.values()}:
+        raise ValueError(
+            f"axis {axis!r} is read in {', '.join(_label(site, 0, new) for site in missing)}, where nothing writes it: its units "
+            f"have no fan-in of their own; {REMEDY}"
+        )
+    passes = math.ceil(max(width for _, width in sites.values()) / count)
+    sums: dict[tuple[Site, int], Any] = {}
+    counted, spent, costs = 0.0, 0.0, {}
+    for batch in batches:
+        signature = tuple(np.shape(x) for x in jax.tree.leaves(batch))
+        if signature not in costs:
+            costs[signature] = flops(columns, params, np.int32(0), batch)
+        spent += passes * costs[signature]
+        for index in range(passes):
+            found, number, grown = columns(params, np.int32(index * count), batch)
+            for site, rows in found.items():
+                sums[site, index] = sums.get((site, index), 0) + rows
+        counted += float(number)
+    if not sums:
+        raise ValueError(
+            "there are no batches to measure gradients on; give at least one"
+        )
+
+    chosen, scores, random = {}, {}, np.random.default_rng(_seed(key))
+    for site, (layers, width) in sites.items():
+        # [layers, fan-out, fan-in], without the columns after the last basis vector.
+        measured = np.concatenate(
+            [np.asarray(sums[site, index], float) for index in range(passes)], axis=1
+        )[:, :width]
+        sizes_of_old = np.linalg.norm(np.asarray(grown[site], float)[:, :first], axis=2)
+        rows = []
+        for layer in range(layers):
+            directions, score = _directions(measured[layer].T / counted, count, random)
+            rows.append(scale * sizes_of_old[layer].mean() * directions)
+            scores[_label(site, layer, new)] = score
+        chosen[site] = jnp.asarray(np.stack(rows))
+    if not any(scores.values()):
+        raise ValueError(
+            f"all gradients of new units of axis {axis!r} are 0: the activation has no slope at 0, as relu, or its layers' "
+            f"outputs have no effect; {REMEDY}"
+        )
+    made = jax.device_get(fresh(chosen))
+    return GradMax(Given(base, tuple(made.items())), spent, scores)
+
+
+def _check(axis: str, source: Layout, target: Layout) -> None:
+    kind = target.kinds.get(axis)
+    if not isinstance(kind, Elementwise):
+        raise ValueError(  # noqa: TRY004
+            f"axis {axis!r} has the kind {kind}; GradMax grows axes whose entries act alone: say it in the table, "
+            f"kinds={{{axis!r}: Elementwise(...)}}, or name another axis"
+        )
+    if kind.gated:
+        raise ValueError(
+            f"axis {axis!r} is gated: where a gate and what it lets through are both 0, so are their gradients; {REMEDY}"
+        )
+    if source.sizes.get(axis, 0) >= target.sizes.get(axis, 0):
+        raise ValueError(
+            f"axis {axis!r} has size {source.sizes.get(axis)} in the source and {target.sizes.get(axis)} in the target; GradMax "
+            "adds units: give a target that is larger on it"
+        )
+
+
+def _directions(
+    gradient: np.ndarray, count: int, random: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """`count` fan-outs of norm 1, `[count, fan-out]`, from G `[fan-in, fan-out]`; and their score."""
+    _, values, vectors = np.linalg.svd(gradient, full_matrices=False)
+    # Below this a singular value is rounding, in float32 at least.
+    rank = int((values > 1e-6 * max(values[0], np.finfo(float).tiny)).sum())
+    taken = vectors[: min(rank, count)]
+    # A layer without any gradient gets any directions.
+    span = vectors[:rank] if rank else np.eye(gradient.shape[1])
+    mixed = random.normal(size=(count - len(taken), len(span))) @ span
+    mixed /= np.linalg.norm(mixed, axis=1, keepdims=True)
+    return np.concatenate([taken, mixed]), float((values[: len(taken)] ** 2).sum())
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    """In float32 at least, since it is summed over batches."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _seed(key: Key) -> list[int]:
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.key_data(key)
+    return [int(x) for x in np.ravel(key)]
+
+
+def _site(leaf: Leaf) -> Site:
+    return leaf.layer, tuple(dim.stack for dim in leaf.dims if dim.stack)
+
+
+def _label(site: Site, layer: int, layout: Layout) -> str:
+    """A layer's name, such as `layers 0`."""
+    unrolled, inside = site
+    places = np.unravel_index(layer, [layout.stacks[stack] for stack in inside] or [1])
+    named = [*unrolled, *zip(inside, places)]
+    return ", ".join(f"{stack} {index}" for stack, index in named) or "all"
+
+
+class Order(NamedTuple):
+    """Where an unfolded array has its stacks, the units' axis, and the rest."""
+
+    stacks: tuple[int, ...]
+    units: int
+    rest: tuple[int, ...]
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        return (*self.stacks, self.units, *self.rest)
+
+
+def _orders(leaf: Leaf, axis: str, role: str) -> dict[int, Order]:
+    """The parts of a leaf that have the axis in this role."""
+    found = {}
+    for part in range(max((len(dim.parts) for dim in leaf.dims), default=1)):
+        factors = list(_factors(leaf, part))
+        units = [at for at, x in enumerate(factors) if x == (axis, role)]
+        if units:
+            stacks = tuple(at for at, x in enumerate(factors) if x[1] == "#")
+            others = (at for at in range(len(factors)) if at not in stacks)
+            rest = tuple(at for at in others if at != units[0])
+            found[part] = Order(stacks, units[0], rest)
+    return found
+
+
+def _factors(leaf: Leaf, part: int) -> Iterator[tuple[str | int, str]]:
+    """Each axis of the unfolded array with its role."""
+    for dim in leaf.dims:
+        index = part if len(dim.parts) > 1 else 0
+        yield from zip(dim.parts[index], dim.roles(index))
+
+
+def _rows(value: Any, order: Order) -> Any:
+    """`[layers, units, rest]` of an unfolded array."""
+    layers = math.prod(value.shape[axis] for axis in order.stacks)
+    return value.transpose(order.axes).reshape(layers, value.shape[order.units], -1)
+
+
+def _unrows(rows: Any, order: Order, shape: tuple[int, ...]) -> Any:
+    """The array that `_rows` took apart."""
+    moved = rows.reshape([shape[axis] for axis in order.axes])
+    return moved.transpose(np.argsort(order.axes))
