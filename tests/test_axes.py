@@ -60,9 +60,23 @@ def test_axes_that_cannot_be_read(text, message):
 names = st.sampled_from(["embed", "heads", "qk", "v"]) | st.integers(1, 4)
 parts = st.lists(names, min_size=1, max_size=3, unique=True).map(tuple)
 dims = st.builds(
-    Dim, st.sampled_from(["<", ">", "=", ""]), parts.map(lambda x: (x,)), st.booleans()
+    lambda role, part, residual: Dim(role, (part,), residual),
+    st.sampled_from(["<", ">", "=", "+", ""]),
+    parts,
+    st.booleans(),
 )
-fused = st.builds(Dim, st.just(">"), st.lists(parts, min_size=2, max_size=3).map(tuple))
+
+
+@st.composite
+def fused_dims(draw):
+    """Concatenated parts, of which some factors have a role of their own."""
+    found = tuple(draw(st.lists(parts, min_size=2, max_size=3)))
+    roles = st.sampled_from(["", "<", ">"])
+    own = tuple(tuple(draw(roles) for _ in part) for part in found)
+    return Dim(">", found, own=own if any(map(any, own)) else ())
+
+
+fused = fused_dims()
 rows = st.tuples(
     st.lists(dims, max_size=2), st.lists(fused, max_size=1), st.lists(dims, max_size=1)
 )
@@ -73,6 +87,18 @@ SIZES = {"embed": 2, "heads": 3, "qk": 4, "v": 5}
 def test_rows_are_read_as_written(groups):
     row = tuple(dim for group in groups for dim in group)
     assert parse(" ".join(map(str, row))) == (None, row)
+
+
+def test_a_factor_has_the_role_of_its_axis_or_its_own():
+    (fused, width) = parse(">(heads qk | heads <qk | heads v) <embed")[1]
+    assert [fused.roles(part) for part in range(3)] == [
+        (">", ">"),
+        (">", "<"),
+        (">", ">"),
+    ]
+    assert width.roles(0) == ("<",)
+    (bias,) = parse("+embed")[1]
+    assert (bias.role, bias.names) == ("+", ("embed",))
 
 
 @settings(max_examples=25)  # JAX compiles for every shape.

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lagjax.axes import Axes, Dot, Elementwise, Kind, Params, Residual
+from lagjax.axes import Axes, Dot, Elementwise, Kind, Lookup, Params, Residual
 from lagjax.model import Key, Model
 
 
@@ -184,7 +184,8 @@ def _norm(config: Config, name: str) -> nn.RMSNorm:
 _LAYER = {
     "attn_norm/scale": "embed",
     "attn/q/kernel": "<embed >heads >qk",
-    "attn/k/kernel": "<embed >heads >qk",
+    # A key reads the axis that its query writes.
+    "attn/k/kernel": "<embed >heads <qk",
     "attn/v/kernel": "<embed >heads >v",
     "attn/out/kernel": "<heads <v >embed+",
     "mlp_norm/scale": "embed",
@@ -200,8 +201,12 @@ _REST = {
 }
 _KINDS: dict[str, Kind] = {
     "embed": Residual(norm="rms", pre=True),
+    "heads": Elementwise("attention"),
     "qk": Dot(rope=None),
+    "v": Elementwise("identity"),
     "mlp": Elementwise("gelu"),
+    "vocab": Lookup(),
+    "positions": Lookup(),
 }
 
 SCANNED = Axes(

@@ -88,7 +88,7 @@ class GradMax(NamedTuple):
     """What GradMax found.
 
     Attributes:
-        operator: linear, and exact where its plan says so.
+        operator: linear and exact.
         flops: what the measurement cost, for `Candidate.fit_flops`.
         scores: layer → sum of the squares of the singular values that were taken: by how much the loss falls, to first order
             and for fan-outs of norm 1, for each unit of learning rate.
@@ -131,20 +131,24 @@ def gradmax(
         axis: with the kind `Elementwise`, not gated.
         scale: of the new fan-outs.
 
-    Raises ValueError for another axis, and where all gradients are 0.
+    Raises ValueError for another axis, where new units without a fan-in are not silent, and where all gradients are 0.
     """
     shapes = jax.eval_shape(target.init, key)
     old, new = source.layout(params), target.axes.layout(shapes)
     _check(axis, old, new)
     base = Width({axis: ZeroPad()})
     plan = base.plan(key, old, new)
+    if plan.violations:
+        raise ValueError(
+            f"new units without a fan-in change the function: {'; '.join(map(str, plan.violations))}; {REMEDY}"
+        )
     first, count = old.sizes[axis], new.sizes[axis] - old.sizes[axis]
     sizes = {**new.sizes, **new.stacks}
     reads, writes = (
         {leaf.path: leaf for leaf in new.leaves if _orders(leaf, axis, role)}
         for role in ("<", ">")
     )
-    zeros = {leaf.path: jnp.zeros(leaf.shape, leaf.dtype) for leaf in new.leaves}
+    zeros = {leaf.path: np.zeros(leaf.shape, leaf.dtype) for leaf in new.leaves}
     structure = jax.tree.structure(shapes)
 
     def fresh(fan_outs: Mapping[Site, Any]) -> dict[str, Any]:
@@ -247,7 +251,7 @@ def gradmax(
             f"all gradients of new units of axis {axis!r} are 0: the activation has no slope at 0, as relu, or its layers' "
             f"outputs have no effect; {REMEDY}"
         )
-    made = jax.device_get(fresh(chosen))
+    made = jax.device_get(jax.jit(fresh)(chosen))
     return GradMax(Given(base, tuple(made.items())), spent, scores)
 
 

@@ -102,10 +102,9 @@ def _origins(plan: Plan, leaf: Leaf) -> Vector:
         )
 
     def mixed(axis: Factor) -> Vector:
-        noisy = (axis.reads and axis.map.noise > 0 and axis.map.counts > 1) | (
-            axis.map.jitter > 0 and axis.map.copy > 0
-        )
-        return noisy | (not axis.reads and axis.role != "" and axis.map.mean != 0)
+        noisy = (axis.map.counts > 1) & (axis.reads and axis.map.noise > 0)
+        noisy = noisy | (axis.map.copy > 0) & (axis.map.jitter > 0)
+        return noisy | (axis.map.mean != 0) & (not axis.reads and axis.role != "")
 
     fresh = _entries(plan, leaf, lambda axis: axis.map.fresh, np.logical_or, False)
     value = _entries(plan, leaf, factors, np.multiply, 1.0)

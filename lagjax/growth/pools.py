@@ -1,6 +1,7 @@
 """Pools: the named operators to choose among."""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,24 @@ from lagjax.growth.depth import (
     Strategy,
 )
 from lagjax.growth.plan import Growth
+from lagjax.growth.proof import Requirement
+from lagjax.growth.width import (
+    Aki,
+    Average,
+    BlockDiagonal,
+    Both,
+    ByKind,
+    Centred,
+    Elementwise,
+    Isometric,
+    Net2Net,
+    Paired,
+    RandomIn,
+    RandomPad,
+    Tile,
+    Width,
+    ZeroPad,
+)
 from lagjax.model import Model
 
 
@@ -63,8 +82,62 @@ DEPTH: dict[str, Strategy] = {
 """The strategies of the literature by name. Their order breaks ties, and is that of a first experience: one small
 model on one text, copies before fresh layers, in between before on top. It is a prior and no result."""
 
+_NOISE = Elementwise()
+WIDTH: dict[str, ByKind] = {
+    "isometric": ByKind(
+        Isometric(_NOISE), Net2Net(split=_NOISE), ZeroPad(), layer=Average(_NOISE)
+    ),
+    "zero-pad": ByKind(ZeroPad(), RandomIn(), ZeroPad(), layer=Centred()),
+    "paired": ByKind(ZeroPad(), Paired(), ZeroPad(), layer=Centred()),
+    "tile-noise": ByKind(Tile(_NOISE), Tile(_NOISE), Tile(_NOISE)),
+    "block-diagonal": ByKind(BlockDiagonal(), BlockDiagonal(), ZeroPad()),
+    "tile": ByKind(Tile(), Tile(), Tile()),
+    "net2net": ByKind(Net2Net(), Net2Net(), ZeroPad()),
+    "aki": ByKind(Aki(), Aki(), ZeroPad()),
+    "random-pad": ByKind(RandomPad(), RandomPad(), RandomPad()),
+}
+"""The ways to grow in width by name; their order breaks ties: any size before whole multiples, exact before not."""
+
 CONTROLS: dict[str, Strategy] = {"reversed": Reversed(), "shuffled": Shuffled()}
 """Strategies that destroy the order of the layers: what any other should beat."""
+
+
+def width(
+    params: Params,
+    source: Axes,
+    target: Model,
+    required: Callable[[tuple[Requirement, ...]], Model] | None = None,
+    deeper: Strategy | None = None,
+) -> tuple[Candidate, ...]:
+    """The width pool: each way of `WIDTH` that can grow the one model into the other.
+
+    Args:
+        params: the small model's parameters, or their shapes.
+        source: its axes table.
+        target: the large model.
+        required: makes the large model as a plan requires it, with another epsilon say; without it candidates whose requirements are
+            not met are only nearly exact.
+        deeper: adds layers in the same step.
+
+    Raises:
+        ValueError: where no way can; what each says against it.
+    """
+    key = jax.random.key(0)
+    small = source.layout(params)
+    large = target.axes.layout(jax.eval_shape(target.init, key))
+    pool, reasons = [], []
+    for name, way in WIDTH.items():
+        operator = Width(way) if deeper is None else Both(Depth(deeper), Width(way))
+        try:
+            plan = operator.plan(key, small, large)
+        except ValueError as error:
+            reasons.append(f"  {name}: {error}")
+            continue
+        asked = required(plan.requires) if required and plan.requires else target
+        pool.append(Candidate(name, operator, asked))
+    if not pool:
+        raise ValueError("no way grows this target:\n" + "\n".join(reasons))
+    return tuple(pool)
 
 
 def depth(

@@ -192,7 +192,7 @@ def _axis(plan: "Plan", axis: str, grown: Map) -> Iterator[Violation]:
         if isinstance(kind, Dot):
             yield from _dot(axis, grown, kind, leaves)
         else:
-            yield from _elementwise(axis, grown, kind)
+            yield from _elementwise(plan, axis, grown, kind)
     if not isinstance(kind, Lookup | Experts):
         yield from _fresh(axis, grown, leaves)
 
@@ -284,7 +284,9 @@ def _dot(
             )
 
 
-def _elementwise(axis: str, grown: Map, kind: Elementwise) -> Iterator[Violation]:
+def _elementwise(
+    plan: "Plan", axis: str, grown: Map, kind: Elementwise
+) -> Iterator[Violation]:
     copied = ~grown.fresh
     if kind.activation != "identity" and (
         (grown.scale[copied] != 1).any() or grown.mean.any()
@@ -299,6 +301,36 @@ def _elementwise(axis: str, grown: Map, kind: Elementwise) -> Iterator[Violation
             None,
             f"new entries are 0, and {kind.activation} of 0 is not known to be 0",
         )
+    if silent.any() and kind.activation == "attention":
+        for leaf in _shared_values(plan, axis):
+            yield Violation(
+                axis,
+                leaf,
+                "new heads attend to values that they share with others and that are not 0; RandomIn() leaves them unread",
+            )
+
+
+def _shared_values(plan: "Plan", axis: str) -> list[str]:
+    """What writes the values of heads along an axis without having it itself: queries of a group share theirs."""
+    parts = []
+    for leaf in plan.target.leaves:
+        for part in range(max((len(dim.parts) for dim in leaf.dims), default=0)):
+            at = [(dim, part if len(dim.parts) > 1 else 0) for dim in leaf.dims]
+            roles = [pair for dim, i in at for pair in zip(dim.parts[i], dim.roles(i))]
+            parts.append((leaf.name, roles))
+    values = {
+        name
+        for _, roles in parts
+        if (axis, "<") in roles
+        for name, role in roles
+        if role == "<" and plan.target.kinds.get(str(name)) != Elementwise("attention")
+    }
+    return [
+        leaf
+        for leaf, roles in parts
+        if any((name, ">") in roles for name in values)
+        and axis not in {name for name, _ in roles}
+    ]
 
 
 def _fresh(

@@ -10,7 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
-from lagjax.axes import Axes, Dot, Layout, Params
+from lagjax.axes import Axes, Dot, Experts, Kind, Layout, Lookup, Params, Residual
+from lagjax.axes import Elementwise as Alone
 from lagjax.growth.depth import Depth, unchanged
 from lagjax.growth.maps import Map, Vector
 from lagjax.growth.plan import Plan, grow
@@ -24,15 +25,42 @@ class Way(Protocol):
 
 
 @dataclass(frozen=True)
+class ByKind:
+    """A way for each kind of axis, whatever a codebase calls its axes: what pools are made of.
+
+    Attributes:
+        residual: for the residual stream.
+        units: for axes whose entries act alone, hidden units and heads.
+        size: for the size of a head, of queries and keys and of values.
+        layer: for the residual stream under LayerNorm, where it needs another.
+    """
+
+    residual: Way
+    units: Way
+    size: Way
+    layer: Way | None = None
+
+    def way(self, kind: Kind | None) -> Way:
+        """The way for an axis of a kind; one that the data index is extended, experts are duplicated."""
+        if isinstance(kind, Residual):
+            return self.layer if self.layer and kind.norm == "layer" else self.residual
+        if isinstance(kind, Dot) or kind == Alone("identity"):
+            return self.size
+        if isinstance(kind, Lookup):
+            return Extend()
+        return Tile() if isinstance(kind, Experts) else self.units
+
+
+@dataclass(frozen=True)
 class Width:
     """Grows in width: `Width(Tile())` every axis that differs in size, `Width({"mlp": Net2Net(), "embed": Isometric()})` those named.
 
     Exact where `plan(...).exact` says so and what `plan(...).requires` names is met.
     """
 
-    how: Way | tuple[tuple[str, Way], ...]
+    how: Way | ByKind | tuple[tuple[str, Way], ...]
 
-    def __init__(self, how: Way | Mapping[str, Way]) -> None:
+    def __init__(self, how: Way | ByKind | Mapping[str, Way]) -> None:
         object.__setattr__(
             self, "how", tuple(how.items()) if isinstance(how, Mapping) else how
         )
@@ -65,11 +93,11 @@ class Width:
                     f"axis {axis!r} has size {source.sizes[axis]} in the source and {target.sizes[axis]} in the target's {leaf}; "
                     "growth adds entries: give a target that is smaller on no axis"
                 )
-        ways = (
-            dict(self.how)
-            if isinstance(self.how, tuple)
-            else dict.fromkeys(grown, self.how)
-        )
+        how = self.how
+        if isinstance(how, ByKind):
+            ways = {axis: how.way(target.kinds.get(axis)) for axis in grown}
+        else:
+            ways = dict(how) if isinstance(how, tuple) else dict.fromkeys(grown, how)
         if unknown := ways.keys() - dict(target.sizes).keys():
             raise ValueError(
                 f"ways are given for the axes {sorted(unknown)}, which the target's table does not have or whose sizes cannot be "

@@ -35,8 +35,8 @@ GROUPED = Axes(
     {
         r"layers/(?P<layers>\d+)/q/kernel": "<embed >(kv group qk)",
         r"layers/(?P<layers>\d+)/q/bias": ">(kv group qk)",
-        r"layers/(?P<layers>\d+)/k/kernel": "<embed >(kv qk)",
-        r"layers/(?P<layers>\d+)/k/bias": ">(kv qk)",
+        r"layers/(?P<layers>\d+)/k/kernel": "<embed >(kv <qk)",
+        r"layers/(?P<layers>\d+)/k/bias": ">(kv <qk)",
         r"layers/(?P<layers>\d+)/v/kernel": "<embed >(kv v)",
         r"layers/(?P<layers>\d+)/v/bias": ">(kv v)",
         r"layers/(?P<layers>\d+)/o/kernel": "<(kv group v) >embed+",

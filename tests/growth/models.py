@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from lagjax.axes import Axes, Dot, Elementwise, Params, Residual
+from lagjax.axes import Axes, Dot, Elementwise, Lookup, Params, Residual
 from lagjax.model import Batch, Key, Model
 
 EMBED, HEADS, HEAD_DIM, MLP, VOCAB, LENGTH = 6, 2, 5, 8, 7, 4
@@ -22,8 +22,10 @@ EMBED, HEADS, HEAD_DIM, MLP, VOCAB, LENGTH = 6, 2, 5, 8, 7, 4
 BATCH = np.random.default_rng(0).integers(VOCAB, size=(3, LENGTH + 1), dtype=np.int32)
 
 _LAYER = {
-    "attn/(query|key)/kernel": "<embed >heads >qk",
-    "attn/(query|key)/bias": ">heads >qk",
+    "attn/query/kernel": "<embed >heads >qk",
+    "attn/query/bias": ">heads >qk",
+    "attn/key/kernel": "<embed >heads <qk",
+    "attn/key/bias": ">heads <qk",
     "attn/value/kernel": "<embed >heads >v",
     "attn/value/bias": ">heads >v",
     "attn/out/kernel": "<heads <v >embed+",
@@ -31,14 +33,26 @@ _LAYER = {
     "mlp/up/bias": ">mlp",
     "mlp/down/kernel": "<mlp >embed+",
     "(attn/out|mlp/down)/bias": ">embed+",
-    "(attn_norm|mlp_norm)/(scale|bias)": "embed",
+    "(attn_norm|mlp_norm)/scale": "embed",
+    "(attn_norm|mlp_norm)/bias": "+embed",
 }
-_REST = {"embed/embedding": "=vocab >embed", "final_norm/(scale|bias)": "embed"}
+_REST = {
+    "embed/embedding": "=vocab >embed",
+    "final_norm/scale": "embed",
+    "final_norm/bias": "+embed",
+}
 
 
 def _axes(layers: str, axis: int | None, pre: bool) -> Axes:
     """The table; `axis` is where scanned layers are stacked. Rows have the same names in all tables."""
-    kinds = {"embed": Residual("layer", pre), "qk": Dot(), "mlp": Elementwise("gelu")}
+    kinds = {
+        "embed": Residual("layer", pre),
+        "heads": Elementwise("attention"),
+        "qk": Dot(),
+        "v": Elementwise("identity"),
+        "mlp": Elementwise("gelu"),
+        "vocab": Lookup(),
+    }
     rows = dict(_REST)
     for path, axes in _LAYER.items():
         dims = axes.split()

@@ -2,7 +2,7 @@
 
 from transformers import BertConfig
 
-from lagjax.axes import Axes, Dot, Elementwise, Residual
+from lagjax.axes import Axes, Dot, Elementwise, Lookup, Residual
 
 _LAYER = r"bert/encoder/layer/(?P<layers>\d+)/"
 
@@ -14,8 +14,11 @@ def axes(config: BertConfig) -> Axes:
             "bert/embeddings/word_embeddings/embedding": "=vocab >embed",
             "bert/embeddings/position_embeddings/embedding": "<positions >embed",
             "bert/embeddings/token_type_embeddings/embedding": "<types >embed",
-            _LAYER + "attention/self/(query|key)/kernel": "<embed >(heads qk)",
-            _LAYER + "attention/self/(query|key)/bias": ">(heads qk)",
+            _LAYER + "attention/self/query/kernel": "<embed >(heads qk)",
+            _LAYER + "attention/self/query/bias": ">(heads qk)",
+            # A key reads the axis that its query writes.
+            _LAYER + "attention/self/key/kernel": "<embed >(heads <qk)",
+            _LAYER + "attention/self/key/bias": ">(heads <qk)",
             _LAYER + "attention/self/value/kernel": "<embed >(heads v)",
             _LAYER + "attention/self/value/bias": ">(heads v)",
             _LAYER + "attention/output/dense/kernel": "<(heads v) >embed+",
@@ -23,16 +26,23 @@ def axes(config: BertConfig) -> Axes:
             _LAYER + "intermediate/dense/bias": ">mlp",
             _LAYER + "output/dense/kernel": "<mlp >embed+",
             _LAYER + "(attention/)?output/dense/bias": ">embed+",
-            _LAYER + "(attention/)?output/LayerNorm/(scale|bias)": "embed",
-            "(bert/embeddings|cls/predictions/transform)/LayerNorm/(scale|bias)": "embed",
+            _LAYER + "(attention/)?output/LayerNorm/scale": "embed",
+            _LAYER + "(attention/)?output/LayerNorm/bias": "+embed",
+            "(bert/embeddings|cls/predictions/transform)/LayerNorm/scale": "embed",
+            "(bert/embeddings|cls/predictions/transform)/LayerNorm/bias": "+embed",
             "cls/predictions/transform/dense/kernel": "<embed >embed",
             "cls/predictions/transform/dense/bias": ">embed",
             "cls/predictions/bias": ">vocab",
         },
         kinds={
             "embed": Residual(norm="layer", pre=False),
+            "heads": Elementwise("attention"),
             "qk": Dot(rope=None),
+            "v": Elementwise("identity"),
             "mlp": Elementwise(config.hidden_act),
+            "vocab": Lookup(),
+            "positions": Lookup(),
+            "types": Lookup(),
         },
         sizes={"heads": config.num_attention_heads},
     )

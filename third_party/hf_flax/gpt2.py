@@ -2,7 +2,7 @@
 
 from transformers import GPT2Config
 
-from lagjax.axes import Axes, Dot, Elementwise, Residual
+from lagjax.axes import Axes, Dot, Elementwise, Lookup, Residual
 
 _LAYER = r"transformer/h/(?P<layers>\d+)/"
 
@@ -13,20 +13,26 @@ def axes(config: GPT2Config) -> Axes:
         {
             "transformer/wte/embedding": "=vocab >embed",
             "transformer/wpe/embedding": "<positions >embed",
-            _LAYER + "attn/c_attn/kernel": ">(heads qk | heads qk | heads v) <embed",
-            _LAYER + "attn/c_attn/bias": ">(heads qk | heads qk | heads v)",
+            _LAYER + "attn/c_attn/kernel": ">(heads qk | heads <qk | heads v) <embed",
+            _LAYER + "attn/c_attn/bias": ">(heads qk | heads <qk | heads v)",
             _LAYER + "attn/c_proj/kernel": ">embed+ <(heads v)",
             _LAYER + "mlp/c_fc/kernel": ">mlp <embed",
             _LAYER + "mlp/c_fc/bias": ">mlp",
             _LAYER + "mlp/c_proj/kernel": ">embed+ <mlp",
             _LAYER + "(attn|mlp)/c_proj/bias": ">embed+",
-            _LAYER + "ln_[12]/(scale|bias)": "embed",
-            "transformer/ln_f/(scale|bias)": "embed",
+            _LAYER + "ln_[12]/scale": "embed",
+            _LAYER + "ln_[12]/bias": "+embed",
+            "transformer/ln_f/scale": "embed",
+            "transformer/ln_f/bias": "+embed",
         },
         kinds={
             "embed": Residual(norm="layer", pre=True),
+            "heads": Elementwise("attention"),
             "qk": Dot(rope=None),
+            "v": Elementwise("identity"),
             "mlp": Elementwise(config.activation_function),
+            "vocab": Lookup(),
+            "positions": Lookup(),
         },
         sizes={"heads": config.n_head},
     )

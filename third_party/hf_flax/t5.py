@@ -4,7 +4,7 @@ The second number of a path, `block/3/layer/1`, tells sublayers apart and is lit
 positions of its whole stack; their row comes without a capture, so that they are no part of layer 0.
 """
 
-from lagjax.axes import Axes, Dot, Elementwise, Residual
+from lagjax.axes import Axes, Dot, Elementwise, Lookup, Residual
 
 _ENC = r"encoder/block/(?P<enc>\d+)/layer/"
 _DEC = r"decoder/block/(?P<dec>\d+)/layer/"
@@ -14,13 +14,15 @@ T5 = Axes(
     {
         "shared/embedding": "=vocab >embed",
         _BIAS: "<buckets >heads",
-        _ENC + "0/SelfAttention/[qk]/kernel": "<embed >(heads qk)",
+        _ENC + "0/SelfAttention/q/kernel": "<embed >(heads qk)",
+        _ENC + "0/SelfAttention/k/kernel": "<embed >(heads <qk)",
         _ENC + "0/SelfAttention/v/kernel": "<embed >(heads v)",
         _ENC + "0/SelfAttention/o/kernel": "<(heads v) >embed+",
         _ENC + "1/DenseReluDense/wi/kernel": "<embed >mlp",
         _ENC + "1/DenseReluDense/wo/kernel": "<mlp >embed+",
         _ENC + "[01]/layer_norm/weight": "embed",
-        _DEC + "[01]/(Self|EncDec)Attention/[qk]/kernel": "<embed >(heads qk)",
+        _DEC + "[01]/(Self|EncDec)Attention/q/kernel": "<embed >(heads qk)",
+        _DEC + "[01]/(Self|EncDec)Attention/k/kernel": "<embed >(heads <qk)",
         _DEC + "[01]/(Self|EncDec)Attention/v/kernel": "<embed >(heads v)",
         _DEC + "[01]/(Self|EncDec)Attention/o/kernel": "<(heads v) >embed+",
         _DEC + "2/DenseReluDense/wi/kernel": "<embed >mlp",
@@ -30,7 +32,12 @@ T5 = Axes(
     },
     kinds={
         "embed": Residual(norm="rms", pre=True),
-        "qk": Dot(rope=None),
+        "heads": Elementwise("attention"),
+        # T5 does not divide its scores by the root of a head's size.
+        "qk": Dot(rope=None, scaled=False),
+        "v": Elementwise("identity"),
         "mlp": Elementwise("relu"),
+        "vocab": Lookup(),
+        "buckets": Lookup(),
     },
 )
