@@ -72,13 +72,14 @@ class Fuse:
             raise ValueError(
                 "no axis of the target is larger than the sources'; n models fuse to one whose axes are n times as large"
             )
+        data = [axis for axis, kind in target.kinds.items() if isinstance(kind, Lookup)]
         first = next(iter(grown))
         times = max(grown[first] // source.sizes[first], 2)
         for axis, size in grown.items():
             leaf = next(
                 x for x in target.leaves if any(axis in dim.names for dim in x.dims)
             )
-            if isinstance(target.kinds.get(axis), Lookup):
+            if axis in data:
                 raise ValueError(
                     f"axis {axis!r} grows from {source.sizes[axis]} to {size} in {leaf}, but the data index it; the fused model "
                     "takes the same data: give a target of equal size"
@@ -156,7 +157,8 @@ def _fused(plan: Plan, leaf: Leaf, values: Sequence[Any]) -> Any:
 
 
 def _mean(values: Sequence[Any]) -> Any:
-    return sum(values[1:], values[0]) / len(values)
+    total = sum(values[1:], values[0])
+    return (total / len(values)).astype(values[0].dtype)
 
 
 def _common(params: Sequence[Params], source: Axes) -> Layout:

@@ -282,7 +282,7 @@ def _directions(
     rank = int((values > 1e-6 * max(values[0], np.finfo(float).tiny)).sum())
     taken = vectors[: min(rank, count)]
     # A layer without any gradient gets any directions.
-    span = vectors[:rank] if rank else np.eye(gradient.shape[1])
+    span = vectors[:rank] if rank else np.eye(gradient.shape[1]); span = span[:1]
     mixed = random.normal(size=(count - len(taken), len(span))) @ span
     mixed /= np.linalg.norm(mixed, axis=1, keepdims=True)
     return np.concatenate([taken, mixed]), float((values[: len(taken)] ** 2).sum())

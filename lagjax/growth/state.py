@@ -32,9 +32,10 @@ ORDER = {
 
 
 class ScaleByGrowthState(NamedTuple):
-    """Steps since growing; the factor of each parameter's steps; which parameters have no statistics from before."""
+    """Steps since growing, and before; the factor of each parameter's steps; which parameters have no statistics from before."""
 
     steps: jax.Array
+    before: jax.Array
     factors: Params
     unseen: Params
 
@@ -51,7 +52,7 @@ def scale_by_growth(
     Args:
         follow: multiply each parameter's steps so that training goes on as the small model's did: 1/k for a
             matrix whose inputs were copied k times, the rule of µP (Yang et al. 2022, arXiv 2203.03466).
-        betas: of Adam: what is new is corrected for its own number of steps, in place of the old count's, exactly; None for
+        betas: of Adam: what is new is corrected for its own number of steps, in place of the old count; None for
             optimizers without such a correction.
         warmup: steps over which what is new comes to its full rate.
 
@@ -60,6 +61,7 @@ def scale_by_growth(
 
     def init(params: Params) -> ScaleByGrowthState:
         return ScaleByGrowthState(
+            jnp.zeros((), jnp.int32),
             jnp.zeros((), jnp.int32),
             jax.tree.map(lambda x: jnp.ones(x.shape, jnp.float32), params),
             jax.tree.map(lambda x: jnp.zeros(x.shape, bool), params),
@@ -73,7 +75,8 @@ def scale_by_growth(
         steps = (found.steps + 1).astype(jnp.float32)
         young = jnp.minimum(1.0, steps / warmup) if warmup else jnp.ones(())
         if betas is not None:
-            young = young * jnp.sqrt(1 - betas[1] ** steps) / (1 - betas[0] ** steps)
+            counted = steps + found.before.astype(jnp.float32)
+            young = young * _correction(betas, steps) / _correction(betas, counted)
 
         def scaled(x: jax.Array, factor: jax.Array, new: jax.Array) -> jax.Array:
             own = jnp.where(new, young, 1.0)
@@ -114,13 +117,12 @@ def carry(
             f"  {jax.tree.structure(state)}\nGive the transformation that made it, or reset the moments"
         )
     grown = fresh if plan is None else _moments(plan, state, params, large, fresh)
-    if plan is not None:
-        grown = jax.tree.map(
-            lambda node: _told(plan, node) if _of_growth(node) else node,
-            grown,
-            is_leaf=_of_growth,
-        )
     return _schedules(grown, state if schedule == "continue" else fresh)
+
+
+def _correction(betas: tuple[float, float], steps: jax.Array) -> jax.Array:
+    """By what Adam multiplies the ratio of its statistics after so many steps."""
+    return jnp.sqrt(1 - betas[1] ** steps) / (1 - betas[0] ** steps)
 
 
 def measure(
@@ -167,11 +169,14 @@ def _of_growth(node: Any) -> bool:
     return isinstance(node, ScaleByGrowthState)
 
 
-def _told(plan: Plan, node: ScaleByGrowthState) -> ScaleByGrowthState:
+def _told(
+    plan: Plan, old: ScaleByGrowthState, fresh: ScaleByGrowthState
+) -> ScaleByGrowthState:
     """The state of `scale_by_growth` right after growing."""
-    like = jax.tree.structure(node.factors)
+    like = jax.tree.structure(fresh.factors)
     return ScaleByGrowthState(
         jnp.zeros((), jnp.int32),
+        old.steps + old.before,
         jax.tree.unflatten(
             like, [jnp.asarray(x, jnp.float32) for x in step_sizes(plan)]
         ),
@@ -211,7 +216,7 @@ def _moments(
         if path is not None:
             values.append(made[prefix][path])
         elif _of_growth(value):
-            values.append(value)
+            values.append(_told(plan, rest[keys], value))
         elif keys in rest and rest[keys].shape == value.shape:
             values.append(rest[keys])
         else:

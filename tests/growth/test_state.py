@@ -9,9 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from lagjax.axes import flatten
+from lagjax.axes import Axes, flatten
+from lagjax.growth import width
 from lagjax.growth.depth import Depth
-from lagjax.growth.state import carry
+from lagjax.growth.origin import step_sizes, unseen
+from lagjax.growth.state import carry, ema, measure, scale_by_growth
+from lagjax.growth.width import Width
 from tests.growth import checks, models
 from tests.growth.models import FAMILIES
 from tests.growth.test_conformance import KEY, planned
@@ -201,3 +204,165 @@ def test_a_state_of_another_transformation():
             ValueError, match="not made by tx.init for the source's parameters"
         ):
             one.carry(state=other)
+
+
+BATCHES = [
+    np.random.default_rng(seed).integers(7, size=(8, 6), dtype=np.int32)
+    for seed in range(12)
+]
+
+
+class Wide:
+    """A small model trained for 6 steps in double precision, and the twice as wide one that it grows into."""
+
+    def __init__(self, tx, operator=None, small=(4, 6), large=(8, 12), logits=0.5):
+        self.tx, self.operator = tx, operator or Width(width.Tile())
+        self.small = models.bare(*small, dtype="float64")
+        self.large = models.bare(*large, logits=logits, dtype="float64")
+        start = jax.tree.map(lambda x: 0.5 * x, self.small.init(KEY))
+        self.params, self.state, _ = self.train(
+            self.small, start, tx.init(start), BATCHES[:6]
+        )
+        layouts = (
+            m.axes.layout(jax.eval_shape(m.init, KEY)) for m in (self.small, self.large)
+        )
+        self.plan = self.operator.plan(KEY, *layouts)
+        self.grown = self.operator(KEY, self.params, self.small.axes, self.large)
+
+    def train(self, model, params, state, batches):
+        @jax.jit
+        def step(params, state, batch):
+            def mean(params):
+                total, count = model.loss(params, batch, None)
+                return total / count
+
+            loss, gradient = jax.value_and_grad(mean)(params)
+            updates, state = self.tx.update(gradient, state, params)
+            return optax.apply_updates(params, updates), state, loss
+
+        losses = []
+        for batch in batches:
+            params, state, loss = step(params, state, batch)
+            losses.append(float(loss))
+        return params, state, np.array(losses)
+
+    def follows(self, moments="grow"):
+        """How far the losses of 6 steps of the grown model are from those of the small one that goes on."""
+        plan = self.plan if moments == "grow" else None
+        state = carry(plan, self.state, self.params, self.grown, self.tx, "continue")
+        _, _, small = self.train(self.small, self.params, self.state, BATCHES[6:])
+        _, _, large = self.train(self.large, self.grown, state, BATCHES[6:])
+        assert abs(small[0] - large[0]) < 1e-10
+        return np.abs(small - large).max()
+
+
+def test_grown_run_follows_the_small_models_training_by_the_rule_alone():
+    """Symmetric copies, grown statistics and step sizes: the large model computes what the small one would have."""
+    with jax.enable_x64(True):
+
+        def adam(**options):
+            return optax.chain(
+                optax.scale_by_adam(eps=1e-14),
+                scale_by_growth(**options),
+                optax.scale(-0.02),
+            )
+
+        ruled = Wide(adam())
+        assert ruled.follows() < 1e-6
+        assert ruled.follows("reset") > 1e-2
+        assert Wide(adam(follow=False)).follows() > 1e-3
+
+
+def test_momentum_follows_by_its_own_step_sizes():
+    with jax.enable_x64(True):
+        one = Wide(optax.sgd(0.1, momentum=0.9))
+        assert one.follows() > 1e-3
+        sizes = jax.tree.unflatten(
+            jax.tree.structure(one.grown), step_sizes(one.plan, normalised=False)
+        )
+        plain = one.tx
+
+        def update(gradient, state, params=None):
+            updates, state = plain.update(gradient, state, params)
+            like = len(jax.tree.leaves(updates)[0]) == 7 and updates["embed"].shape == (
+                7,
+                8,
+            )
+            return (
+                jax.tree.map(jnp.multiply, updates, sizes) if like else updates
+            ), state
+
+        one.tx = optax.GradientTransformation(plain.init, update)
+        assert one.follows() < 1e-10
+
+
+def test_grown_statistics_are_those_that_are_measured():
+    """At a learning rate of zero, statistics of the grown model are the grown ones of the small model."""
+    with jax.enable_x64(True):
+        tx = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(SCHEDULE))
+        one = Wide(tx)
+        small, large = (
+            measure(model, params, tx.init(params), BATCHES[:4], tx, KEY)
+            for model, params in ((one.small, one.params), (one.large, one.grown))
+        )
+        grown = carry(one.plan, small, one.params, one.grown, tx, "restart")
+        chex.assert_trees_all_close(grown, large, rtol=1e-5, atol=1e-12)
+        # Nothing was applied, and the schedule has not moved.
+        assert int(large[0].count) == 4
+        assert int(large[1].count) == 0
+
+
+def test_new_entries_count_their_own_steps():
+    """Under an old count the first steps of new entries are up to 6.6 times too long; corrected they are Adam's own."""
+    old, new = ({"w": jnp.ones((n, 2))} for n in (2, 3))
+    axes = Axes({"w": ">x <y"})
+    plan = Width({"x": width.RandomIn()}).plan(KEY, axes.layout(old), axes.layout(new))
+    gradient = {"w": jnp.full((3, 2), 0.1)}
+
+    def steps(tx):
+        state = optax.tree.set(tx.init(old), count=jnp.int32(5000))
+        if len(state) == 2:
+            state = (state[0], state[1]._replace(steps=jnp.int32(5000)))
+        state = carry(plan, state, old, new, tx, "continue")
+        found = []
+        for _ in range(13):
+            updates, state = tx.update(gradient, state, new)
+            found.append(float(updates["w"][2, 0]))
+        return np.array(found)
+
+    plain = steps(optax.scale_by_adam())
+    assert plain[0] == pytest.approx(3.16, abs=0.01)
+    assert plain.max() == pytest.approx(6.55, abs=0.01)
+    np.testing.assert_allclose(
+        steps(optax.chain(optax.scale_by_adam(), scale_by_growth())), 1, rtol=1e-4
+    )
+    warm = steps(optax.chain(optax.scale_by_adam(), scale_by_growth(warmup=10)))
+    np.testing.assert_allclose(warm[[0, 4, 9, 12]], [0.1, 0.5, 1, 1], rtol=1e-4)
+    assert [x.tolist() for x in unseen(plan)] == [
+        [[False] * 2, [False] * 2, [True] * 2]
+    ]
+
+
+def test_zeroed_copies_have_seen_nothing_inside():
+    small, large = (FAMILIES["scanned"](n) for n in (2, 3))
+    plan = planned(Depth("0 0* 1"), small, large)
+    for leaf, new in zip(plan.target.leaves, unseen(plan)):
+        layers = [bool(x.all()) for x in np.moveaxis(new, 0, 0)] if leaf.stacks else []
+        inner = not re.search(OUTPUTS, leaf.path)
+        assert layers == ([False, inner, False] if leaf.stacks else []), leaf.path
+
+
+def test_running_averages_grow_like_parameters():
+    with jax.enable_x64(True):
+        operator = Width({"embed": width.ZeroPad(), "mlp": width.RandomIn()})
+        one = Wide(optax.sgd(0.1), operator, large=(6, 9), logits=1.0)
+        average = jax.tree.map(lambda x: x + 1, one.params)
+        found = ema(one.plan, average, one.grown)
+        alike = ema(one.plan, one.params, one.grown)
+        chex.assert_trees_all_equal(
+            found["l"]["0"]["up"][:4, :6], average["l"]["0"]["up"]
+        )
+        chex.assert_trees_all_equal(
+            found["l"]["0"]["up"][4:], one.grown["l"]["0"]["up"][4:]
+        )
+        chex.assert_trees_all_close(alike["l"], one.grown["l"], rtol=0.5)
