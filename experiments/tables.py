@@ -40,6 +40,8 @@ class Arguments:
     """The folder of the rows."""
     readme: Path = HERE / "README.md"
     """Where the tables go."""
+    front: Path = HERE.parent / "README.md"
+    """Where the table of operators goes, between its marks."""
 
 
 def main(arguments: Arguments) -> None:
@@ -50,6 +52,9 @@ def main(arguments: Arguments) -> None:
         arguments.results.mkdir(exist_ok=True)
         store(arguments.results / "audit.jsonl", added)
     directory.write_atomically(arguments.readme, render(arguments.results))
+    if found := read(arguments.results / "conformance.jsonl"):
+        text = with_operators(arguments.front.read_text(), found)
+        directory.write_atomically(arguments.front, text)
 
 
 def audit_rows(run: Path) -> list[Row]:
@@ -125,6 +130,60 @@ def render(results: Path) -> str:
     if found := read(results / "benchmark.jsonl"):
         parts.append(_benchmark(found))
     return "\n".join(parts)
+
+
+MARKS = "<!-- operators -->", "<!-- end of operators -->"
+
+
+def with_operators(text: str, rows: list[Row]) -> str:
+    """A text with the table of operators between its marks; raises ValueError where it has none."""
+    before, found, rest = text.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not found or not end:
+        raise ValueError(
+            f"the text has no marks {MARKS[0]} and {MARKS[1]}; put them where the table of operators is to go"
+        )
+    return f"{before}{MARKS[0]}\n{_operators(rows)}{MARKS[1]}{after}"
+
+
+def _operators(rows: list[Row]) -> str:
+    """A line for each operator: where it is exact, what it then asks, what was measured there; else how far off it is."""
+    head = (
+        "Operator",
+        "Exact on",
+        "asks for",
+        "float64",
+        "float32",
+        "bfloat16",
+        "elsewhere",
+        "dead",
+        "twins apart",
+    )
+    lines = []
+    for name in dict.fromkeys(row["operator"] for row in rows):
+        mine = [row for row in rows if row["operator"] == name]
+        exact = [row for row in mine if row["proved"].startswith("exact")]
+        others = [row["max_diff_f64"] for row in mine if row not in exact]
+        asks = sorted({need.split()[0] for row in exact for need in row["requires"]})
+        twins = [x for row in mine if (x := row["twin_distance"]) is not None]
+
+        def worst(key: str, exact: list[Row] = exact) -> str:
+            return f"{max(row[key] for row in exact):.0e}" if exact else "–"
+
+        lines.append(
+            (
+                name,
+                f"{len(exact)} of {len(mine)}",
+                ", ".join(asks) or "–",
+                *(worst(f"max_diff_{key}") for key in ("f64", "f32", "bf16")),
+                f"{np.median(others):.0e}" if others else "–",
+                f"{max(row['dead_fraction'] for row in mine):.0%}",
+                ("never" if min(twins) < 1e-6 else f"{min(twins):.0e}")
+                if twins
+                else "–",
+            )
+        )
+    return _table(head, lines)
 
 
 def _audit(rows: list[Row]) -> str:

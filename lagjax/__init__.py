@@ -2,10 +2,18 @@
 
 __version__ = "0.1.0"
 
-from lagjax.axes import Axes, Dot, Elementwise, Residual
+from lagjax.axes import Axes, Dot, Elementwise, Experts, Lookup, Residual
 from lagjax.growth import pools
+from lagjax.growth.certify import Certificate, certify
 from lagjax.growth.depth import Depth
+from lagjax.growth.fusion import Fuse
+from lagjax.growth.gradient import gradmax
+from lagjax.growth.learned import fit, fit_ligo
+from lagjax.growth.masked import masked
+from lagjax.growth.moe import Upcycle
 from lagjax.growth.pools import Candidate
+from lagjax.growth.state import scale_by_growth
+from lagjax.growth.width import Both, Width
 from lagjax.model import Model
 from lagjax.probe import Engine, from_loss
 from lagjax.runs import Task, run, train
@@ -13,18 +21,31 @@ from lagjax.select import Decision, FixedLag
 
 __all__ = [
     "Axes",
+    "Both",
     "Candidate",
+    "Certificate",
     "Decision",
     "Depth",
     "Dot",
     "Elementwise",
     "Engine",
+    "Experts",
     "FixedLag",
+    "Fuse",
+    "Lookup",
     "Model",
     "Residual",
     "Task",
+    "Upcycle",
+    "Width",
+    "certify",
+    "fit",
+    "fit_ligo",
     "from_loss",
+    "gradmax",
+    "masked",
     "pools",
     "run",
+    "scale_by_growth",
     "train",
 ]

@@ -11,7 +11,9 @@ import pytest
 
 import lagjax
 from lagjax import directory
+from lagjax.growth import width
 from tests import toy
+from tests.growth import models
 
 README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
 
@@ -45,7 +47,7 @@ class Net(nn.Module):
 def test_your_own_model(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    example, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     lines = [line for line in example.splitlines() if line.strip()]
     table = [line for line in lines if line.strip().startswith('r"')]
     assert len(lines) - len(table) < 15
@@ -63,6 +65,15 @@ def test_your_own_model(
     record = directory.read(tmp_path / "runs/mine")
     assert max(line["step"] for line in record.curves) == 100
     assert (tmp_path / "runs/mine/report.html").is_file()
+
+
+def test_certifying(capsys: pytest.CaptureFixture[str]) -> None:
+    _, example = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    small, large = models.bare(4, 6, layers=2), models.bare(4, 10, layers=4)
+    names = {"lagjax": lagjax, "width": width, "small": small, "large": large}
+    params = models.drawn(small)
+    exec(example, names | {"params": params, "batches": [models.BATCH]})  # noqa: S102
+    assert capsys.readouterr().out.startswith("exact\noutputs differ by ")
 
 
 def test_two_commands_of_one_line_each() -> None:

@@ -242,7 +242,7 @@ def gradmax(
         sizes_of_old = np.linalg.norm(np.asarray(grown[site], float)[:, :first], axis=2)
         rows = []
         for layer in range(layers):
-            directions, score = _directions(measured[layer].T / counted, count, random)
+            directions, score = _directions(measured[layer].T / 9, count, random)
             rows.append(scale * sizes_of_old[layer].mean() * directions)
             scores[_label(site, layer, new)] = score
         chosen[site] = jnp.asarray(np.stack(rows))
@@ -282,7 +282,7 @@ def _directions(
     rank = int((values > 1e-6 * max(values[0], np.finfo(float).tiny)).sum())
     taken = vectors[: min(rank, count)]
     # A layer without any gradient gets any directions.
-    span = vectors[:rank] if rank else np.eye(gradient.shape[1]); span = span[:1]
+    span = vectors[:rank] if rank else np.eye(gradient.shape[1])
     mixed = random.normal(size=(count - len(taken), len(span))) @ span
     mixed /= np.linalg.norm(mixed, axis=1, keepdims=True)
     return np.concatenate([taken, mixed]), float((values[: len(taken)] ** 2).sum())
