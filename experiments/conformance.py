@@ -30,6 +30,9 @@ from lagjax.growth import pools
 from lagjax.growth.certify import certify, plan_of
 from lagjax.growth.depth import Depth, Fresh, Interleave, Scaled, Stack
 from lagjax.growth.fusion import Fuse
+from lagjax.growth.gradient import gradmax
+from lagjax.growth.learned import fit_ligo
+from lagjax.growth.masked import masked, silenced
 from lagjax.growth.moe import Upcycle
 from lagjax.growth.plan import Growth
 from lagjax.growth.width import (
@@ -43,6 +46,7 @@ from lagjax.growth.width import (
     Noisy,
     Paired,
     RandomIn,
+    RandomPad,
     Scalar,
     Tile,
     Width,
@@ -74,13 +78,13 @@ class Case:
     """An operator, the large model it is for, and where it says that it is exact.
 
     Attributes:
-        operator: what grows.
+        operator: what grows, or a function that makes it of the small model's parameters and the two models.
         grown: the small model's configuration → what the large one's has otherwise; None where the operator has no use.
         claims: of which small models its documentation says that it is exact.
         small: what the small model has otherwise than its family.
     """
 
-    operator: Growth
+    operator: Growth | Callable[[Any, Model, Model], Growth]
     grown: Callable[[Config], dict[str, Any] | None]
     claims: Callable[[Config], bool]
     small: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -97,6 +101,27 @@ class SelfFusion:
 
     def plan(self, key: Any, source: Any, target: Any, /) -> Any:
         return self.fuse.plan(key, source, target)
+
+
+@dataclasses.dataclass(frozen=True)
+class AtMaskZero:
+    """Another operator, for a large model in which what is new is masked by 0."""
+
+    base: Both | Width
+
+    def __call__(self, key: Any, params: Any, source: Any, target: Model, /) -> Any:
+        return self.base(key, params, source, target)
+
+    def plan(self, key: Any, source: Any, target: Any, /) -> Any:
+        return silenced(self.base.plan(key, source, target))
+
+
+def gradmax_of(params: Any, small: Model, large: Model) -> Growth:
+    return gradmax(KEY, params, small.axes, large, BATCHES[:1]).operator
+
+
+def ligo_of(params: Any, small: Model, large: Model) -> Growth:
+    return fit_ligo(KEY, params, small.axes, large, BATCHES * 5).operator
 
 
 def times(factor: float, *names: str) -> Callable[[Config], dict[str, Any]]:
@@ -199,6 +224,17 @@ CASES = {
         times(1.5, "layers", "width", "mlp"),
         lambda c: pre(c) and rms(c),
     ),
+    "masked, at mask 0": Case(
+        AtMaskZero(
+            Both(Depth(Fresh("top")), Width({"mlp": RandomPad(), "kv": RandomPad()}))
+        ),
+        lambda c: {"layers": 3, "mlp": c.mlp + 3, "kv": c.kv + 1},
+        pre,
+    ),
+    "GradMax": Case(
+        gradmax_of, lambda c: None if c.gated else {"mlp": c.mlp + 3}, always
+    ),
+    "LiGO, 20 steps": Case(ligo_of, times(2, "layers", "width", "mlp"), never),
     "self-fusion": Case(SelfFusion(), times(2, *ALL), always),
     "upcycling": Case(Upcycle(), lambda c: {"experts": 3, "top": 2}, always),
     "expert duplication": Case(
@@ -279,30 +315,30 @@ def row(name: str, case: Case, family: Family) -> dict[str, Any] | None:
     asked = dataclasses.replace(small, **changes)
     models = transformer.model(small), transformer.model(asked)
     params = drawn(models[0])
-    plan = plan_of(case.operator, KEY, *models, params)
-    requires = plan.requires if plan else ()
-    large = transformer.required(asked, requires, small)
+    operator: Any = case.operator
+    if not dataclasses.is_dataclass(operator):
+        operator = operator(params, *models)
+    plan = plan_of(operator, KEY, *models, params)
+    large = transformer.required(asked, plan.requires if plan else (), small)
 
-    def factory(dtype: str) -> tuple[Model, Model]:
-        one, other = (dataclasses.replace(x, dtype=dtype) for x in (small, large))
-        return transformer.model(one), transformer.model(other)
+    def pair(dtype: str) -> tuple[Model, Model]:
+        one, other = (
+            transformer.model(dataclasses.replace(x, dtype=dtype))
+            for x in (small, large)
+        )
+        if isinstance(operator, AtMaskZero):
+            unmasked = plan_of(operator.base, KEY, *models, params)
+            other = masked(other, unmasked)(0.0)
+        return one, other
 
-    proved = plan.exact if plan else None
-    found = certify(
-        case.operator,
-        models[0],
-        transformer.model(large),
-        params,
-        BATCHES,
-        key=KEY,
-        factory=factory,
-    )
+    exact = plan is not None and plan.exact
+    found = certify(operator, *pair("float32"), params, BATCHES, key=KEY, factory=pair)
     return {
         "operator": name,
         "model": name_of(family),
         "claimed": "exact" if case.claims(small) else "not exact",
         "proved": found.kind,
-        "agrees": proved
+        "agrees": exact
         == (found.max_diff["float64"] <= 1e-10 and found.max_diff["float32"] <= 1e-4),
         "requires": [str(one) for one in found.requires],
         "violations": [str(one) for one in found.violations],
@@ -313,7 +349,7 @@ def row(name: str, case: Case, family: Family) -> dict[str, Any] | None:
         "dead": found.dead,
         "twin_distance": found.twin_distance,
         "ranks": found.ranks,
-        "written": repr(case.operator),
+        "written": repr(operator),
         "versions": versions(),
         "device": jax.devices()[0].device_kind,
     }

@@ -18,6 +18,8 @@ from lagjax.model import Batch, Key, Model
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 0.1}
 """How far outputs may be apart, relative to their scale, where a plan is exact."""
 
+_ADAM = optax.adam(1e-3)  # One object, so that equal models compile their step once.
+
 
 class Certificate(NamedTuple):
     """What an operator keeps of one small model in one large model.
@@ -139,8 +141,8 @@ def certify(
         kind: Any = "exact given" if requires else "exact"
     else:
         kind = "approximate" if all(one.small for one in violations) else "none"
-    dead, fraction = _dead(large, grown, batches, key, tx or optax.adam(1e-3))
-    trained = _trained(large, grown, batches, tx or optax.adam(1e-3), steps)
+    dead, fraction = _dead(large, grown, batches, key, tx or _ADAM)
+    trained = _trained(large, grown, batches, tx or _ADAM, steps)
     return Certificate(
         kind,
         violations,
@@ -190,12 +192,12 @@ def difference(
 
 
 @functools.lru_cache(maxsize=64)
-def _applied(apply: Any) -> Any:
-    return jax.jit(apply)
+def _jitted(function: Any) -> Any:
+    return jax.jit(function)
 
 
 def _outputs(model: Model, params: Params, batch: Batch) -> Any:
-    return _applied(model.apply)(params, batch)
+    return _jitted(model.apply)(params, batch)
 
 
 @functools.lru_cache(maxsize=64)
@@ -241,7 +243,7 @@ def _dead(
 ) -> tuple[dict[str, float], float]:
     moved = _moved(large, grown, batches, tx)
     # What no token of the batches reaches is dead in any model.
-    reached = _moved(large, jax.jit(large.init)(key), batches, tx)
+    reached = _moved(large, _jitted(large.init)(key), batches, tx)
     total = sum(x.size for x in moved.values())
     dead = {path: int((reached[path] & ~moved[path]).sum()) for path in moved}
     shares = {path: n / moved[path].size for path, n in dead.items() if n}
@@ -255,7 +257,7 @@ def _moved(
     tx: optax.GradientTransformation,
 ) -> dict[str, np.ndarray]:
     """Which entries have a gradient at the start, after one step or after two."""
-    step, state = _step_of(large.loss, tx), jax.jit(tx.init)(params)
+    step, state = _step_of(large.loss, tx), _jitted(tx.init)(params)
     alive: dict[str, np.ndarray] = {}
     for number in range(3):
         params, state, found = step(params, state, batches[number % len(batches)])
@@ -271,7 +273,7 @@ def _trained(
     tx: optax.GradientTransformation,
     steps: int,
 ) -> Params:
-    step, params, state = _step_of(large.loss, tx), grown, jax.jit(tx.init)(grown)
+    step, params, state = _step_of(large.loss, tx), grown, _jitted(tx.init)(grown)
     for number in range(steps):
         params, state, _ = step(params, state, batches[number % len(batches)])
     return params

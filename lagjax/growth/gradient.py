@@ -242,7 +242,7 @@ def gradmax(
         sizes_of_old = np.linalg.norm(np.asarray(grown[site], float)[:, :first], axis=2)
         rows = []
         for layer in range(layers):
-            directions, score = _directions(measured[layer].T / 9, count, random)
+            directions, score = _directions(measured[layer].T / counted, count, random)
             rows.append(scale * sizes_of_old[layer].mean() * directions)
             scores[_label(site, layer, new)] = score
         chosen[site] = jnp.asarray(np.stack(rows))

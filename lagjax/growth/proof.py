@@ -176,6 +176,12 @@ def _axis(plan: "Plan", axis: str, grown: Map) -> Iterator[Violation]:
                 None,
                 "every expert must have equally many copies, and none can be new",
             )
+        if (grown.scale[copied] != 1).any() or grown.mean.any():
+            yield Violation(
+                axis,
+                None,
+                "copies are scaled, which the softmax over the router's logits notices",
+            )
     elif kind is None:
         yield Violation(
             axis,

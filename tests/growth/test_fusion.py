@@ -1,6 +1,7 @@
 """Models fused with themselves keep their function; different ones without norms are averaged; bad sources are refused."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,36 +17,47 @@ from lagjax.growth.state import scale_by_growth
 from lagjax.model import Model
 from tests.growth.test_moe import BATCH, DENSE, KEY, difference, drawn, planned
 
-AXES = Axes(
-    {
-        "embed": "<vocab >embed",
-        "in": "#layers <embed >(left | right)",
-        "bias": "#layers >(left | right)",
-        "out": "#layers <left >embed+",
-        "head": "<embed >vocab",
-        "shift": ">vocab",
-    },
-    {
-        "embed": Residual(None, True),
-        "left": Elementwise("relu", gated=True),
-        "right": Elementwise("identity", gated=True),
-        "vocab": Lookup(),
-    },
-)
 
 
-def plain(embed, units, layers=2):
-    """A net without norms whose gate and values are one array."""
+@pytest.fixture(autouse=True)
+def in_float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def table(units):
+    return Axes(
+        {
+            "embed": "<vocab >embed",
+            "in": "#layers <embed >(left | right)",
+            "bias": "#layers >(left | right)",
+            "out": "#layers <left >embed+",
+            "head": "<embed >vocab",
+            "shift": ">vocab",
+        },
+        {
+            "embed": Residual(None, True),
+            "left": Elementwise("relu", gated=True),
+            "right": Elementwise("identity", gated=True),
+            "vocab": Lookup(),
+        },
+        {"left": units, "right": units},
+    )
+
+
+@functools.cache
+def plain(embed, units, layers=2, vocab=5):
+    """A net without norms, whose gates and values are one array."""
+    shapes = {
+        "embed": (vocab, embed),
+        "in": (layers, embed, 2 * units),
+        "bias": (layers, 2 * units),
+        "out": (layers, units, embed),
+        "head": (embed, vocab),
+        "shift": (vocab,),
+    }
 
     def init(key):
-        shapes = {
-            "embed": (5, embed),
-            "in": (layers, embed, 2 * units),
-            "bias": (layers, 2 * units),
-            "out": (layers, units, embed),
-            "head": (embed, 5),
-            "shift": (5,),
-        }
         keys = jax.random.split(key, len(shapes))
         return {
             name: jax.random.normal(key, shape)
@@ -55,14 +67,8 @@ def plain(embed, units, layers=2):
     def apply(params, batch):
         x = params["embed"][batch]
         for w, bias, out in zip(params["in"], params["bias"], params["out"]):
-            left, right = jnp.split(x @ w + bias, 2, -1)
+            left, right = jnp.split(x @ w + bias[None, None], 2, -1)
             x = x + (jax.nn.relu(left) * right) @ out
-        return x @ params["head"] + params["shift"]
+        return x @ params["head"] + params["shift"][None, None]
 
-    axes = dataclasses.replace  # the table's sizes are this net's
-    del axes
-    return Model(init, None, Axes(dict(AXES.rows), dict(AXES.kinds), {"left": units, "right": units}), apply)
-
-
-def several(model, count):
-    return tuple(model.init(jax.random.key(seed)) for seed in range(count))
+    return Model(init, None, table(units), apply)

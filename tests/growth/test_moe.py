@@ -12,7 +12,7 @@ from experiments.models import transformer
 from lagjax.axes import Axes, flatten
 from lagjax.growth.depth import Depth, Scaled, Stack
 from lagjax.growth.moe import Upcycle
-from lagjax.growth.width import Isometric, Noisy, Tile, Width
+from lagjax.growth.width import Isometric, Net2Net, Noisy, Tile, Width
 from tests.growth import checks
 
 KEY = jax.random.key(1)
@@ -171,7 +171,7 @@ def test_experts_that_are_not_copied_whole_are_not_proved():
         assert not planned(Width({"experts": way}), MIXTURE, target).exact
     # One expert twice: the others would weigh less.
     uneven = dataclasses.replace(MIXTURE, experts=5)
-    assert not planned(Width({"experts": Isometric()}), MIXTURE, uneven).exact
+    assert not planned(Width({"experts": Net2Net()}), MIXTURE, uneven).exact
 
 
 def test_a_target_without_experts():
