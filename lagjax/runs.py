@@ -19,7 +19,7 @@ from lagjax.directory import Directory, LaneName, write_atomically
 from lagjax.fingerprint import digest, versions
 from lagjax.growth import record
 from lagjax.growth.pools import Candidate
-from lagjax.growth.state import OptState, carry
+from lagjax.growth.state import OptState, Schedule, carry
 from lagjax.lanes import Course
 from lagjax.model import Batch, Model
 from lagjax.placement import DATA, Placement, placement
@@ -61,7 +61,7 @@ class Task(NamedTuple):
         seed: makes the fresh layers of this task others than those of another.
         opt_state: the small model's optimizer state, of `tx`; needed to grow moments or to continue the schedule.
         moments: "reset" starts the optimizer's statistics anew; "grow" maps them as the operator maps the parameters.
-        schedule: "restart" begins the schedules of `tx` at 0; "continue" at the small model's step.
+        schedule: "restart" begins the schedules of `tx` at 0; "continue" at the small model's step; a number at that step.
         engine: makes a training loop for a target; by default `from_loss(target, tx)`.
     """
 
@@ -75,7 +75,7 @@ class Task(NamedTuple):
     seed: int = 0
     opt_state: OptState | None = None
     moments: Literal["reset", "grow"] = "reset"
-    schedule: Literal["restart", "continue"] = "restart"
+    schedule: Schedule = "restart"
     engine: Callable[[Model], Engine] | None = None
 
 
@@ -687,7 +687,7 @@ def _check_task(task: Task, pool: Sequence[Candidate], policy: Policy) -> int:
         ("moments", task.moments, ("reset", "grow")),
         ("schedule", task.schedule, ("restart", "continue")),
     ):
-        if choice not in known:
+        if choice not in known and not (field == "schedule" and type(choice) is int):
             raise ValueError(
                 f"the task's {field} is {choice!r}; expected one of {known}"
             )

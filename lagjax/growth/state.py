@@ -18,6 +18,7 @@ from lagjax.growth.plan import Plan
 from lagjax.model import Batch, Key, Model
 
 OptState: TypeAlias = Any
+Schedule: TypeAlias = Literal["restart", "continue"] | int
 
 ORDER = {
     "mu": 1,
@@ -94,7 +95,7 @@ def carry(
     params: Params,
     large: Params,
     tx: optax.GradientTransformation,
-    schedule: Literal["restart", "continue"],
+    schedule: Schedule,
 ) -> OptState:
     """The state of `tx` with which the large model begins.
 
@@ -104,7 +105,8 @@ def carry(
         params: the small model's parameters.
         large: the large model's parameters.
         tx: the transformation that trains the large model.
-        schedule: "restart" begins the learning-rate schedules of `tx` at 0; "continue" at the small model's step.
+        schedule: "restart" begins the learning-rate schedules of `tx` at 0; "continue" at the small model's step; a number at that
+            step, so that a schedule is rewound to where a model of this loss would be (Shen et al. 2022, arXiv 2203.06211).
 
     Raises:
         ValueError: for a state that has no rule, by its name; and where the structure of the state is not `tx`'s.
@@ -117,6 +119,8 @@ def carry(
             f"  {jax.tree.structure(state)}\nGive the transformation that made it, or reset the moments"
         )
     grown = fresh if plan is None else _moments(plan, state, params, large, fresh)
+    if isinstance(schedule, int):
+        return _rewound(grown, schedule)
     return _schedules(grown, state if schedule == "continue" else fresh)
 
 
@@ -270,19 +274,48 @@ def _no_rule(keys: tuple[Any, ...]) -> str:
     )
 
 
-def _schedules(state: OptState, like: OptState) -> OptState:
-    """The state with its schedules' step counts and values taken from another."""
+def rewarmed(schedule: optax.Schedule, start: int, steps: int) -> optax.Schedule:
+    """A schedule that is entered at `start` and comes to its own values from 0 over `steps`: a warm-up after a growth.
 
-    def scheduled(node: Any) -> bool:
-        return isinstance(
-            node, optax.ScaleByScheduleState | optax.InjectStatefulHyperparamsState
+    Raises ValueError for fewer than one step.
+    """
+    if steps < 1:
+        raise ValueError(f"steps={steps}: a warm-up takes at least one step")
+    return lambda count: schedule(count) * jnp.clip((count - start + 1) / steps, 0, 1)
+
+
+def _rewound(state: OptState, step: int) -> OptState:
+    """The state with its schedules at a step."""
+
+    def rewind(one: Any) -> Any:
+        if isinstance(one, optax.InjectStatefulHyperparamsState):
+            one = one._replace(
+                inner_state=_rewound(one.inner_state, step),
+                # Of its schedules, which hold nothing but their count.
+                hyperparams_states=jax.tree.map(
+                    lambda x: jnp.asarray(step, x.dtype), one.hyperparams_states
+                ),
+            )
+        return (
+            one._replace(count=jnp.asarray(step, jnp.int32)) if _scheduled(one) else one
         )
 
+    return jax.tree.map(rewind, state, is_leaf=_scheduled)
+
+
+def _scheduled(node: Any) -> bool:
+    return isinstance(
+        node, optax.ScaleByScheduleState | optax.InjectStatefulHyperparamsState
+    )
+
+
+def _schedules(state: OptState, like: OptState) -> OptState:
+    """The state with its schedules' step counts and values taken from another."""
     # By path, because the parameters inside the two states may be of different depth.
-    others = dict(jax.tree_util.tree_flatten_with_path(like, is_leaf=scheduled)[0])
+    others = dict(jax.tree_util.tree_flatten_with_path(like, is_leaf=_scheduled)[0])
 
     def swap(keys: tuple[Any, ...], one: Any) -> Any:
-        if not scheduled(one):
+        if not _scheduled(one):
             return one
         if isinstance(one, optax.InjectStatefulHyperparamsState):
             return others[keys]._replace(
@@ -290,4 +323,4 @@ def _schedules(state: OptState, like: OptState) -> OptState:
             )
         return others[keys]
 
-    return jax.tree_util.tree_map_with_path(swap, state, is_leaf=scheduled)
+    return jax.tree_util.tree_map_with_path(swap, state, is_leaf=_scheduled)

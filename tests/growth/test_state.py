@@ -13,7 +13,7 @@ from lagjax.axes import Axes, flatten
 from lagjax.growth import width
 from lagjax.growth.depth import Depth
 from lagjax.growth.origin import step_sizes, unseen
-from lagjax.growth.state import carry, ema, measure, scale_by_growth
+from lagjax.growth.state import carry, ema, measure, rewarmed, scale_by_growth
 from lagjax.growth.width import Width
 from tests.growth import checks, models
 from tests.growth.models import FAMILIES
@@ -157,6 +157,31 @@ def test_counts_go_with_the_moments_and_schedules_by_choice(
             x for x in _states(carried) if isinstance(x, optax.ScaleByScheduleState)
         ]
         assert [int(state.count) for state in schedules] == [step]
+
+
+@pytest.mark.parametrize("name", ["adamw with a schedule", "injected"])
+def test_schedules_are_rewound_to_a_step(name):
+    one = Grown("unrolled", TRANSFORMATIONS[name], count=7)
+    carried = one.carry(schedule=2)
+    _, after = one.tx.update(one.grown, carried, one.grown)
+    if name == "injected":
+        np.testing.assert_allclose(after.hyperparams["learning_rate"], SCHEDULE(2))
+        adam = carried.inner_state[0]
+    else:
+        (schedule,) = (
+            x for x in _states(carried) if isinstance(x, optax.ScaleByScheduleState)
+        )
+        assert int(schedule.count) == 2
+        adam = carried[0]
+    # The statistics keep their own count.
+    assert int(adam.count) == 7
+
+
+def test_a_schedule_is_entered_by_a_warm_up():
+    schedule = rewarmed(optax.constant_schedule(2.0), start=10, steps=4)
+    assert [float(schedule(step)) for step in (9, 10, 11, 13, 20)] == [0, 0.5, 1, 2, 2]
+    with pytest.raises(ValueError, match="steps=0: a warm-up takes at least one"):
+        rewarmed(SCHEDULE, 0, 0)
 
 
 def _states(state):
