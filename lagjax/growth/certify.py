@@ -30,7 +30,7 @@ class Certificate(NamedTuple):
         requires: what the large model must do differently to be exact.
         max_diff: dtype → largest difference of outputs, relative to the largest output; of mean losses where the shapes differ.
         dead: path → share of its entries whose gradient is 0 before, after one and after two steps, though it is not 0 in a
-            freshly initialised large model; leaves without any are left out.
+            large model drawn at random; leaves without any are left out.
         dead_fraction: the same over all parameters.
         twins: axis → after `steps` steps, the smallest distance of two copies of one entry, in what writes them, relative to
             their length; 0 means that they never separate. Axes without copies are left out.
@@ -112,20 +112,15 @@ def certify(
     key = jax.random.key(0) if key is None else key
     plan = plan_of(operator, key, small, large, params)
     grown = _grow(operator, key, params, small, large)
-    names = (
-        ("float64", "float32", "bfloat16")
+    differences = (
+        _in_precisions(operator, factory, params, grown, batches[0], key)
         if factory
-        else (str(jnp.result_type(*jax.tree.leaves(params))),)
-    )
-    differences = {}
-    for name in names:
-        with jax.enable_x64(
-            name == "float64" or bool(jax.config.read("jax_enable_x64"))
-        ):
-            pair = factory(name) if factory else (small, large)
-            differences[name] = difference(
-                operator, *pair, params, batches[0], key, name if factory else None
+        else {
+            str(jnp.result_type(*jax.tree.leaves(params))): difference(
+                small, large, params, grown, batches[0]
             )
+        }
+    )
     violations = (
         plan.violations
         if plan
@@ -141,7 +136,7 @@ def certify(
         kind: Any = "exact given" if requires else "exact"
     else:
         kind = "approximate" if all(one.small for one in violations) else "none"
-    dead, fraction = _dead(large, grown, batches, key, tx or _ADAM)
+    dead, fraction = _dead(large, grown, batches, tx or _ADAM)
     trained = _trained(large, grown, batches, tx or _ADAM, steps)
     return Certificate(
         kind,
@@ -169,26 +164,47 @@ def plan_of(
 
 
 def difference(
-    operator: Growth,
-    small: Model,
-    large: Model,
-    params: Params,
-    batch: Batch,
-    key: Key,
-    dtype: str | None = None,
+    small: Model, large: Model, params: Params, grown: Params, batch: Batch
 ) -> float:
     """The largest difference of the two models' outputs, relative to the largest output.
 
-    Where outputs are of different shapes, that of their mean losses. `dtype` is what the parameters are cast to first.
+    Where outputs are of different shapes, that of their mean losses.
     """
-    # In numpy, which compiles nothing.
-    cast = jax.tree.map(lambda x: np.asarray(x).astype(dtype or x.dtype), params)
-    grown = _grow(operator, key, cast, small, large)
-    one, other = _outputs(small, cast, batch), _outputs(large, grown, batch)
+    one, other = _outputs(small, params, batch), _outputs(large, grown, batch)
     if one.shape != other.shape:
-        one, other = _mean(small)(cast, batch), _mean(large)(grown, batch)
+        one, other = _mean(small)(params, batch), _mean(large)(grown, batch)
     one, other = (np.asarray(x, np.float64) for x in (one, other))
     return float(np.abs(other - one).max() / np.abs(one).max())
+
+
+def _in_precisions(
+    operator: Growth,
+    factory: Callable[[str], tuple[Model, Model]],
+    params: Params,
+    grown: Params,
+    batch: Batch,
+    key: Key,
+) -> dict[str, float]:
+    """The difference in float64, where everything is computed in it, and of the grown parameters cast to the others."""
+    found = {}
+    for name in ("float64", "float32", "bfloat16"):
+
+        def cast(tree: Params, name: str = name) -> Params:
+            # In numpy, which compiles nothing.
+            return jax.tree.map(lambda x: np.asarray(x).astype(name), tree)
+
+        with jax.enable_x64(
+            name == "float64" or bool(jax.config.read("jax_enable_x64"))
+        ):
+            small, large = factory(name)
+            given = cast(params)
+            made = (
+                _grow(operator, key, given, small, large)
+                if name == "float64"
+                else cast(grown)
+            )
+            found[name] = difference(small, large, given, made, batch)
+    return found
 
 
 @functools.lru_cache(maxsize=64)
@@ -238,12 +254,15 @@ def _dead(
     large: Model,
     grown: Params,
     batches: Sequence[Batch],
-    key: Key,
     tx: optax.GradientTransformation,
 ) -> tuple[dict[str, float], float]:
     moved = _moved(large, grown, batches, tx)
     # What no token of the batches reaches is dead in any model.
-    reached = _moved(large, _jitted(large.init)(key), batches, tx)
+    draw = np.random.default_rng(0)
+    anywhere = jax.tree.map(
+        lambda x: draw.normal(0, 0.5, x.shape).astype(x.dtype), grown
+    )
+    reached = _moved(large, anywhere, batches, tx)
     total = sum(x.size for x in moved.values())
     dead = {path: int((reached[path] & ~moved[path]).sum()) for path in moved}
     shares = {path: n / moved[path].size for path, n in dead.items() if n}
