@@ -2,11 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import transformers
 from transformers import BertConfig, GPT2Config, T5Config
 
+from lagjax.growth.certify import difference, plan_of
 from lagjax.growth.depth import Depth, Fresh
+from lagjax.growth.width import Average, BlockDiagonal, Net2Net, Tile, Width
+from lagjax.growth.width import Elementwise as Noise
+from lagjax.model import Model
 from tests.growth import checks
 from third_party.hf_flax import bert, gpt2, t5
 
@@ -76,6 +81,42 @@ def test_gpt2():
     }  # fmt: skip
     assert layout.stacks == {"layers": 2}
     assert Depth(Fresh(zero=True)).plan(checks.KEY, layout, table.layout(large)).exact
+
+
+@pytest.mark.parametrize("way", [Tile(Noise()), BlockDiagonal(), Average()], ids=str)
+def test_gpt2_grows_wider_and_keeps_its_function(way):
+    """Queries, keys and values in one transposed array, heads flattened: the real classes compute the same."""
+    sizes = {"vocab_size": 13, "n_positions": 6, "n_layer": 2}
+    small = GPT2Config(**sizes, n_embd=8, n_head=2, n_inner=12)
+    width = 16 if isinstance(way, BlockDiagonal | Tile) else 12
+    large = GPT2Config(**sizes, n_embd=width, n_head=width // 4, n_inner=24)
+    ways = {"embed": way, "heads": Net2Net() if width == 12 else way, "mlp": Tile()}
+
+    def model(config, logits=1.0, epsilon=1.0):
+        config = GPT2Config(**config.to_dict() | {"layer_norm_epsilon": 1e-5 * epsilon})
+        net = transformers.FlaxGPT2LMHeadModel(config, _do_init=False)
+        tokens = jnp.arange(5)[None]
+
+        def apply(params, batch):
+            inputs = (batch, jnp.ones_like(batch), jnp.arange(5)[None])
+            return logits * net.module.apply({"params": params}, *inputs).logits
+
+        def init(key):
+            inputs = (tokens, jnp.ones_like(tokens), tokens)
+            return net.module.init(key, *inputs)["params"]
+
+        return Model(init, None, gpt2.axes(config), apply)
+
+    one, other = model(small), model(large)
+    draw = np.random.default_rng(0)
+    shape = jax.eval_shape(one.init, checks.KEY)
+    params = jax.tree.map(lambda x: draw.normal(0, 0.5, x.shape).astype(x.dtype), shape)
+    plan = plan_of(Width(ways), checks.KEY, one, other, params)
+    assert plan.exact
+    other = model(large, **{x.what: x.value for x in plan.requires})
+    grown = jax.jit(lambda p: Width(ways)(checks.KEY, p, one.axes, other))(params)
+    tokens = draw.integers(13, size=(3, 5))
+    assert difference(one, other, params, grown, tokens) < 1e-5
 
 
 def test_t5(monkeypatch):
