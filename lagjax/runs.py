@@ -19,7 +19,7 @@ from lagjax.directory import Directory, LaneName, write_atomically
 from lagjax.fingerprint import digest, versions
 from lagjax.growth import record
 from lagjax.growth.pools import Candidate
-from lagjax.growth.state import OptState, Schedule, carry
+from lagjax.growth.state import OptState, Schedule, carry, measure
 from lagjax.lanes import Course
 from lagjax.model import Batch, Model
 from lagjax.placement import DATA, Placement, placement
@@ -43,6 +43,8 @@ LENGTH = 32
 
 ENVIRONMENT = ("versions", "device", "cores")
 SOURCE = "source"
+MEASURED = 8
+"""Batches on which moments are measured, where they are."""
 """The small model's name in curves and checkpoints."""
 
 
@@ -60,7 +62,8 @@ class Task(NamedTuple):
             goes on.
         seed: makes the fresh layers of this task others than those of another.
         opt_state: the small model's optimizer state, of `tx`; needed to grow moments or to continue the schedule.
-        moments: "reset" starts the optimizer's statistics anew; "grow" maps them as the operator maps the parameters.
+        moments: "reset" starts the optimizer's statistics anew; "grow" maps them as the operator maps the parameters; "measure" takes
+            them of the large model on its first `MEASURED` batches, at a learning rate of 0.
         schedule: "restart" begins the schedules of `tx` at 0; "continue" at the small model's step; a number at that step.
         engine: makes a training loop for a target; by default `from_loss(target, tx)`.
     """
@@ -74,7 +77,7 @@ class Task(NamedTuple):
     seeds: int = 1
     seed: int = 0
     opt_state: OptState | None = None
-    moments: Literal["reset", "grow"] = "reset"
+    moments: Literal["reset", "grow", "measure"] = "reset"
     schedule: Schedule = "restart"
     engine: Callable[[Model], Engine] | None = None
 
@@ -479,6 +482,11 @@ class _Search:
                 chunk = part[start : start + each.lanes]
                 self.course.advance(each, chunk, self._begin, until)
 
+    @property
+    def _measured(self) -> int:
+        """How many batches each candidate's moments are measured on."""
+        return MEASURED if self.task.moments == "measure" and self.task.tx else 0
+
     @functools.cached_property
     def _growers(self) -> dict[str, Any]:
         def sharding(group: _Group) -> Any:
@@ -503,7 +511,8 @@ class _Search:
         group = next(group for group in self.groups if name.candidate in group.names)
         grower = self._growers[name.candidate]
         key = jax.random.fold_in(jax.random.key(self.task.seed), name.seed)
-        state = grower(key, self.task.params, self.task.opt_state)
+        batches = [self.task.batch(name.seed, step) for step in range(self._measured)]
+        state = grower(key, self.task.params, self.task.opt_state, batches)
         operator = self._operators[name.candidate]
         if operator is not None:
             self.directory.growths[name] = record.Record(
@@ -553,11 +562,17 @@ class _Search:
 
     def _ledger(self, decision: Decision) -> Ledger:
         """Counts what the probes cost."""
-        losers = evaluations = seconds = full = 0.0
+        losers = evaluations = seconds = full = measured = 0.0
         for index, group in enumerate(self.groups):
             compiled = self._program(index, self.lanes[index])
             if decision.winner in group.names or not full:
                 full = self.task.horizon * compiled.step_flops
+            measured += (
+                len(group.names)
+                * len(self.seeds)
+                * self._measured
+                * compiled.step_flops
+            )
             for name in group.names:
                 for seed in self.seeds:
                     curve = [
@@ -577,9 +592,8 @@ class _Search:
             full_run_flops=full,
             losers_flops=losers,
             evaluation_flops=evaluations,
-            fit_flops=sum(
-                candidate.fit_flops for candidate in self.candidates.values()
-            ),
+            fit_flops=measured
+            + sum(candidate.fit_flops for candidate in self.candidates.values()),
             seconds=seconds,
         )
 
@@ -599,14 +613,15 @@ def _initial(
     key: Any,
     params: Params,
     opt_state: OptState,
+    batches: Sequence[Batch] = (),
 ) -> Any:
-    """A candidate's training state right after growing."""
+    """A candidate's training state right after growing; the batches are those that moments are measured on."""
     grow_key = _grow_key(key)
     large = candidate.operator(grow_key, params, task.axes, candidate.target)
     # What comes after shall not be fused with it: a growth record replays the operator's call alone, to the same bits.
     large = jax.lax.optimization_barrier(large)
     state = None
-    if task.tx is not None and (task.moments, task.schedule) == ("reset", "restart"):
+    if task.tx is not None and task.moments != "grow" and task.schedule == "restart":
         state = task.tx.init(large)
     elif task.tx is not None:
         plan = None
@@ -619,6 +634,9 @@ def _initial(
                 grow_key, task.axes.layout(params), candidate.target.axes.layout(large)
             )
         state = carry(plan, opt_state, params, large, task.tx, task.schedule)
+    if batches:
+        drawn = jax.random.fold_in(key, 2)
+        state = measure(candidate.target, large, state, batches, task.tx, drawn)
     return engine.init(large, state, jax.random.fold_in(key, 1))
 
 
@@ -684,14 +702,15 @@ def _check_task(task: Task, pool: Sequence[Candidate], policy: Policy) -> int:
         if value < 1:
             raise ValueError(f"the task's {field} is {value}; give at least 1")
     for field, choice, known in (
-        ("moments", task.moments, ("reset", "grow")),
+        ("moments", task.moments, ("reset", "grow", "measure")),
         ("schedule", task.schedule, ("restart", "continue")),
     ):
         if choice not in known and not (field == "schedule" and type(choice) is int):
             raise ValueError(
                 f"the task's {field} is {choice!r}; expected one of {known}"
             )
-    if task.opt_state is None and (task.moments, task.schedule) != ("reset", "restart"):
+    kept = task.moments == "grow" or task.schedule != "restart"
+    if task.opt_state is None and kept:
         raise ValueError(
             f"moments={task.moments!r} and schedule={task.schedule!r} need the small model's optimizer state; give "
             "opt_state, or reset the moments and restart the schedule"

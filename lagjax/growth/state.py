@@ -5,7 +5,7 @@ far as before; and a statistic that starts at 0 under an old step count makes th
 too long. `scale_by_growth` at the end of a chain mends both: `carry` tells it of the growth.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -133,7 +133,7 @@ def measure(
     model: Model,
     params: Params,
     state: OptState,
-    batches: Iterable[Batch],
+    batches: Sequence[Batch],
     tx: optax.GradientTransformation,
     key: Key,
 ) -> OptState:
@@ -145,7 +145,7 @@ def measure(
         model: the large model.
         params: its parameters.
         state: with the schedules' steps to keep, as `carry` gives it with no plan.
-        batches: of training data; all of one shape.
+        batches: of training data; at least one, and all of one shape.
         tx: the transformation that trains the large model.
         key: for the loss, of dropout say.
     """
@@ -154,13 +154,16 @@ def measure(
         total, count = model.loss(params, batch, key)
         return total / count
 
-    @jax.jit
-    def step(found: OptState, batch: Batch, key: Key) -> OptState:
-        return tx.update(jax.grad(mean)(params, batch, key), found, params)[1]
+    def step(
+        found: OptState, numbered: tuple[jax.Array, Batch]
+    ) -> tuple[OptState, None]:
+        number, batch = numbered
+        gradient = jax.grad(mean)(params, batch, jax.random.fold_in(key, number))
+        return tx.update(gradient, found, params)[1], None
 
-    found = tx.init(params)
-    for number, batch in enumerate(batches):
-        found = step(found, batch, jax.random.fold_in(key, number))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+    numbers = jnp.arange(len(batches))
+    found, _ = jax.lax.scan(step, tx.init(params), (numbers, stacked))
     return _schedules(found, state)
 
 

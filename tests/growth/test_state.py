@@ -9,12 +9,15 @@ import numpy as np
 import optax
 import pytest
 
+import lagjax
+from lagjax import directory
 from lagjax.axes import Axes, flatten
 from lagjax.growth import width
 from lagjax.growth.depth import Depth
 from lagjax.growth.origin import step_sizes, unseen
 from lagjax.growth.state import carry, ema, measure, rewarmed, scale_by_growth
 from lagjax.growth.width import Width
+from tests import toy
 from tests.growth import checks, models
 from tests.growth.models import FAMILIES
 from tests.growth.test_conformance import KEY, planned
@@ -391,3 +394,30 @@ def test_running_averages_grow_like_parameters():
             found["l"]["0"]["up"][4:], one.grown["l"]["0"]["up"][4:]
         )
         chex.assert_trees_all_close(alike["l"], one.grown["l"], rtol=0.5)
+
+
+def test_a_run_measures_statistics_and_says_what_it_cost(tmp_path):
+    def run(name, **how):
+        task, pool = toy.task(**how), toy.pool("stack", "random-top")
+        found = lagjax.run(
+            task,
+            pool,
+            lagjax.FixedLag(8),
+            tmp_path / name,
+            progress=toy.Told(),
+            lanes=1,
+        )
+        (first,) = (
+            x
+            for x in directory.read(tmp_path / name).curves
+            if (x["candidate"], x["step"]) == ("stack", 1)
+        )
+        return found.ledger, first
+
+    plain, reset = run("reset")
+    ledger, measured = run("measured", moments="measure")
+    assert plain.fit_flops == 0
+    # Eight steps' worth for each of two candidates.
+    assert ledger.fit_flops == 2 * 8 * measured["flops"]
+    assert measured["lr"] == reset["lr"]
+    assert measured["update_norm"] < reset["update_norm"]
