@@ -70,7 +70,8 @@ def violations(plan: "Plan") -> tuple[Violation, ...]:
     found = [*_layers(plan)]
     for axis, grown in plan.maps.items():
         found += _axis(plan, axis, grown)
-    return tuple(found)
+    # Unrolled layers say the same.
+    return tuple(dict.fromkeys(found))
 
 
 def requirements(plan: "Plan") -> tuple[Requirement, ...]:
