@@ -534,7 +534,9 @@ def required(config: Config, requires: Sequence[Requirement], small: Config) -> 
         if one.what == "epsilon":
             config = dataclasses.replace(config, epsilon=config.epsilon * one.value)
         elif one.what == "logits":
-            config = dataclasses.replace(config, logit_scale=config.logit_scale * one.value)
+            config = dataclasses.replace(
+                config, logit_scale=config.logit_scale * one.value
+            )
         elif one.what == "top":
             config = dataclasses.replace(config, top=round(config.top * one.value))
         elif one.what == "frequencies":
