@@ -1,12 +1,18 @@
-"""Trains, grows, probes and goes on with the toy net, and kills itself where it is told to.
+"""Trains, grows, probes and goes on with the toy net, in processes that kill themselves where they are told to.
 
-    python -m tests.killed_run WORKDIR LANES [WHERE]
+    python -m tests.killed_run FOLDER LANES WHERE...
 
-WHERE is `source:N`, `probe:N` or `continue:N` (at the N-th step forward of the phase), `save:N` or `append:N` (in the
-N-th save or right after the N-th curve line), or `report`.
+A process that is left alone works in FOLDER/whole. Then one for each WHERE works in FOLDER/killed, and a last one that
+is left alone; the exit codes are printed. WHERE is `source:N`, `probe:N` or `continue:N` (at the N-th step forward of the
+phase), `save:N` or `append:N` (in the N-th save or right after the N-th curve line), or `report`.
+
+All are forks of one that has imported everything, which takes longer than the work; each starts JAX itself.
 """
 
+import importlib
+import json
 import os
+import pathlib
 import signal
 import sys
 import threading
@@ -14,7 +20,10 @@ import threading
 import lagjax
 from lagjax import report
 from lagjax.directory import Directory
-from tests import toy
+
+# What a run imports when it comes to it.
+importlib.import_module("lagjax.report.charts")
+importlib.import_module("matplotlib.backends.backend_svg")
 
 
 def kill(delay: float = 0.0) -> None:
@@ -25,8 +34,10 @@ def kill(delay: float = 0.0) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arm(where: str) -> toy.Told:
+def arm(where: str) -> object:
     """Prepares the kill; returns the progress to run with."""
+    from tests import toy
+
     place, _, number = where.partition(":")
     left = {"count": int(number or 1)}
 
@@ -62,23 +73,40 @@ def arm(where: str) -> toy.Told:
     return toy.Told(then)
 
 
-def main(workdir: str, lanes: str, where: str = "") -> None:
-    progress = arm(where)
-    options = {"checkpoint_seconds": 0.0, "progress": progress}
+def run(workdir: pathlib.Path, lanes: int, where: str) -> None:
+    """The run, from its start to its end or from where the directory stands."""
+    # It computes where it is imported.
+    from tests import toy
+
+    small, large = toy.model(1), toy.model(2)
+    options = {"checkpoint_seconds": 0.0, "progress": arm(where)}
     params, _ = lagjax.train(
-        toy.SMALL, toy.tx(), toy.batch, toy.VALID, 6, workdir, **options
+        small, toy.tx(), toy.batch, toy.VALID, 6, workdir, **options
     )
-    task = toy.task(params=params, horizon=32, seeds=1 if lanes == "1" else 2)
-    pool = toy.pool("stack", "identity-top", "random-top")
+    task = toy.task(params=params, horizon=32, seeds=1 if lanes == 1 else 2)
+    names = ("stack", "identity-between", "random-between")
+    pool = lagjax.pools.depth(params, toy.AXES, large)
     lagjax.run(
         task,
-        pool,
-        lagjax.FixedLag(12),
+        [candidate for candidate in pool if candidate.name in names],
+        lagjax.FixedLag(12 if lanes == 1 else 4),
         workdir,
         compare="start",
-        lanes=int(lanes),
+        lanes=lanes,
         **options,
     )
+
+
+def main(folder: str, lanes: str, *places: str) -> None:
+    work = [("whole", ""), *(("killed", where) for where in places), ("killed", "")]
+    codes = []
+    for name, where in work:
+        # JAX has not started here, and so has no threads that a fork would lose.
+        if not (child := os.fork()):
+            run(pathlib.Path(folder, name), int(lanes), where)
+            return
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    print(json.dumps(codes))
 
 
 if __name__ == "__main__":

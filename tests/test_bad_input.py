@@ -13,7 +13,9 @@ import lagjax
 from experiments import quickstart
 from lagjax.axes import Axes
 from lagjax.growth.depth import Stack
-from tests import toy
+from tests import quick, toy
+
+compile_quickly = quick.compile_quickly
 
 RUN = Callable[[pathlib.Path], object]
 

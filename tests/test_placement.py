@@ -1,5 +1,6 @@
 """Probes over eight devices: candidates side by side, batches shared, parameters fully sharded."""
 
+import functools
 import json
 import pathlib
 
@@ -21,7 +22,9 @@ from lagjax.probe import (
     shapes_of,
     steps_of,
 )  # fmt: skip
-from tests import toy
+from tests import quick, toy
+
+compile_quickly = quick.compile_quickly
 
 SAME = {"rtol": 1e-4, "atol": 2e-6}
 """Float32 sums in another order. By SGD: Adam's first steps turn rounding of a gradient near 0 into a whole step."""
@@ -57,6 +60,7 @@ def compiled(count: int, of: Mesh | None, fully_sharded: bool = False):
     return program(ENGINE, lanes(1)[1], batches, SHARDS, count, 4, where)
 
 
+@functools.cache
 def advanced(count: int, of: Mesh | None, fully_sharded: bool = False):
     """Four steps of each lane and its evaluation."""
     made = compiled(count, of, fully_sharded)
@@ -74,7 +78,7 @@ def advanced(count: int, of: Mesh | None, fully_sharded: bool = False):
 )
 def test_eight_devices_compute_what_one_does(name: str, fully_sharded: bool) -> None:
     count = 1 if name == "data" else 8
-    alone, (sums, counts), _ = advanced(count, None)
+    single, (sums, counts), _ = advanced(count, None)
     spread, (spread_sums, spread_counts), _ = advanced(
         count, mesh(*MESHES[name]), fully_sharded
     )
@@ -83,7 +87,7 @@ def test_eight_devices_compute_what_one_does(name: str, fully_sharded: bool) -> 
     )
     chex.assert_trees_all_close(
         jax.device_get(spread.state.params),
-        jax.device_get(alone.state.params),
+        jax.device_get(single.state.params),
         **SAME,
     )
     np.testing.assert_allclose(spread_sums, sums, rtol=1e-5)
@@ -160,16 +164,27 @@ def losses(workdir: pathlib.Path) -> list[float]:
     return [line["valid_loss"] for line in lines]
 
 
+@pytest.fixture(scope="module")
+def alone(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[pathlib.Path, lagjax.Decision]:
+    """The run on one device."""
+    path = tmp_path_factory.mktemp("alone") / "run"
+    return path, run(path, lanes=1)
+
+
 @pytest.mark.parametrize("fully_sharded", [False, True])
-def test_a_run_over_eight_devices(tmp_path: pathlib.Path, fully_sharded: bool) -> None:
+def test_a_run_over_eight_devices(
+    alone: tuple[pathlib.Path, lagjax.Decision],
+    tmp_path: pathlib.Path,
+    fully_sharded: bool,
+) -> None:
     """It decides as one device does, goes on after an interruption bit for bit, and remembers its devices."""
     options = {"mesh": mesh(*MESHES["both"]), "fully_sharded": fully_sharded}
-    decision = run(tmp_path / "one", lanes=1)
+    one, decision = alone
     spread = run(tmp_path / "eight", **options)
     assert (spread.winner, spread.ranking) == (decision.winner, decision.ranking)
-    np.testing.assert_allclose(
-        losses(tmp_path / "eight"), losses(tmp_path / "one"), rtol=1e-4
-    )
+    np.testing.assert_allclose(losses(tmp_path / "eight"), losses(one), rtol=1e-4)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", stop_after=12, **options)
     assert run(tmp_path / "cut", **options).ranking == spread.ranking

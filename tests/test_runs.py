@@ -17,7 +17,9 @@ from lagjax import directory, runs
 from lagjax.directory import Directory, LaneName
 from lagjax.lanes import Course
 from lagjax.probe import TrainState
-from tests import toy
+from tests import quick, toy
+
+compile_quickly = quick.compile_quickly
 
 LINE = {
     "phase", "candidate", "seed", "step", "valid_loss", "valid_loss_shards", "train_loss", "grad_norm", "update_norm",
@@ -36,7 +38,7 @@ FINISHED = {
     "pool": toy.pool(),
     "seeds": 2,
     "compare": "start",
-    "checkpoint_seconds": 0.0,
+    "checkpoint_seconds": 1e9,
 }
 RUN = ("compare", "checkpoint_seconds", "lanes")
 
@@ -142,20 +144,23 @@ def test_a_curve_equals_a_plain_loop(
     params = candidate.operator(jax.random.key(0), toy.PARAMS, toy.AXES, toy.LARGE)
     tx, shards = toy.tx(), toy.VALID
     state = tx.init(params)
-    expected = {}
-    for step in range(9):
-        totals = [toy.LARGE.loss(params, shard, None) for shard in shards]
-        expected[step] = sum(float(total) for total, _ in totals) / sum(
-            count for _, count in totals
-        )
-        batch = toy.batch(1, step)
+    total_and_count = jax.jit(toy.LARGE.loss)
+
+    @jax.jit
+    def train(params: dict, state: object, batch: np.ndarray) -> tuple:
         grads = jax.grad(
-            lambda params, batch=batch: (
-                toy.LARGE.loss(params, batch, None)[0] / batch[:, 1:].size
-            )
+            lambda params: toy.LARGE.loss(params, batch, None)[0] / batch[:, 1:].size
         )(params)
         updates, state = tx.update(grads, state, params)
-        params = jax.tree.map(jnp.add, params, updates)
+        return jax.tree.map(jnp.add, params, updates), state
+
+    expected = {}
+    for step in range(9):
+        totals = [total_and_count(params, shard, None) for shard in shards]
+        expected[step] = sum(float(total) for total, _ in totals) / sum(
+            int(count) for _, count in totals
+        )
+        params, state = train(params, state, toy.batch(1, step))
     for line in curve(path, "stack", seed=1):
         assert line["valid_loss"] == pytest.approx(expected[line["step"]], rel=1e-5)
 
@@ -203,9 +208,16 @@ def _sorted(path: pathlib.Path) -> list[dict]:
 def test_how_often_it_saves_changes_nothing(
     finished: tuple[pathlib.Path, lagjax.Decision], tmp_path: pathlib.Path
 ) -> None:
-    path, _ = finished
-    go(tmp_path / "run", **{**FINISHED, "checkpoint_seconds": 1e9})
-    assert without_times(tmp_path / "run") == without_times(path)
+    path, decision = finished
+    # The winner alone, after every evaluation; those of `finished` are saved at the ends only.
+    pool = toy.pool(decision.winner)
+    go(tmp_path / "run", pool=pool, seeds=2, checkpoint_seconds=0.0)
+    often = without_times(tmp_path / "run")
+    winner = [
+        line for line in without_times(path) if line["candidate"] == decision.winner
+    ]
+    key = lambda line: (line["seed"], line["step"])
+    assert sorted(often, key=key) == sorted(winner, key=key)
 
 
 # Orbax leaves coroutines behind where a file is damaged.
@@ -268,10 +280,10 @@ def test_a_candidate_that_turns_nan_is_set_aside(tmp_path: pathlib.Path) -> None
             return {**grown, "embed": grown["embed"] * np.float32(1e38) * 10}
 
     poisoned = lagjax.Candidate("poisoned", Poison("0 1 0 1"), toy.LARGE)
+    pool = (toy.pool("stack")[0], poisoned, toy.pool("random-top")[0])
+    alone = go(tmp_path / "alone", pool=(pool[0], pool[2]), lanes=1)
     for lanes in (1, 3):
-        pool = (toy.pool("stack")[0], poisoned, toy.pool("random-top")[0])
         decision = go(tmp_path / f"{lanes}", pool=pool, lanes=lanes)
-        alone = go(tmp_path / f"alone{lanes}", pool=(pool[0], pool[2]), lanes=1)
         assert decision.status["poisoned"].startswith("loss not finite at step ")
         assert decision.losses_at_lag["poisoned"] is None
         assert "poisoned" not in decision.ranking
@@ -366,14 +378,21 @@ def test_moments_grow_and_the_schedule_continues(tmp_path: pathlib.Path) -> None
         opt_state=state,
         moments="grow",
         schedule="continue",
+        horizon=8,
     )
-    go(tmp_path / "c", pool=toy.pool("stack"), opt_state=state, moments="grow")
+    go(
+        tmp_path / "c",
+        pool=toy.pool("stack"),
+        opt_state=state,
+        moments="grow",
+        horizon=8,
+    )
     # The rate goes on from step 20 of the schedule, or begins again.
     assert curve(tmp_path / "b", "stack")[1]["lr"] == pytest.approx(
         3e-3 * (1 - 20 / 200), rel=1e-5
     )
     assert curve(tmp_path / "c", "stack")[1]["lr"] == pytest.approx(3e-3, rel=1e-5)
-    go(tmp_path / "d", pool=toy.pool("stack"))
+    go(tmp_path / "d", pool=toy.pool("stack"), horizon=8)
     assert (
         curve(tmp_path / "d", "stack")[1]["update_norm"]
         != curve(tmp_path / "c", "stack")[1]["update_norm"]

@@ -71,7 +71,7 @@ def tx() -> optax.GradientTransformation:
 
 
 SMALL, LARGE = model(2), model(4)
-PARAMS = SMALL.init(jax.random.key(5))
+PARAMS = jax.jit(SMALL.init)(jax.random.key(5))
 
 
 def task(**changes: object) -> lagjax.Task:

@@ -10,6 +10,9 @@ import pytest
 
 from experiments import benchmark, tables
 from experiments.models import gpt
+from tests import quick
+
+compile_quickly = quick.compile_quickly
 
 SMALL = ["--rounds", "1", "--steps", "2", "--layers", "1", "--width", "16", "--grown-parameters", "100000", "--candidates", "2"]  # fmt: skip
 

@@ -8,6 +8,9 @@ import pytest
 
 from experiments import quickstart, tables
 from lagjax import directory
+from tests import quick
+
+compile_quickly = quick.compile_quickly
 
 SMALL = [
     "--layers",
@@ -102,12 +105,13 @@ def test_audit_over_devices_to_rows_and_tables(
 ) -> None:
     """Every candidate and seed ends; the audit is printed, its rows are stored once, and the table is made of them."""
     run, results = tmp_path / "run", tmp_path / "results"
-    options = ["--audit", "--mesh", "2", "2", "--seeds", "2", "--schedule", "continue"]
+    options = ["--audit", "--mesh", "2", "2", "--seeds", "2", "--schedule", "continue", "--lanes", "4"]  # fmt: skip
     command = ["quickstart", "--data", str(corpus), "--workdir", str(run)]
     monkeypatch.setattr(sys, "argv", [*command, *SMALL[:-2], *options])
     assert quickstart.cli() == 0
     assert "Audit" in capsys.readouterr().out
     record = directory.read(run)
+    assert [group["lanes"] for group in record.config["grouping"]] == [4]
     ends = {
         (line["candidate"], line["seed"])
         for line in record.curves
