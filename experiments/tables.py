@@ -129,6 +129,9 @@ def render(results: Path) -> str:
     parts = [HEAD, *map(_audit, groups.values())]
     if found := read(results / "benchmark.jsonl"):
         parts.append(_benchmark(found))
+    parts += _width(read(results / "width.jsonl"))
+    if found := read(results / "scale.jsonl"):
+        parts.append(_scale(found))
     return "\n".join(parts)
 
 
@@ -163,7 +166,11 @@ def _operators(rows: list[Row]) -> str:
     for name in dict.fromkeys(row["operator"] for row in rows):
         mine = [row for row in rows if row["operator"] == name]
         exact = [row for row in mine if row["proved"].startswith("exact")]
-        others = [row["max_diff_f64"] for row in mine if row not in exact]
+        others = [
+            row["max_diff_f64"]
+            for row in mine
+            if row not in exact and row["proved"] != "refused"
+        ]
         asks = sorted({need.split()[0] for row in exact for need in row["requires"]})
         twins = [x for row in mine if (x := row["twin_distance"]) is not None]
 
@@ -177,7 +184,7 @@ def _operators(rows: list[Row]) -> str:
                 ", ".join(asks) or "–",
                 *(worst(f"max_diff_{key}") for key in ("f64", "f32", "bf16")),
                 f"{np.median(others):.0e}" if others else "–",
-                f"{max(row['dead_fraction'] for row in mine):.0%}",
+                f"{max(row['dead_fraction'] or 0 for row in mine):.0%}",
                 ("never" if min(twins) < 1e-6 else f"{min(twins):.0e}")
                 if twins
                 else "–",
@@ -275,6 +282,51 @@ def _benchmark(rows: list[Row]) -> str:
 `python -m experiments.benchmark`: ratios, each measured within one run.
 
 {_table(head, [goals, *described])}"""
+
+
+def _width(rows: list[Row]) -> list[str]:
+    """A part for each configuration and device of which three seeds are whole."""
+    from experiments import width
+
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        key = json.dumps([row["config"], row["device"]], sort_keys=True)
+        groups.setdefault(key, []).append(row)
+    parts = []
+    for group in groups.values():
+        found, row = width.Findings(group), group[0]
+        if not found.seeds:
+            continue
+        config = row["config"]
+        commits = dict.fromkeys(str(each["commit"])[:12] for each in group)
+        parts.append(f"""## Width against depth
+`python -m experiments.width`: a transformer of {config["layers"]} layers and {config["heads"]} heads of size {config["head_dim"]} grows after {config["source_steps"]} steps to
+{config["grown_layers"]} layers, or to {config["grown_heads"]} heads and {config["grown_heads"] / config["heads"]:g} times its width. Every arm costs {row["budget"]:.3g} FLOPs, {config["budget_steps"]} steps of the small model,
+of which the small model's training takes its part. {len(found.seeds)} seeds, text {config["corpus"][:12]}. Commit {", ".join(commits)}, jax {row["versions"]["jax"]}, {row["device"]}, {row["cores"]} cores.
+
+{" ".join(found.sentences())}
+
+{_table(width.HEADINGS, found.lines())}
+Jump is the change of the loss by growing; above and its interval are against the small model, continued. Intervals are 95 %, of
+differences paired by seed and validation shard.
+
+{_table(width.PARTS, found.parts())}
+Differences of final losses, the arm's less the other's: below 0 the arm is better.
+""")
+    return parts
+
+
+def _scale(rows: list[Row]) -> str:
+    from experiments import scale
+
+    described = [
+        (*scale.line(row), f"{row['device']}, {row['cores']} cores, {str(row['commit'])[:12]}") for row in rows
+    ]  # fmt: skip
+    return f"""## Scale
+`python -m experiments.scale`: growing by `lagjax.growth.apply` in a process of its own. Bytes moved are the source's, read, and the target's,
+written. Memory is that of the whole process. A copy is of as many bytes as the target has, into new memory, as growing is.
+
+{_table((*scale.HEADINGS, "Device, commit"), described)}"""
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

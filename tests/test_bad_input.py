@@ -67,7 +67,7 @@ def shadowed() -> dict[str, object]:
 
 IN_PYTHON: dict[str, tuple[RUN, list[str]]] = {
     "fewer layers": (lambda p: run(p, (lagjax.Candidate("one", lagjax.Depth(Stack()), toy.model(1)),)), ["1 layers", "2", "growth adds"]),
-    "another width": (lambda p: run(p, to(toy.model(4, width=16))), ["embed", "8", "16", "layers alone"]),
+    "another width": (lambda p: run(p, to(toy.model(4, width=16))), ["embed", "8", "16", "say how, as in Width"]),
     "missing row": (lambda p: run(p, **table(down=None)), ["layers/down", "(2, 16, 8)", "add"]),
     "misspelt row": (lambda p: run(p, **table(**{"layers/dwon": "#layers <mlp >embed+"})), ["layers/dwon", "layers/down", "nearest"]),
     "shadowed row": (lambda p: run(p, **shadowed()), ["layers/up", "layers/.*", "shadowed"]),

@@ -12,8 +12,10 @@ import pytest
 import lagjax
 from lagjax import directory
 from lagjax.growth import width
-from tests import toy
+from tests import quick, toy
 from tests.growth import models
+
+compile_quickly = quick.compile_quickly
 
 README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
 

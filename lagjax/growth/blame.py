@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lagjax.axes import Leaf, Lookup, Params, flatten, split
-from lagjax.growth.plan import Factor, Plan
+from lagjax.growth.factors import Factor
+from lagjax.growth.plan import Plan
 from lagjax.growth.proof import Violation
 
 NEAR = 1e-4

@@ -11,7 +11,8 @@ import optax
 
 from lagjax.axes import Params, flatten, split
 from lagjax.growth import blame
-from lagjax.growth.plan import Factor, Growth, Plan
+from lagjax.growth.factors import Factor
+from lagjax.growth.plan import Growth, Plan
 from lagjax.growth.proof import Requirement, Violation
 from lagjax.model import Batch, Key, Model
 

@@ -183,18 +183,20 @@ class Map:
 
     def free(self, noise: Any, axis: int) -> Any:
         """N (I − R L): what a reader may add without anything changing, out of any noise."""
-        moved = jnp.moveaxis(noise, axis, 0)
-        column = (self.new, *[1] * (moved.ndim - 1))
-        weights = jnp.asarray(self.scale.reshape(column), noise.dtype)
-        sums = jax.ops.segment_sum(
-            moved * weights, np.maximum(self.source, 0), self.old
-        )
-        undone = jnp.take(sums, np.maximum(self.source, 0), 0)
-        left = jnp.asarray(
-            self._divided(self.share, self.scale).reshape(column), noise.dtype
-        )
-        return jnp.moveaxis(
-            jnp.where(self.fresh.reshape(column), 0, moved - undone * left), 0, axis
+        undone = 0
+        # Copy by copy, because a scatter would hold several times what it sums.
+        for copy in range(int(self.counts.max())):
+            member = np.zeros(self.old, int)
+            weight = np.zeros(self.old)
+            mine = np.flatnonzero((self.copy == copy) & ~self.fresh)
+            member[self.source[mine]] = mine
+            weight[self.source[mine]] = self.scale[mine]
+            source = np.maximum(self.source, 0)
+            taken = jnp.take(noise, member[source], axis)
+            undone = undone + taken * along(weight[source], noise, axis)
+        left = np.where(self.fresh, 0.0, self._divided(self.share, self.scale))
+        return scaled(noise, (~self.fresh).astype(float), axis) - undone * along(
+            left, noise, axis
         )
 
     def contract(self, x: Any, axis: int, role: str, kind: Kind | None) -> Any:

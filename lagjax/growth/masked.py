@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lagjax.axes import Layout, Leaf, Lookup, Params, Residual, join, split
+from lagjax.growth.factors import Factor
 from lagjax.growth.maps import Map
-from lagjax.growth.plan import Factor, Plan, Word
+from lagjax.growth.plan import Plan, Word
 from lagjax.model import Model
 
 Mask: TypeAlias = Any

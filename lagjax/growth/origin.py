@@ -10,8 +10,9 @@ import numpy as np
 import optax
 
 from lagjax.axes import Leaf, Params, join
+from lagjax.growth.factors import Factor
 from lagjax.growth.maps import Vector
-from lagjax.growth.plan import Factor, Layer, Plan
+from lagjax.growth.plan import Layer, Plan
 
 
 class Origin(enum.IntEnum):

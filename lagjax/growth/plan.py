@@ -18,10 +18,8 @@ import numpy as np
 from lagjax.axes import (
     Axes,
     Dim,
-    Kind,
     Layout,
     Leaf,
-    Lookup,
     Params,
     flatten,
     join,
@@ -29,8 +27,9 @@ from lagjax.axes import (
     split,
     unfold,
 )
-from lagjax.growth import proof
-from lagjax.growth.maps import Map, along, scaled
+from lagjax.growth import factors, proof
+from lagjax.growth.factors import Factor
+from lagjax.growth.maps import Map
 from lagjax.model import Key, Model
 
 
@@ -96,27 +95,6 @@ class Word:
 
     def __repr__(self) -> str:
         return f"Word({str(self)!r})"
-
-
-class Factor(NamedTuple):
-    """A grown axis of one leaf: its position in the unfolded array, its role there, its kind and its map."""
-
-    name: str
-    at: int
-    role: str
-    kind: Kind | None
-    map: Map
-
-    @property
-    def reads(self) -> bool:
-        """Whether the leaf reads along it; what the data index is written."""
-        return self.role == "<" and not isinstance(self.kind, Lookup)
-
-    def grow(self, value: Any) -> Any:
-        """The values that come from the small model, new entries 0 or, where the map says so, means."""
-        if self.role in ("<", "=", ">") and not self.reads:
-            return self.map.write(value, self.at)
-        return self.map.apply(value, self.at, self.map.factors(self.role, self.kind))
 
 
 @dataclass(frozen=True)
@@ -376,9 +354,9 @@ class Plan:
             )
         grown = []
         for part, (value, later, blank) in enumerate(zip(parts, ahead, made)):
-            factors = self.factors_of(new, part)
+            found = self.factors_of(new, part)
             if power is not None:
-                grown.append(_moment(value, blank, factors, power))
+                grown.append(factors.moment(value, blank, found, power))
                 continue
             key = None
             if self.key is not None:
@@ -386,7 +364,7 @@ class Plan:
                     self.target.leaves.index(new) if new in self.target.leaves else 0
                 )
                 key = jax.random.fold_in(jax.random.fold_in(self.key, number), part)
-            grown.append(_parameter(value, later, blank, factors, key))
+            grown.append(factors.parameter(value, later, blank, found, key))
         return join(grown, new.dims, sizes)
 
     def chosen(
@@ -409,8 +387,8 @@ class Plan:
                 kept = [x.scale if new.residual else 1.0 for x in words[dim.stack]]
                 made = [x.source is None for x in words[dim.stack]]
                 value = _scale(value, np.where(made, 0.0, kept).reshape(shape))
-        factors = [x.scale if new.residual else 1.0 for x in layers.values()]
-        value = _scale(value, math.prod(factors))
+        scales = [x.scale if new.residual else 1.0 for x in layers.values()]
+        value = _scale(value, math.prod(scales))
         sizes = {**self.source.sizes, **self.target.stacks}
         return unfold(value, dims, new.dims, sizes)
 
@@ -518,88 +496,6 @@ def _uncaptured(leaf: Leaf) -> str:
 
 def _plain(leaf: Leaf) -> list[tuple[Dim, int]]:
     return [(dim, n) for dim, n in zip(leaf.dims, leaf.shape) if not dim.stack]
-
-
-def _parameter(
-    value: Any, later: Any, fresh: Any, factors: Sequence[Factor], key: Key | None
-) -> Any:
-    """Grows a parameter along its axes: first where it writes, then where it reads what is written."""
-    size = jnp.sqrt(jnp.mean(jnp.square(value)))
-    writing = [factor for factor in factors if not factor.reads]
-    reading = [factor for factor in factors if factor.reads]
-    for axis in writing:
-        ahead = axis.map.ahead
-        grown, later = axis.grow(value), axis.grow(later)
-        value = jnp.where(along(ahead, grown, axis.at) > 0, later, grown)
-    for axis in reading:
-        value = axis.grow(value)
-        if axis.map.diagonal:
-            value = _diagonal(value, axis, writing)
-        if axis.map.noise:
-            key, one = _split(key, axis)
-            noise = (
-                size * axis.map.noise * jax.random.normal(one, value.shape, value.dtype)
-            )
-            value = value + axis.map.free(noise, axis.at)
-    for axis in factors:
-        if axis.map.jitter:
-            key, one = _split(key, axis)
-            noise = (
-                size
-                * axis.map.jitter
-                * jax.random.normal(one, value.shape, value.dtype)
-            )
-            value = value + noise * along(axis.map.copy > 0, value, axis.at)
-    if any(axis.map.fresh.any() for axis in factors):
-        made, blank = fresh.astype(value.dtype), np.zeros((1,) * value.ndim, bool)
-        for axis in factors:
-            made = scaled(
-                axis.map.twins(made, axis.at),
-                axis.map.fill(axis.role, axis.kind),
-                axis.at,
-            )
-            column = [1] * value.ndim
-            column[axis.at] = -1
-            blank = blank | axis.map.fresh.reshape(column)
-        value = jnp.where(blank, value + made, value)
-    return value
-
-
-def _split(key: Key | None, axis: Factor) -> tuple[Key, Key]:
-    if key is None:
-        raise ValueError(
-            f"the map of axis {axis.name!r} draws noise, but its plan has no key; give Plan(..., key=key)"
-        )
-    first, second = jax.random.split(key)
-    return first, second
-
-
-def _diagonal(value: Any, reader: Factor, writing: Sequence[Factor]) -> Any:
-    """Lets each copy read of its own number only, where an axis that is written has as many copies."""
-    count = int(reader.map.counts.max())
-    for writer in writing:
-        if int(writer.map.counts.max()) == count and writer.role == ">":
-            same = (
-                np.expand_dims(writer.map.copy, 1) == np.expand_dims(reader.map.copy, 0)
-            ).astype(float)
-            shape = [1] * value.ndim
-            shape[writer.at], shape[reader.at] = same.shape
-            if writer.at > reader.at:
-                same = same.T
-            return value * jnp.asarray(count * same.reshape(shape), value.dtype)
-    return value
-
-
-def _moment(value: Any, fresh: Any, factors: Sequence[Factor], power: int) -> Any:
-    """Grows statistics of the gradient along their parameter's axes."""
-    blank = np.zeros((1,) * value.ndim, bool)
-    for axis in factors:
-        slopes = axis.map.slopes(axis.role, axis.kind) ** power
-        value = axis.map.apply(value, axis.at, slopes)
-        column = [1] * value.ndim
-        column[axis.at] = -1
-        blank = blank | axis.map.fresh.reshape(column)
-    return jnp.where(blank, fresh.astype(value.dtype), value) if blank.any() else value
 
 
 def _scale(value: Any, factors: Any) -> Any:
