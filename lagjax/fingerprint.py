@@ -31,9 +31,13 @@ def digest(tree: Any) -> str:
     return found.hexdigest()
 
 
-@functools.cache
 def versions() -> dict[str, str | None]:
     """Of lagjax, with its commit, of Python and of the packages that numbers depend on."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str | None]:
     return {
         "commit": _commit(),
         "python": platform.python_version(),

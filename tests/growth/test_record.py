@@ -17,6 +17,7 @@ from flax.core import FrozenDict
 import lagjax
 from lagjax import directory, runs
 from lagjax.directory import Directory, LaneName
+from lagjax.fingerprint import versions
 from lagjax.growth.depth import Block, Depth, Fresh, Midas, Scaled, Shuffled, Stack
 from lagjax.growth.plan import Layer, Word
 from lagjax.growth.record import Record, decode, encode, record
@@ -217,3 +218,8 @@ def test_a_lane_that_goes_on_keeps_its_record(tmp_path: pathlib.Path) -> None:
         second.restore(lane, 1, state)
         second.save(lane, 2, state)
     assert directory.growth(tmp_path / "run", "a/b") == made
+
+
+def test_versions_are_each_callers_own() -> None:
+    versions().clear()
+    assert "commit" in versions()
