@@ -10,12 +10,15 @@ import optax
 import pytest
 
 from experiments.models import transformer
-from lagjax.axes import Axes, Elementwise, Lookup, Residual, flatten
+from lagjax.axes import Axes, Elementwise, Lookup, Residual
 from lagjax.growth.depth import Depth, Scaled, Stack
 from lagjax.growth.fusion import Fuse, fuse_states
 from lagjax.growth.state import scale_by_growth
 from lagjax.model import Model
-from tests.growth.test_moe import BATCH, DENSE, KEY, drawn, planned
+from tests.growth import checks
+from tests.growth.test_moe import DENSE, KEY, computed, difference, drawn, planned
+
+TOKENS = np.arange(5)[None]
 
 
 @pytest.fixture(autouse=True)
@@ -24,34 +27,31 @@ def in_float64():
         yield
 
 
-def table(units):
-    return Axes(
-        {
-            "embed": "<vocab >embed",
-            "in": "#layers <embed >(left | right)",
-            "bias": "#layers >(left | right)",
-            "out": "#layers <left >embed+",
-            "head": "<embed >vocab",
-            "shift": ">vocab",
-        },
-        {
-            "embed": Residual(None, True),
-            "left": Elementwise("relu", gated=True),
-            "right": Elementwise("identity", gated=True),
-            "vocab": Lookup(),
-        },
-        {"left": units, "right": units},
-    )
+AXES = Axes(
+    {
+        "embed": "<vocab >embed",
+        "in": "#layers <embed >(mlp | mlp)",
+        "bias": "#layers >(mlp | mlp)",
+        "out": "#layers <mlp >embed+",
+        "head": "<embed >vocab",
+        "shift": ">vocab",
+    },
+    {
+        "embed": Residual(None, True),
+        "mlp": Elementwise("relu", gated=True),
+        "vocab": Lookup(),
+    },
+)
 
 
 @functools.cache
-def plain(embed, units, layers=2, vocab=5):
+def plain(embed, mlp, layers=1, vocab=5):
     """A net without norms, whose gates and values are one array."""
     shapes = {
         "embed": (vocab, embed),
-        "in": (layers, embed, 2 * units),
-        "bias": (layers, 2 * units),
-        "out": (layers, units, embed),
+        "in": (layers, embed, 2 * mlp),
+        "bias": (layers, 2 * mlp),
+        "out": (layers, mlp, embed),
         "head": (embed, vocab),
         "shift": (vocab,),
     }
@@ -66,105 +66,183 @@ def plain(embed, units, layers=2, vocab=5):
     def apply(params, batch):
         x = params["embed"][batch]
         for w, bias, out in zip(params["in"], params["bias"], params["out"]):
-            left, right = jnp.split(x @ w + bias[None, None], 2, -1)
-            x = x + (jax.nn.relu(left) * right) @ out
+            gate, value = jnp.split(x @ w + bias[None, None], 2, -1)
+            x = x + (jax.nn.relu(gate) * value) @ out
         return x @ params["head"] + params["shift"][None, None]
 
-    return Model(init, None, table(units), apply)
+    return Model(init, None, AXES, apply)
 
 
-WIDE = dataclasses.replace(DENSE, width=8, kv=2, mlp=10)
+SMALL = plain(2, 3)
 
 
-def test_self_fusion_keeps_the_function():
-    """Tied heads too, whose logits are averaged by what the plan requires."""
-    plan = planned(Fuse(), DENSE, WIDE)
-    assert plan.exact
-    assert [(one.what, one.value) for one in plan.requires] == [("logits", 0.5)]
-    small = transformer.model(DENSE)
-    large = transformer.model(transformer.required(WIDE, plan.requires, DENSE))
-    params = drawn(DENSE)
-
-    @jax.jit
-    def both(params):
-        fused = Fuse()(KEY, (params, params), small.axes, large)
-        return small.apply(params, BATCH), large.apply(fused, BATCH)
-
-    one, other = both(params)
-    np.testing.assert_allclose(other, one, atol=1e-10)
+@functools.cache
+def sources(count):
+    return tuple(SMALL.init(jax.random.key(seed)) for seed in range(count))
 
 
-def test_different_models_without_norms_give_their_average():
-    small, large = plain(3, 4), plain(6, 8)
-    first, second = (small.init(jax.random.key(seed)) for seed in (0, 1))
-    fused = Fuse()(KEY, (first, second), small.axes, large)
-    tokens = jnp.arange(5)[None]
-    average = (small.apply(first, tokens) + small.apply(second, tokens)) / 2
-    np.testing.assert_allclose(large.apply(fused, tokens), average, atol=1e-10)
-    # Each in its own block, and nothing between them, in both of the concatenated parts.
-    left, right = jnp.split(fused["in"], 2, -1)
-    for part, (one, other) in zip(
-        (left, right),
-        zip(jnp.split(first["in"], 2, -1), jnp.split(second["in"], 2, -1)),
-    ):
-        np.testing.assert_array_equal(part[:, :3, :4], one)
-        np.testing.assert_array_equal(part[:, 3:, 4:], other)
-        np.testing.assert_array_equal(part[:, :3, 4:], 0)
-    np.testing.assert_array_equal(
-        fused["shift"], (first["shift"] + second["shift"]) / 2
-    )
-
-
-def test_layers_are_added_in_the_same_step():
-    small, large = plain(3, 4), plain(6, 8, layers=4)
-    params = small.init(KEY)
-    operator = Fuse(depth=Depth(Scaled(Stack())))
-    fused = operator(KEY, (params, params), small.axes, large)
-    np.testing.assert_array_equal(fused["out"][2:], 0)
-    np.testing.assert_array_equal(fused["in"][2:], fused["in"][:2])
-
-
-def test_optimizer_states_are_fused_like_parameters():
-    small, large = plain(3, 4), plain(6, 8)
-    params = [small.init(jax.random.key(seed)) for seed in (0, 1)]
-    tx = optax.chain(optax.scale_by_adam(), scale_by_growth())
-    states = [optax.tree.set(tx.init(one), mu=one) for one in params]
-    fused = Fuse()(KEY, params, small.axes, large)
-    layouts = (m.axes.layout(jax.eval_shape(m.init, KEY)) for m in (small, large))
-    plan = Fuse().plan(KEY, *layouts)
-    state = fuse_states(plan, states, params, fused, tx, "continue")
-    jax.tree.map(
-        lambda a, b: np.testing.assert_equal(a.shape, b.shape), state, tx.init(fused)
-    )
-    mu = flatten(optax.tree.get(state, "mu"))
-    # The head is read for a half, and its inputs are whole: its gradient is that of the small model.
-    np.testing.assert_allclose(
-        mu["head"], jnp.concatenate([x["head"] for x in params]), rtol=1e-6
-    )
-    halves = jnp.concatenate([x["embed"] for x in params], 1) / 2
-    np.testing.assert_allclose(mu["embed"], halves, rtol=1e-6)
+def fuse(params, target, depth=None):
+    return jax.jit(lambda params: Fuse(depth)(KEY, params, AXES, target))(params)
 
 
 @pytest.mark.parametrize(
-    "params, large, message",
+    "operator, config, changes",
     [
-        (lambda p: (p,), (6, 8), "fusing takes the parameters of two models or more"),
-        (lambda p: (p, p, p), (6, 8), "3 models are given, but the target's axes .* are 2 times as large"),
-        (lambda p: (p, p), (6, 12), "axis 'embed' has size 3 in the sources and 6 .* fusing 3 models, as 'left' has it, takes 9"),
-        (lambda p: (p, p), (3, 4), "no axis of the target is larger than the sources'"),
-        (lambda p: (p, p | {"shift": jnp.zeros(6)}), (6, 8), r"shift \(6,\)"),
+        # Tied, so that the logits are twice as large unless the plan's requirement is met.
+        (Fuse(), DENSE, {"width": 8, "kv": 2, "mlp": 10}),
+        # A mixture whose heads and experts' units both models share, and a layer more.
+        (
+            Fuse(Depth(Scaled(Stack()))),
+            dataclasses.replace(
+                DENSE,
+                norm="layer",
+                positions="rope",
+                tied=False,
+                experts=3,
+                top=2,
+                implementation="unrolled",
+            ),
+            {"layers": 2, "width": 12, "head_dim": 6, "experts": 9},
+        ),
     ],
-)  # fmt: skip
-def test_bad_sources(params, large, message):
-    small = plain(3, 4)
+    ids=["twice", "three times"],
+)
+def test_a_model_fused_with_itself_keeps_its_function(operator, config, changes):
+    target = dataclasses.replace(config, **changes)
+    plan = planned(operator, config, target)
+    assert plan.exact
+    target = transformer.required(target, plan.requires, config)
+    small, large = transformer.model(config), transformer.model(target)
+    params = drawn(config)
+    times = target.width // config.width
+    fused = jax.jit(lambda params: operator(KEY, (params,) * times, small.axes, large))(
+        params
+    )
+    # Gradients are compared where layers are not added: those would need zeros.
+    gradients = config.layers == target.layers
+    before, slopes = computed(config, gradients)(params)
+    after, found = computed(target, gradients)(fused)
+    assert difference(before, after) < 1e-12
+    for path, moment in plan.moments(slopes, found, 1).items() if gradients else ():
+        np.testing.assert_allclose(found[path], moment, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("count, layers", [(2, 1), (3, 2)])
+def test_different_models_without_norms_are_averaged(count, layers):
+    target = plain(2 * count, 3 * count, layers)
+    depth = Depth(Scaled(Stack())) if layers > 1 else None
+    fused = fuse(sources(count), target, depth)
+    outputs = [jax.jit(SMALL.apply)(one, TOKENS) for one in sources(count)]
+    assert difference(outputs[0], outputs[1]) > 0.1
+    mean = sum(outputs) / count
+    assert difference(mean, jax.jit(target.apply)(fused, TOKENS)) < 1e-12
+
+
+def test_models_lie_beside_each_other():
+    one, two = (
+        {name: np.asarray(x) for name, x in params.items()} for params in sources(2)
+    )
+    made = fuse(sources(2), plain(4, 6))
+    zeros = np.zeros((3, 2))
+    expected = {
+        "embed": np.hstack([one["embed"], two["embed"]]),
+        "out": np.block([[one["out"][0], zeros], [zeros, two["out"][0]]])[None],
+        # Gates before values, each of both models.
+        "bias": np.hstack(
+            [x["bias"][:, part] for part in (np.s_[:3], np.s_[3:]) for x in (one, two)]
+        ),
+        "head": np.vstack([one["head"], two["head"]]) / 2,
+        "shift": (one["shift"] + two["shift"]) / 2,
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(made[name], value, rtol=1e-15)
+
+
+def test_what_both_share_reads_the_average():
+    """The units stay as many: each reads half of either model's stream, and writes to both."""
+    one, two = sources(2)
+    made = fuse((one, two), plain(4, 3))
+    np.testing.assert_allclose(
+        made["in"], np.concatenate([one["in"], two["in"]], 1) / 2
+    )
+    np.testing.assert_array_equal(
+        made["out"], np.concatenate([one["out"], two["out"]], 2)
+    )
+    np.testing.assert_allclose(made["bias"], (one["bias"] + two["bias"]) / 2)
+
+
+def test_a_part_of_an_array_that_stays_as_large_is_averaged():
+    axes = Axes({"w": ">(many | few)", "v": "<many", "u": "<few"})
+    one = {"w": jnp.arange(5.0), "v": jnp.ones(2), "u": jnp.ones(3)}
+    two = {"w": 10 + jnp.arange(5.0), "v": jnp.ones(2), "u": jnp.ones(3)}
+    large = checks.shapes({"w": (7,), "v": (4,), "u": (3,)})
+    made = Fuse()(KEY, (one, two), axes, checks.target(axes, large))
+    np.testing.assert_array_equal(made["w"], [0, 1, 10, 11, 7, 8, 9])
+
+
+def test_states_go_with_their_models():
+    target = plain(4, 6)
+    layouts = [AXES.layout(jax.eval_shape(x.init, KEY)) for x in (SMALL, target)]
+    plan = Fuse().plan(KEY, *layouts)
+    tx = optax.chain(optax.scale_by_adam(), scale_by_growth())
+    params = sources(2)
+    large = fuse(params, target)
+
+    @jax.jit
+    def trained(one, factor):
+        gradient = jax.tree.map(lambda x: factor * jnp.ones_like(x), one)
+        return tx.update(gradient, tx.init(one), one)[1]
+
+    states = [trained(one, factor) for one, factor in zip(params, (1.0, 3.0))]
+
+    @jax.jit
+    def fused(states):
+        return fuse_states(plan, states, params, large, tx, "restart")
+
+    adam, growth = fused(states)
+    assert adam.count == 1
+    # Half the gradient comes back through the head, of which each reads a half; a tenth is new to the moment.
+    np.testing.assert_allclose(adam.mu["embed"][0], [0.05, 0.05, 0.15, 0.15])
+    np.testing.assert_allclose(adam.nu["embed"][0], np.array([1, 1, 9, 9]) / 4000)
+    np.testing.assert_allclose(adam.mu["in"][0, 0], [0.05] * 3 + [0.15] * 3 + [0.05] * 3 + [0.15] * 3)  # fmt: skip
+    np.testing.assert_allclose(adam.mu["head"][:, 0], [0.1, 0.1, 0.3, 0.3])
+    np.testing.assert_allclose(adam.mu["shift"], 0.2)
+    for name in ("embed", "shift"):
+        assert growth.unseen[name].dtype == bool and not growth.unseen[name].any()
+    np.testing.assert_array_equal(growth.factors["head"], 0.5)
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        fused(states[:1])
+
+
+@pytest.mark.parametrize(
+    "params, target, message",
+    [
+        (1, plain(4, 6), "two models or more"),
+        (3, plain(4, 6), r"3 models .* \['embed', 'mlp'\] are 2 times as .*give 2, or"),
+        (2, plain(4, 9), r"'mlp' has size 3 .* and 9 in .*fusing 2 .* takes 6"),
+        (2, plain(3, 3), r"'embed' has size 2 .* and 3 in .*takes 4"),
+        (2, plain(1, 3), r"'embed' has size 2 .* and 1 in .*takes 4"),
+        (2, SMALL, "no axis of the target is larger"),
+        (2, plain(4, 6, vocab=10), r"'vocab' grows from 5 to 10 in .*data index it"),
+        (2, plain(4, 6, layers=2), "'layers' has 2 layers, the source's 1"),
+    ],
+)
+def test_targets_that_cannot_be(params, target, message):
     with pytest.raises(ValueError, match=message):
-        Fuse()(KEY, params(small.init(KEY)), small.axes, plain(*large))
+        fuse(sources(params), target)
 
 
-def test_what_the_data_index_cannot_be_fused():
-    small = plain(3, 4)
-    params = small.init(KEY)
+def test_sources_that_cannot_be():
+    one = sources(1)[0]
+    with pytest.raises(ValueError, match="two models or more"):
+        Fuse()(KEY, one, AXES, plain(4, 6))
+    other = plain(2, 4).init(KEY)
     with pytest.raises(
-        ValueError, match="'vocab' grows from 5 to 10 .* but the data index it"
+        ValueError,
+        match=r"has bias \(1, 6\) where model 3 has bias \(1, 8\); .* of one shape",
     ):
-        Fuse()(KEY, (params, params), small.axes, plain(6, 8, vocab=10))
+        fuse((one, one, other), plain(6, 9))
+    rows = Axes({"w(?P<layers>\\d+)": "<x >y"}, {"x": Elementwise("identity")})
+    deep = {f"w{i}": jnp.zeros((2, 2)) for i in range(2)}
+    with pytest.raises(ValueError, match="has 1 parameters, model 2 has 2"):
+        Fuse()(KEY, ({"w0": deep["w0"]}, deep), rows, plain(4, 6))

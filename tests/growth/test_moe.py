@@ -135,7 +135,7 @@ def test_layers_may_be_mixtures_in_turn():
     """Only the second layer has experts; the first layer's MLP stays as it is."""
     rows = {r"l/(?P<layers>\d+)/up": "up: <embed >mlp"}
     mixed = {
-        "l/(?P<layers>1)/up": "up: experts <embed >mlp",
+        "l/(?P<layers>1)/up": "up: >experts <embed >mlp",
         "l/(?P<layers>1)/router": "router: <embed >experts",
         **rows,
     }
