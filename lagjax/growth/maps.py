@@ -115,9 +115,7 @@ class Map:
     def factors(self, role: str, kind: Kind | None) -> Vector:
         """`[new]` by what a copied entry of a parameter in this role is multiplied."""
         if role == "<" and not isinstance(kind, Lookup):
-            softmax = isinstance(kind, Dot) and kind.scaled
-            root = np.sqrt(self.new / self.old) if softmax else 1.0
-            return self._divided(self.share, self.scale) * root
+            return self._divided(self.share, self.scale) * self._root(kind)
         if role == "":
             copied = (~self.fresh).astype(float)
             return copied * (self.stretch if isinstance(kind, Residual) else 1.0)
@@ -130,8 +128,7 @@ class Map:
         """
         even = np.where(self.fresh, 0.0, 1 / self.counts)
         if role == "<" and not isinstance(kind, Lookup):
-            softmax = isinstance(kind, Dot) and kind.scaled
-            return self.scale / (np.sqrt(self.new / self.old) if softmax else 1.0)
+            return self.scale / self._root(kind)
         if role == "<":
             return (~self.fresh).astype(float)
         if role == "":
@@ -208,8 +205,7 @@ class Map:
         column = (self.new, *[1] * (moved.ndim - 1))
         source = np.maximum(self.source, 0)
         if role == "<" and not isinstance(kind, Lookup):
-            root = self.factors(role, kind)[0] / (self.share[0] / self.scale[0])
-            weights = self.scale / root
+            weights = self.scale / self._root(kind)
         else:
             first = (self.copy == 0) & ~self.fresh
             weights = np.where(first, self._divided(1.0, self.factors(role, kind)), 0.0)
@@ -217,6 +213,11 @@ class Map:
             moved * jnp.asarray(weights.reshape(column), x.dtype), source, self.old
         )
         return jnp.moveaxis(value, 0, axis)
+
+    def _root(self, kind: Kind | None) -> float:
+        """By what keys are multiplied because scores are divided by the root of a larger size."""
+        softmax = isinstance(kind, Dot) and kind.scaled
+        return float(np.sqrt(self.new / self.old)) if softmax else 1.0
 
     def _divided(self, a: Any, b: Vector) -> Vector:
         return np.where(b == 0, 0.0, a / np.where(b == 0, 1.0, b))
@@ -235,7 +236,7 @@ def scaled(x: Any, factors: Vector, axis: int) -> Any:
 
 
 def _numbering(source: Vector) -> Vector:
-    """How many equal entries come before each, for long axes."""
+    """How many equal entries come before each."""
     order = np.argsort(source, kind="stable")
     ordered = source[order]
     starts = np.searchsorted(ordered, ordered)

@@ -183,6 +183,18 @@ def test_heads_of_a_group_that_were_scrambled():
     assert not list(blame.broken(plan, params, right))
 
 
+def test_a_first_copy_that_is_not_read_is_no_mistake():
+    operator = Width({"mlp": width.Tile(width.Scalar(0.0))})
+    small, large = models.bare(4, 6), models.bare(4, 12)
+    params = values(jax.eval_shape(small.init, KEY))
+    plan = operator.plan(
+        KEY, *(m.axes.layout(jax.eval_shape(m.init, KEY)) for m in (small, large))
+    )
+    assert not list(
+        blame.broken(plan, params, operator(KEY, params, small.axes, large))
+    )
+
+
 def test_entries_in_another_order():
     operator = Broken(
         Width({"mlp": width.Tile()}), ("l", "0", "up"), lambda x: x[..., ::-1]

@@ -24,6 +24,7 @@ WAYS = [
     width.Tile(),
     width.Tile(width.Elementwise(0.5)),
     width.Tile(width.Scalar(-0.5)),
+    width.Tile(width.Scalar(0.0)),
     width.Net2Net(seed=1),
     width.Net2Net(split=width.Scalar(0.3, noise=0.1)),
     width.Isometric(width.Elementwise()),
