@@ -93,9 +93,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         shape = quickstart.Config()
-        self.shape = gpt.Config(
-            self.config.layers, self.config.width, shape.heads, shape.window
-        )
+        self.shape = gpt.Config(self.config.layers, self.config.width, shape.heads, shape.window)
         self.model = gpt.model(self.shape)
         self.tx = quickstart.optimizer(shape, shape.horizon)
         corpus = text.load(None)
@@ -103,9 +101,7 @@ class Bench:
         shards = text.shards(corpus, shape.shards, shape.batch, shape.window)
         self.shards = np.stack(shards)
         self.params = jax.jit(self.model.init)(jax.random.key(0))
-        self.batches = steps_of(
-            self.batch, [0], 0, self.config.steps, self.config.steps
-        )
+        self.batches = steps_of(self.batch, [0], 0, self.config.steps, self.config.steps)
         self.engine = from_loss(self.model, self.tx)
         self.programs: dict[int, Program] = {}
 
@@ -118,9 +114,7 @@ class Bench:
 
     def like(self) -> Any:
         state = jax.eval_shape(
-            lambda params: self.engine.init(
-                params, self.tx.init(params), jax.random.key(1)
-            ),
+            lambda params: self.engine.init(params, self.tx.init(params), jax.random.key(1)),
             self.params,
         )
         metrics = jax.eval_shape(self.engine.step, state, self.batch(0, 0))[1]
@@ -175,9 +169,7 @@ class Bench:
         def fresh(params: Any) -> Any:
             return jax.tree.map(jnp.copy, (params, self.tx.init(params)))
 
-        run = jax.jit(
-            lambda carry, batches: jax.lax.scan(step, carry, batches), donate_argnums=0
-        )
+        run = jax.jit(lambda carry, batches: jax.lax.scan(step, carry, batches), donate_argnums=0)
         carries = [fresh(self.params) for _ in range(candidates)]
         batches = self.batches[0][: steps or self.config.steps]
 
@@ -189,9 +181,7 @@ class Bench:
         return go
 
 
-def paired(
-    one: Callable[[], None], other: Callable[[], None], rounds: int
-) -> list[float]:
+def paired(one: Callable[[], None], other: Callable[[], None], rounds: int) -> list[float]:
     """Ratios of the time of `one` to that of `other`, measured in turn after a first call of each."""
     ratios = []
     for turn in range(-1, rounds):
@@ -233,9 +223,7 @@ def compilations_per_group(bench: Bench) -> list[float]:
     large = gpt.model(dataclasses.replace(bench.shape, layers=4, width=16))
     params = jax.jit(small.init)(jax.random.key(0))
     pool = lagjax.pools.depth(params, small.axes, large)[: bench.config.candidates]
-    task = lagjax.Task(
-        params, small.axes, bench.tx, bench.batch, list(bench.shards[:2]), horizon=4
-    )
+    task = lagjax.Task(params, small.axes, bench.tx, bench.batch, list(bench.shards[:2]), horizon=4)
     with compiled("advance") as names, tempfile.TemporaryDirectory() as folder:
         lagjax.run(task, pool, lagjax.FixedLag(2), folder, progress=Silent())
     return [float(len(names))]
@@ -277,9 +265,7 @@ def peak_memory_ratio(bench: Bench) -> list[float]:
     plan = step.memory_analysis()
     if plan is None:
         return []
-    state = sum(
-        x.nbytes for x in jax.tree.leaves((lane.state.params, lane.state.opt_state))
-    )
+    state = sum(x.nbytes for x in jax.tree.leaves((lane.state.params, lane.state.opt_state)))
     needed = state + plan.temp_size_in_bytes + plan.output_size_in_bytes
     return [(bench.program(1).bytes - bench.batches.nbytes) / needed]
 
@@ -289,14 +275,11 @@ def growth_vs_copy(bench: Bench) -> list[float]:
     found = []
     # A layer has 12 × width² parameters.
     layers = 16
-    width = max(
-        64, round((bench.config.grown_parameters / layers / 12) ** 0.5 / 64) * 64
-    )
+    width = max(64, round((bench.config.grown_parameters / layers / 12) ** 0.5 / 64) * 64)
     for scanned in (True, False):
         shape = gpt.Config(layers, width, 4, 64, scanned=scanned)
         small, large = (
-            gpt.model(dataclasses.replace(shape, layers=count))
-            for count in (layers, 2 * layers)
+            gpt.model(dataclasses.replace(shape, layers=count)) for count in (layers, 2 * layers)
         )
         shapes = jax.eval_shape(small.init, jax.random.key(0))
         params = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
@@ -314,9 +297,7 @@ def growth_vs_copy(bench: Bench) -> list[float]:
 
             return go
 
-        found.append(
-            paired(wait(grow, params), wait(copy, result), bench.config.rounds)
-        )
+        found.append(paired(wait(grow, params), wait(copy, result), bench.config.rounds))
         del params, result
     return max(found, key=np.median)
 

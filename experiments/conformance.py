@@ -66,8 +66,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 HEADS = {"MHA": {"kv": 2, "group": 1}, "GQA": {"kv": 2, "group": 2}, "MQA": {"kv": 1, "group": 2}}  # fmt: skip
 KEY = jax.random.key(1)
 BATCHES = [
-    np.random.default_rng(seed).integers(7, size=(4, 7), dtype=np.int32)
-    for seed in range(4)
+    np.random.default_rng(seed).integers(7, size=(4, 7), dtype=np.int32) for seed in range(4)
 ]
 
 Family = dict[str, Any]
@@ -164,22 +163,16 @@ CASES = {
         for name, way in pools.WIDTH.items()
     },
     "zero-pad (residual)": Case(Width({"embed": ZeroPad()}), times(1.5, "width"), rms),
-    "isometric (residual)": Case(
-        Width({"embed": Isometric(NOISE)}), times(1.5, "width"), rms
-    ),
+    "isometric (residual)": Case(Width({"embed": Isometric(NOISE)}), times(1.5, "width"), rms),
     "centred (residual)": Case(
         Width({"embed": Centred()}),
         times(1.5, "width"),
         lambda c: pre_layer(c) and not c.tied,
     ),
-    "average (residual)": Case(
-        Width({"embed": Average(NOISE)}), times(2.5, "width"), pre_layer
-    ),
+    "average (residual)": Case(Width({"embed": Average(NOISE)}), times(2.5, "width"), pre_layer),
     "net2net (residual)": Case(Width({"embed": Net2Net()}), times(1.5, "width"), never),
     "net2net (mlp)": Case(Width({"mlp": Net2Net()}), times(1.5, "mlp"), always),
-    "net2net (heads)": Case(
-        Width({"kv": Net2Net()}), lambda c: {"kv": c.kv + 1}, always
-    ),
+    "net2net (heads)": Case(Width({"kv": Net2Net()}), lambda c: {"kv": c.kv + 1}, always),
     "queries in a group": Case(
         Width({"group": Net2Net(split=NOISE)}), lambda c: {"group": c.group + 1}, always
     ),
@@ -196,9 +189,7 @@ CASES = {
         always,
     ),
     "zero in, random out": Case(Width({"mlp": ZeroPad()}), times(1.5, "mlp"), always),
-    "paired (mlp)": Case(
-        Width({"mlp": Paired()}), lambda c: {"mlp": c.mlp + 4}, always
-    ),
+    "paired (mlp)": Case(Width({"mlp": Paired()}), lambda c: {"mlp": c.mlp + 4}, always),
     "head size, zero-pad": Case(
         Width({"qk": ZeroPad(), "v": ZeroPad()}), times(1.5, "head_dim"), always
     ),
@@ -216,9 +207,7 @@ CASES = {
     ),
     "stack": Case(Depth(Stack()), times(2, "layers"), never),
     "copied, zeroed": Case(Depth(Scaled(Interleave())), times(2, "layers"), pre),
-    "identity layers": Case(
-        Depth(Fresh("between", zero=True)), times(2, "layers"), pre
-    ),
+    "identity layers": Case(Depth(Fresh("between", zero=True)), times(2, "layers"), pre),
     "zeroed and isometric": Case(
         Both(Depth(Scaled(Stack())), Width({"embed": Isometric(), "mlp": RandomIn()})),
         times(1.5, "layers", "width", "mlp"),
@@ -229,12 +218,8 @@ CASES = {
         lambda c: {"mlp": c.mlp + 3, "kv": c.kv + 1},
         always,
     ),
-    "masked layers, at 0": Case(
-        AtMaskZero(Depth(Fresh("top"))), lambda c: {"layers": 3}, pre
-    ),
-    "GradMax": Case(
-        gradmax_of, lambda c: None if c.gated else {"mlp": c.mlp + 3}, always
-    ),
+    "masked layers, at 0": Case(AtMaskZero(Depth(Fresh("top"))), lambda c: {"layers": 3}, pre),
+    "GradMax": Case(gradmax_of, lambda c: None if c.gated else {"mlp": c.mlp + 3}, always),
     "LiGO, 20 steps": Case(ligo_of, times(2, "layers", "width", "mlp"), never),
     "self-fusion": Case(SelfFusion(), times(2, *ALL), always),
     "upcycling": Case(Upcycle(), lambda c: {"experts": 3, "top": 2}, always),
@@ -262,9 +247,7 @@ class Arguments:
 def families() -> list[Family]:
     """Choices in which every pair occurs: greedily the one that covers most pairs that are missing."""
     names = list(CHOICES)
-    every = [
-        dict(zip(names, values)) for values in itertools.product(*CHOICES.values())
-    ]
+    every = [dict(zip(names, values)) for values in itertools.product(*CHOICES.values())]
 
     def pairs(family: Family) -> set[Any]:
         return set(itertools.combinations(family.items(), 2))
@@ -303,9 +286,7 @@ def drawn(model: Model) -> Any:
     """Parameters of which none has the value of an initialisation, such as a norm's scale of 1."""
     draw = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, KEY)
-    return jax.tree.map(
-        lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape), x.dtype), shapes
-    )
+    return jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape), x.dtype), shapes)
 
 
 def row(name: str, case: Case, family: Family) -> dict[str, Any] | None:
@@ -324,8 +305,7 @@ def row(name: str, case: Case, family: Family) -> dict[str, Any] | None:
 
     def pair(dtype: str) -> tuple[Model, Model]:
         one, other = (
-            transformer.model(dataclasses.replace(x, dtype=dtype))
-            for x in (small, large)
+            transformer.model(dataclasses.replace(x, dtype=dtype)) for x in (small, large)
         )
         if isinstance(operator, AtMaskZero):
             unmasked = plan_of(operator.base, KEY, *models, params)
@@ -362,9 +342,7 @@ def refused(name: str, case: Case, family: Family, why: str) -> dict[str, Any]:
     return {
         "operator": name,
         "model": name_of(family),
-        "claimed": "exact"
-        if case.claims(config_of(family, **case.small))
-        else "not exact",
+        "claimed": "exact" if case.claims(config_of(family, **case.small)) else "not exact",
         "proved": "refused",
         "agrees": True,
         "requires": [],
@@ -381,9 +359,7 @@ def main(arguments: Arguments) -> None:
     jax.config.update("jax_disable_most_optimizations", True)
     path = arguments.results
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (
-        path.read_text().splitlines() if path.is_file() and not arguments.anew else []
-    )
+    lines = path.read_text().splitlines() if path.is_file() and not arguments.anew else []
     # Rows of operators that are no more are dropped.
     rows = [one for one in map(json.loads, lines) if one["operator"] in CASES]
     write_atomically(path, "".join(json.dumps(one) + "\n" for one in rows))

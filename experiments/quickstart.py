@@ -97,9 +97,7 @@ def main(config: Config) -> lagjax.Decision:
     size = gpt.Config(config.layers, config.width, config.heads, config.window)
     small = gpt.model(size)
     large = gpt.model(dataclasses.replace(size, layers=config.grown_layers))
-    pool = lagjax.pools.depth(
-        jax.eval_shape(small.init, jax.random.key(0)), small.axes, large
-    )
+    pool = lagjax.pools.depth(jax.eval_shape(small.init, jax.random.key(0)), small.axes, large)
     policy = lagjax.FixedLag(config.lag)
     policy.lag(config.horizon)
 
@@ -112,8 +110,7 @@ def main(config: Config) -> lagjax.Decision:
         name: value
         for name, value in dataclasses.asdict(config).items()
         # Where things are kept and computed is recorded elsewhere, or of no consequence.
-        if name
-        not in ("workdir", "data_dir", "checkpoint_seconds", "mesh", "fully_sharded")
+        if name not in ("workdir", "data_dir", "checkpoint_seconds", "mesh", "fully_sharded")
     }
     options = {
         "workdir": config.workdir,

@@ -140,9 +140,7 @@ def measure(case: str, parameters: float, rounds: int) -> dict[str, Any]:
         "peak_bytes_before": before,
         "temporary_bytes": growth.temporary,
         "peak_memory_ratio": round(peak / (read + written), 4),
-        "growth_vs_copy": round(
-            float(np.median(times["growth"]) / np.median(times["copy"])), 4
-        ),
+        "growth_vs_copy": round(float(np.median(times["growth"]) / np.median(times["copy"])), 4),
         "growth_seconds": [round(x, 3) for x in times["growth"]],
         "copy_seconds": [round(x, 3) for x in times["copy"]],
         "first_seconds": round(first, 3),

@@ -71,9 +71,7 @@ def audit_rows(run: Path) -> list[Row]:
     for member in config["pool"]:
         for seed in range(config["task"]["seeds"]):
             curve = curves.get((member["name"], seed), [])
-            if not curve or (
-                curve[-1]["step"] < horizon and curve[-1]["status"] == "ok"
-            ):
+            if not curve or (curve[-1]["step"] < horizon and curve[-1]["status"] == "ok"):
                 raise ValueError(
                     f"{run}: {member['name']} with seed {seed} has not come to step {horizon}; run the same command "
                     "again, and it goes on"
@@ -113,11 +111,7 @@ def store(path: Path, rows: list[Row]) -> None:
 
 def read(path: Path) -> list[Row]:
     """The rows of a file; none where there is no file."""
-    return (
-        [json.loads(line) for line in path.read_text().splitlines()]
-        if path.is_file()
-        else []
-    )
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def render(results: Path) -> str:
@@ -167,9 +161,7 @@ def _operators(rows: list[Row]) -> str:
         mine = [row for row in rows if row["operator"] == name]
         exact = [row for row in mine if row["proved"].startswith("exact")]
         others = [
-            row["max_diff_f64"]
-            for row in mine
-            if row not in exact and row["proved"] != "refused"
+            row["max_diff_f64"] for row in mine if row not in exact and row["proved"] != "refused"
         ]
         asks = sorted({need.split()[0] for row in exact for need in row["requires"]})
         twins = [x for row in mine if (x := row["twin_distance"]) is not None]
@@ -185,9 +177,7 @@ def _operators(rows: list[Row]) -> str:
                 *(worst(f"max_diff_{key}") for key in ("f64", "f32", "bf16")),
                 f"{np.median(others):.0e}" if others else "–",
                 f"{max(row['dead_fraction'] or 0 for row in mine):.0%}",
-                ("never" if min(twins) < 1e-6 else f"{min(twins):.0e}")
-                if twins
-                else "–",
+                ("never" if min(twins) < 1e-6 else f"{min(twins):.0e}") if twins else "–",
             )
         )
     return _table(head, lines)
@@ -256,9 +246,7 @@ def _flags(config: Row) -> str:
         "seed": 0,
     }
     return "".join(
-        f" --{name} {config[name]}"
-        for name, usual in flags.items()
-        if config[name] != usual
+        f" --{name} {config[name]}" for name, usual in flags.items() if config[name] != usual
     )
 
 
@@ -269,10 +257,7 @@ def _benchmark(rows: list[Row]) -> str:
         (
             f"{row['device']}, {row['cores']} cores",
             str(row["commit"])[:12],
-            *(
-                "–" if row[name] is None else f"{row[name]:.3g}"
-                for name in benchmark.GOALS
-            ),
+            *("–" if row[name] is None else f"{row[name]:.3g}" for name in benchmark.GOALS),
         )
         for row in rows
     ]

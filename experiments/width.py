@@ -225,12 +225,8 @@ class Experiment:
 
     def plan(self, arm: Arm, key: Key) -> Plan:
         """What its operator does."""
-        small, large = (
-            transformer.model(self.sizes[name]) for name in ("small", arm.target)
-        )
-        layouts = [
-            each.axes.layout(jax.eval_shape(each.init, key)) for each in (small, large)
-        ]
+        small, large = (transformer.model(self.sizes[name]) for name in ("small", arm.target))
+        layouts = [each.axes.layout(jax.eval_shape(each.init, key)) for each in (small, large)]
         assert arm.operator is not None, "an arm that grows"
         return arm.operator.plan(key, *layouts)
 
@@ -248,15 +244,10 @@ class Experiment:
             for name in self.config.arms or ARMS
             if (name, seed) not in had
         ]
-        sources = {
-            (seed, self._span(ARMS[name])) for name, seed in todo if ARMS[name].operator
-        }
+        sources = {(seed, self._span(ARMS[name])) for name, seed in todo if ARMS[name].operator}
         self._started, self._done = time.monotonic(), 0.0
         self._all = (
-            sum(
-                self.steps(ARMS[name]) * self.flops[ARMS[name].target]
-                for name, _ in todo
-            )
+            sum(self.steps(ARMS[name]) * self.flops[ARMS[name].target] for name, _ in todo)
             + len(sources) * self.config.source_steps * self.flops["small"]
         )
         for number, (name, seed) in enumerate(todo, 1):
@@ -298,9 +289,7 @@ class Experiment:
                 jax.jit(tx.init)(params)
                 if arm.state == "reset"
                 else jax.jit(
-                    lambda state, small, large: carry(
-                        plan, state, small, large, tx, "continue"
-                    )
+                    lambda state, small, large: carry(plan, state, small, large, tx, "continue")
                 )(old.opt_state, old.params, params)
             )
             found = {
@@ -370,9 +359,7 @@ class Experiment:
 
     def _tx(self, arm: Arm) -> optax.GradientTransformation:
         growth = (
-            scale_by_growth(follow=False, betas=None)
-            if arm.state == "grown"
-            else scale_by_growth()
+            scale_by_growth(follow=False, betas=None) if arm.state == "grown" else scale_by_growth()
         )
         return self._optimizer(self._span(arm), growth)
 
@@ -382,9 +369,7 @@ class Experiment:
         """AdamW with warm-up and a cosine to 0."""
         config = self.config
         warmup = min(config.warmup, steps - 1)
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0, config.learning_rate, warmup, steps
-        )
+        schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, steps)
         return optax.chain(
             optax.scale_by_adam(),
             growth,
@@ -417,9 +402,7 @@ class Experiment:
             while made < mark:
                 count = min(LENGTH, mark - made)
                 batches = steps_of(self.batch, [seed], first + made, count, LENGTH)
-                lane = compiled.advance(
-                    lane, batches, np.int32(0), np.int32(made), np.int32(count)
-                )
+                lane = compiled.advance(lane, batches, np.int32(0), np.int32(made), np.int32(count))
                 jax.block_until_ready(lane)
                 made += count
                 self._done += count * compiled.step_flops
@@ -430,9 +413,7 @@ class Experiment:
         status = "ok" if failed < 0 else f"the loss of step {failed} is not finite"
         return Trained(lane.state, losses, status)
 
-    def _like(
-        self, model: Model, tx: optax.GradientTransformation, state: TrainState
-    ) -> Lane:
+    def _like(self, model: Model, tx: optax.GradientTransformation, state: TrainState) -> Lane:
         step = from_loss(model, tx).step
         return shapes_of(state, jax.eval_shape(step, state, self.batch(0, 0))[1])
 
@@ -581,9 +562,7 @@ class Findings:
             yield (
                 f"Against {added.other}, added after the run so that depth too is trained without the rule of rates, it ends {added}."
             )
-        ruled = self.against(
-            "", best("width", state="rule"), best("depth", state="rule")
-        )
+        ruled = self.against("", best("width", state="rule"), best("depth", state="rule"))
         if ruled:
             yield (
                 f"With the state grown and the rule of rates in both, the best exact width arm ({ruled.arm}) ends {ruled} the best depth "
@@ -690,9 +669,7 @@ def cli() -> int:
         errors.print(f"width: {error}", markup=False)
         return 2
     except KeyboardInterrupt:
-        errors.print(
-            "\ninterrupted; the same command goes on after the last arm", markup=False
-        )
+        errors.print("\ninterrupted; the same command goes on after the last arm", markup=False)
         return 130
     print(f"{added} rows added to {config.results}; now python -m experiments.tables")
     return 0

@@ -11,12 +11,8 @@ from lagjax import directory, report
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, or 2 where the run directory cannot be read or written."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lagjax", description=lagjax.__doc__
-    )
-    parser.add_argument(
-        "--version", action="version", version=f"lagjax {lagjax.__version__}"
-    )
+    parser = argparse.ArgumentParser(prog="python -m lagjax", description=lagjax.__doc__)
+    parser.add_argument("--version", action="version", version=f"lagjax {lagjax.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     page = commands.add_parser(
         "report", help="make RUN/report.html from the run directory, and print its path"
@@ -25,12 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "show", help="print what the run chose, how surely, and what it cost"
     )
     for command in (page, text):
-        command.add_argument(
-            "run", metavar="RUN", type=pathlib.Path, help="a run directory"
-        )
-    text.add_argument(
-        "--json", action="store_true", help="print decision.json as it is"
-    )
+        command.add_argument("run", metavar="RUN", type=pathlib.Path, help="a run directory")
+    text.add_argument("--json", action="store_true", help="print decision.json as it is")
     given = parser.parse_args(arguments)
     try:
         if given.command == "report":

@@ -201,9 +201,7 @@ class Axes:
             try:
                 captures = set(re.compile(pattern).groupindex)
             except re.error as error:
-                raise ValueError(
-                    f"row {pattern!r}: not a regular expression ({error})"
-                ) from None
+                raise ValueError(f"row {pattern!r}: not a regular expression ({error})") from None
             named |= captures | {x for dim in parse(axes)[1] for x in dim.names}
         for what, given in (("kinds", dict(self.kinds)), ("sizes", dict(self.sizes))):
             for axis in given:
@@ -223,9 +221,7 @@ class Axes:
         unmatched: dict[str, str] = {}
         flat = flatten(params)
         if not flat:
-            raise ValueError(
-                "the parameters are an empty tree; give what the model's init returns"
-            )
+            raise ValueError("the parameters are an empty tree; give what the model's init returns")
         for path, value in flat.items():
             for row, (pattern, axes) in enumerate(self.rows):
                 if match := re.fullmatch(pattern, path):
@@ -234,9 +230,7 @@ class Axes:
                     break
             else:
                 # Layers that lack the same row are told once.
-                unmatched.setdefault(
-                    _suggestion(path, value), f"{path} {tuple(value.shape)}"
-                )
+                unmatched.setdefault(_suggestion(path, value), f"{path} {tuple(value.shape)}")
         if unmatched:
             lines = [f"  {leaf}: add {row}" for row, leaf in unmatched.items()]
             raise ValueError("no row of the axes table matches\n" + "\n".join(lines))
@@ -262,7 +256,9 @@ class Axes:
             if re.fullmatch(pattern, path):
                 first = next(p for p, _ in self.rows if re.fullmatch(p, path))
                 return f"row {pattern!r} is shadowed: {first!r} comes before it and takes {path}; move it up or remove it"
-        return f"row {pattern!r} matches no parameter{_nearest(pattern, paths)}; correct or remove it"
+        return (
+            f"row {pattern!r} matches no parameter{_nearest(pattern, paths)}; correct or remove it"
+        )
 
 
 _DIM = re.compile(
@@ -274,9 +270,7 @@ _NAME = re.compile(r"\s*(?P<name>[^\s:]+):\s+(?P<axes>.*)", re.DOTALL)
 @functools.cache
 def parse(text: str) -> tuple[str | None, tuple[Dim, ...]]:
     """Reads one row's axes: the name that pairs leaves, where given, and the axes."""
-    name, rest = (
-        (match["name"], match["axes"]) if (match := _NAME.match(text)) else (None, text)
-    )
+    name, rest = (match["name"], match["axes"]) if (match := _NAME.match(text)) else (None, text)
     dims: list[Dim] = []
     position = 0
     while rest[position:].strip():
@@ -289,9 +283,7 @@ def parse(text: str) -> tuple[str | None, tuple[Dim, ...]]:
         words = [part.split() for part in (match["one"] or match["many"]).split("|")]
         own = tuple(tuple(w[0] if w[0] in "<>" else "" for w in part) for part in words)
         parts = tuple(
-            tuple(
-                int(x) if x.isdecimal() else x for x in (w.lstrip("<>") for w in part)
-            )
+            tuple(int(x) if x.isdecimal() else x for x in (w.lstrip("<>") for w in part))
             for part in words
         )
         dim = Dim(
@@ -327,14 +319,8 @@ def flatten(tree: Params) -> dict[str, Any]:
 
 def path_of(keys: Sequence[Any]) -> str:
     """The path of a leaf in the form that tables match."""
-    boxed = (
-        keys
-        and isinstance(keys[-1], jax.tree_util.GetAttrKey)
-        and keys[-1].name == "value"
-    )
-    return jax.tree_util.keystr(
-        tuple(keys[:-1] if boxed else keys), simple=True, separator="/"
-    )
+    boxed = keys and isinstance(keys[-1], jax.tree_util.GetAttrKey) and keys[-1].name == "value"
+    return jax.tree_util.keystr(tuple(keys[:-1] if boxed else keys), simple=True, separator="/")
 
 
 def split(array: Any, dims: Sequence[Dim], sizes: Mapping[str, int]) -> tuple[Any, ...]:
@@ -356,10 +342,7 @@ def join(parts: Sequence[Any], dims: Sequence[Dim], sizes: Mapping[str, int]) ->
     along = next((axis for axis, dim in enumerate(dims) if len(dim.parts) > 1), 0)
     folded = []
     for index, part in enumerate(parts):
-        shape = [
-            _extent(dim.parts[index if len(dim.parts) > 1 else 0], sizes)
-            for dim in dims
-        ]
+        shape = [_extent(dim.parts[index if len(dim.parts) > 1 else 0], sizes) for dim in dims]
         folded.append(part.reshape(shape))
     if len(folded) == 1:
         return folded[0]
@@ -368,9 +351,7 @@ def join(parts: Sequence[Any], dims: Sequence[Dim], sizes: Mapping[str, int]) ->
     return (np if host else jnp).concatenate(folded, axis=along)
 
 
-def rearrange(
-    array: Any, old: Sequence[Dim], new: Sequence[Dim], sizes: Mapping[str, int]
-) -> Any:
+def rearrange(array: Any, old: Sequence[Dim], new: Sequence[Dim], sizes: Mapping[str, int]) -> Any:
     """Brings an array from one codebase's order and folding of axes into another's."""
     if [dim.parts for dim in old] == [dim.parts for dim in new]:
         return array
@@ -388,9 +369,7 @@ def unfold(
         missing = [name for name in _numbered(want) if name not in _numbered(have)]
         part = jnp.reshape(part, (*part.shape, *[1] * len(missing)))
         names = [*_numbered(have), *missing]
-        moved.append(
-            jnp.transpose(part, [names.index(name) for name in _numbered(want)])
-        )
+        moved.append(jnp.transpose(part, [names.index(name) for name in _numbered(want)]))
     return tuple(moved)
 
 
@@ -438,9 +417,7 @@ def _bind(path: str, value: Any, match: re.Match[str], axes: str) -> Leaf:
         layer.append((stack, int(text)))
     if name is None:
         # A template of the path: the same for all layers of a stack.
-        spans = sorted(
-            (match.start(stack), match.end(stack), stack) for stack, _ in layer
-        )
+        spans = sorted((match.start(stack), match.end(stack), stack) for stack, _ in layer)
         pieces, start = [], 0
         for begin, end, stack in spans:
             pieces += [path[start:begin], "{", stack, "}"]
@@ -477,10 +454,7 @@ def _sizes(leaves: Sequence[Leaf], given: Mapping[str, int]) -> dict[str, int]:
     sizes = dict(given)
     source = dict.fromkeys(given, "sizes=")
     pending = [
-        (leaf, dim, n)
-        for leaf in leaves
-        for dim, n in zip(leaf.dims, leaf.shape)
-        if not dim.stack
+        (leaf, dim, n) for leaf in leaves for dim, n in zip(leaf.dims, leaf.shape) if not dim.stack
     ]
     # Plain axes first, so that a contradiction is blamed on the flattened one.
     pending.sort(key=lambda item: (len(item[1].parts), len(item[1].parts[0])))
@@ -496,12 +470,8 @@ def _sizes(leaves: Sequence[Leaf], given: Mapping[str, int]) -> dict[str, int]:
             if unknown and (axis := unknown.pop()):
                 times = [part.count(axis) for part in dim.parts]
                 ones = {**sizes, axis: 1}
-                slope = sum(
-                    _extent(part, ones) for part, k in zip(dim.parts, times) if k
-                )
-                fixed = sum(
-                    _extent(part, ones) for part, k in zip(dim.parts, times) if not k
-                )
+                slope = sum(_extent(part, ones) for part, k in zip(dim.parts, times) if k)
+                fixed = sum(_extent(part, ones) for part, k in zip(dim.parts, times) if not k)
                 size, remainder = divmod(n - fixed, slope)
                 if remainder or size < 1 or max(times) > 1:
                     known = {x: sizes[x] for x in dim.names if x in sizes}
@@ -511,12 +481,9 @@ def _sizes(leaves: Sequence[Leaf], given: Mapping[str, int]) -> dict[str, int]:
                 sizes[axis], source[axis] = size, str(leaf)
             elif (found := sum(_extent(part, sizes) for part in dim.parts)) != n:
                 why = "".join(
-                    f"; {x} = {sizes[x]} (from {source[x]})"
-                    for x in dict.fromkeys(dim.names)
+                    f"; {x} = {sizes[x]} (from {source[x]})" for x in dict.fromkeys(dim.names)
                 )
-                raise ValueError(
-                    f"{leaf}: its axis {dim} has size {n}, expected {found}{why}"
-                )
+                raise ValueError(f"{leaf}: its axis {dim} has size {n}, expected {found}{why}")
         pending = rest
     return sizes
 

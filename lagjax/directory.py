@@ -136,17 +136,11 @@ class Directory:
         ValueError: where `path` cannot be a directory, or another process has it open.
     """
 
-    def __init__(
-        self, path: str | pathlib.Path, note: Callable[[str], None] = print
-    ) -> None:
+    def __init__(self, path: str | pathlib.Path, note: Callable[[str], None] = print) -> None:
         self.path = pathlib.Path(path)
         self.note = note
         self.growths: dict[LaneName, dict[str, Any] | None] = {}
-        if (
-            self.path.is_dir()
-            and any(self.path.iterdir())
-            and not (self.path / "lock").exists()
-        ):
+        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "lock").exists():
             raise ValueError(
                 f"{self.path} holds other files and is no run directory; give a new or an empty one"
             )
@@ -216,9 +210,7 @@ class Directory:
             **{name: given[name] for name in given if name not in stored},
         }
         if merged != stored:
-            write_atomically(
-                self.path / "config.json", json.dumps(merged, indent=1) + "\n"
-            )
+            write_atomically(self.path / "config.json", json.dumps(merged, indent=1) + "\n")
         return merged
 
     def append(self, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -232,9 +224,7 @@ class Directory:
 
     def curve(self, lane: LaneName) -> list[dict[str, Any]]:
         """The evaluations of one lane, in order of steps."""
-        return [
-            line for line in self.curves if (line["candidate"], line["seed"]) == lane
-        ]
+        return [line for line in self.curves if (line["candidate"], line["seed"]) == lane]
 
     def cut(self, lane: LaneName, step: int) -> None:
         """Drops a lane's evaluations and checkpoints after a step: they will be made again."""
@@ -259,9 +249,7 @@ class Directory:
             shutil.rmtree(target)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            meta=ocp.args.JsonSave(
-                {"digest": digest(state), "growth": self.growths.get(lane)}
-            ),
+            meta=ocp.args.JsonSave({"digest": digest(state), "growth": self.growths.get(lane)}),
         )
         self._checkpointer.save(target.absolute(), items)
         for old in self.saved(lane)[KEPT:]:

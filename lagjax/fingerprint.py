@@ -19,14 +19,10 @@ def digest(tree: Any) -> str:
     """A hash of a tree's structure, shapes, dtypes and values."""
     found = hashlib.blake2b(digest_size=16)
     for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(
-            leaf.dtype, jax.dtypes.prng_key
-        ):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         array = np.ascontiguousarray(leaf)
-        found.update(
-            f"{jax.tree_util.keystr(keys)} {array.dtype} {np.shape(leaf)}".encode()
-        )
+        found.update(f"{jax.tree_util.keystr(keys)} {array.dtype} {np.shape(leaf)}".encode())
         found.update(array.view(np.uint8).data if array.size else b"")
     return found.hexdigest()
 

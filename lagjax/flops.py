@@ -28,11 +28,7 @@ def _count(jaxpr: core.Jaxpr) -> float:
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = inputs[0].shape
-            total += (
-                2
-                * math.prod(outputs[0].shape)
-                * math.prod(shape[axis] for axis in contracted)
-            )
+            total += 2 * math.prod(outputs[0].shape) * math.prod(shape[axis] for axis in contracted)
         elif name == "conv_general_dilated":
             kernel = inputs[1].shape
             channels = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
@@ -42,9 +38,7 @@ def _count(jaxpr: core.Jaxpr) -> float:
         elif name == "cond":
             total += max(_count(branch.jaxpr) for branch in equation.params["branches"])
         else:
-            total += sum(
-                _count(inner) for inner in _inner(list(equation.params.values()))
-            )
+            total += sum(_count(inner) for inner in _inner(list(equation.params.values())))
     return total
 
 

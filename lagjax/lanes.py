@@ -90,9 +90,7 @@ class Course:
             stop = next(each for each in self.evaluations if each > step)
             count = min(program.length, stop - step)
             batches = steps_of(self.batch, seeds, step, count, program.length)
-            lane = program.advance(
-                lane, batches, order, np.int32(step), np.int32(count)
-            )
+            lane = program.advance(lane, batches, order, np.int32(step), np.int32(count))
             step += count
             if step == stop:
                 clock = self._record(program, todo, rows, step, lane, clock)
@@ -174,23 +172,14 @@ class Course:
             before = curve[-1] if curve else {"step": 0, "tokens": 0, "seconds": 0.0}
             passed = max(step - before["step"], 1)
             means = (
-                {
-                    key: x[row] / (1 if key == "lr" else passed)
-                    for key, x in metrics.items()
-                }
+                {key: x[row] / (1 if key == "lr" else passed) for key, x in metrics.items()}
                 if step
                 else {}
             )
             loss = sums[row].sum() / counts[row].sum()
             with np.errstate(invalid="ignore", divide="ignore"):
                 shards = sums[row] / counts[row]
-            at = (
-                int(failed[row])
-                if failed[row] >= 0
-                else None
-                if np.isfinite(loss)
-                else step
-            )
+            at = int(failed[row]) if failed[row] >= 0 else None if np.isfinite(loss) else step
             lines.append(
                 {
                     "phase": self.phase(step),
@@ -203,8 +192,7 @@ class Course:
                     "grad_norm": _finite(means.get("grad_norm")),
                     "update_norm": _finite(means.get("update_norm")),
                     "lr": _finite(means.get("lr")),
-                    "tokens": before["tokens"]
-                    + int(metrics["tokens"][row]) * (step > 0)
+                    "tokens": before["tokens"] + int(metrics["tokens"][row]) * (step > 0)
                     if "tokens" in metrics
                     else 0,
                     "flops": step * program.step_flops,
@@ -229,9 +217,7 @@ class Course:
         here = self._done + self._skipped
         tokens = [line["tokens"] / line["step"] for line in last if line["step"]]
         rate = (
-            self._done / program.step_flops * float(np.mean(tokens)) / elapsed
-            if tokens
-            else None
+            self._done / program.step_flops * float(np.mean(tokens)) / elapsed if tokens else None
         )
         self.progress(
             Event(

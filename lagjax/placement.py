@@ -100,7 +100,5 @@ def placement(mesh: Mesh | None, fully_sharded: bool = False) -> Placement | Non
     in_order = mesh.axis_names[0] == CANDIDATES or len(mesh.axis_names) == 1
     devices = mesh.devices if in_order else mesh.devices.T
     # Shardings are given for what goes in and out; XLA finds those between.
-    both = Mesh(
-        devices.reshape(sizes), (CANDIDATES, DATA), axis_types=(AxisType.Auto,) * 2
-    )
+    both = Mesh(devices.reshape(sizes), (CANDIDATES, DATA), axis_types=(AxisType.Auto,) * 2)
     return Placement(both, fully_sharded)

@@ -153,9 +153,7 @@ class Program(NamedTuple):
 def shapes_of(state: State, metrics: Metrics) -> Lane:
     """A lane's shapes and dtypes from those of its state and of a step's metrics."""
     sums = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in metrics}
-    return Lane(
-        jax.tree.map(_abstract, state), sums, jax.ShapeDtypeStruct((), jnp.int32)
-    )
+    return Lane(jax.tree.map(_abstract, state), sums, jax.ShapeDtypeStruct((), jnp.int32))
 
 
 def fresh_lane(state: State, like: Lane) -> Lane:
@@ -208,9 +206,7 @@ def program(
                 for name, x in metrics.items()
             }
             fails = (lane.failed_at < 0) & ~jnp.isfinite(metrics["train_loss"])
-            return Lane(
-                state, sums, jnp.where(fails, start + index + 1, lane.failed_at)
-            )
+            return Lane(state, sums, jnp.where(fails, start + index + 1, lane.failed_at))
 
         advanced: Lane = jax.lax.fori_loop(0, steps, body, lane)
         return advanced
@@ -229,15 +225,11 @@ def program(
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), batches)
     shard = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shards)
     step_flops = flops(engine.step, lane.state, batch)
-    evaluation_flops = flops(engine.evaluate, lane.state, shard) * len(
-        jax.tree.leaves(shards)[0]
-    )
+    evaluation_flops = flops(engine.evaluate, lane.state, shard) * len(jax.tree.leaves(shards)[0])
     like, several = lane, lanes > 1
     if several:
         axis = CANDIDATES if placement else None
-        advance = jax.vmap(
-            advance, in_axes=(0, None, 0, None, None), spmd_axis_name=axis
-        )
+        advance = jax.vmap(advance, in_axes=(0, None, 0, None, None), spmd_axis_name=axis)
         evaluate = jax.vmap(evaluate, in_axes=(0, None), spmd_axis_name=axis)
         lane, orders = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((lanes, *x.shape), x.dtype), (lane, orders)
@@ -274,11 +266,7 @@ def program(
         .compile()
     )
     memory = compiled.memory_analysis()
-    size = (
-        0
-        if memory is None
-        else memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    )
+    size = 0 if memory is None else memory.argument_size_in_bytes + memory.temp_size_in_bytes
     evaluator = jax.jit(evaluate, **into_evaluate).lower(lane.state, shards).compile()
     return Program(
         lanes,
@@ -362,9 +350,7 @@ def choose_lanes(
     return 1
 
 
-def faster(
-    one: Program, many: Program, lane: Lane, batches: Batch, rounds: int = 3
-) -> bool:
+def faster(one: Program, many: Program, lane: Lane, batches: Batch, rounds: int = 3) -> bool:
     """Whether advancing `many` lanes at once takes clearly less time a lane than `one` after another.
 
     Both are timed in turn on copies of `lane` and the first data order, and the best of
@@ -373,22 +359,14 @@ def faster(
     times: dict[int, list[float]] = {one.lanes: [], many.lanes: []}
     for _ in range(rounds + 1):
         for each in (one, many):
-            copy = (
-                stack([lane] * each.lanes)
-                if each.lanes > 1
-                else jax.tree.map(jnp.array, lane)
-            )
+            copy = stack([lane] * each.lanes) if each.lanes > 1 else jax.tree.map(jnp.array, lane)
             orders = np.zeros(each.lanes, np.int32) if each.lanes > 1 else np.int32(0)
             jax.block_until_ready(copy)
             # One lane alone is compiled for one data order.
-            given = (
-                batches if each.lanes > 1 else jax.tree.map(lambda x: x[:1], batches)
-            )
+            given = batches if each.lanes > 1 else jax.tree.map(lambda x: x[:1], batches)
             start = time.perf_counter()
             jax.block_until_ready(
-                each.advance(
-                    copy, given, orders, np.int32(0), np.int32(min(2, each.length))
-                )
+                each.advance(copy, given, orders, np.int32(0), np.int32(min(2, each.length)))
             )
             times[each.lanes].append((time.perf_counter() - start) / each.lanes)
     # The first round warms up.
@@ -402,9 +380,7 @@ def stack(lanes: Sequence[Any]) -> Any:
 
 def unstack(lanes: Any, count: int) -> list[Any]:
     """The first `count` lanes of a chunk."""
-    return [
-        jax.tree.map(lambda x, index=index: x[index], lanes) for index in range(count)
-    ]
+    return [jax.tree.map(lambda x, index=index: x[index], lanes) for index in range(count)]
 
 
 def steps_of(
@@ -416,14 +392,8 @@ def steps_of(
 ) -> Batch:
     """The batches of `count` steps for each seed, `[seeds, length, ...]`, padded with the last one."""
     return jax.tree.map(
-        lambda *leaves: np.stack(leaves).reshape(
-            len(seeds), length, *np.shape(leaves[0])
-        ),
-        *[
-            batch(seed, start + min(index, count - 1))
-            for seed in seeds
-            for index in range(length)
-        ],
+        lambda *leaves: np.stack(leaves).reshape(len(seeds), length, *np.shape(leaves[0])),
+        *[batch(seed, start + min(index, count - 1)) for seed in seeds for index in range(length)],
     )
 
 

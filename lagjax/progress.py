@@ -93,9 +93,7 @@ def _cells(event: Event) -> tuple[str, ...]:
         f"step {event.step}/{event.until}",
         "" if event.train_loss is None else f"train {event.train_loss:.3f}",
         "" if event.valid_loss is None else f"valid {event.valid_loss:.3f}",
-        ""
-        if event.tokens_per_second is None
-        else f"{event.tokens_per_second:,.0f} tokens/s",
+        "" if event.tokens_per_second is None else f"{event.tokens_per_second:,.0f} tokens/s",
         "" if event.seconds_left is None else f"{duration(event.seconds_left)} left",
     )
 

@@ -120,9 +120,7 @@ def train(
         ValueError: for a loss of the wrong shape or not finite at once, or a directory with another run.
     """
     if steps < 1:
-        raise ValueError(
-            f"the small model is trained for {steps} steps; give at least 1"
-        )
+        raise ValueError(f"the small model is trained for {steps} steps; give at least 1")
     progress = progress or Display()
     placed = placement(mesh, fully_sharded)
     engine = from_loss(model, tx)
@@ -153,11 +151,7 @@ def train(
             return fresh_lane(initial(), like)
 
         def finished() -> Lane | None:
-            found = (
-                directory.restore(name, steps, like)
-                if steps in directory.saved(name)
-                else None
-            )
+            found = directory.restore(name, steps, like) if steps in directory.saved(name) else None
             return found if found is None else Lane(*found)
 
         lane = finished()
@@ -185,9 +179,7 @@ def train(
             course.advance(compiled, [name], begin, steps)
             if (line := directory.curve(name)[-1])["status"] != "ok":
                 at_once = (
-                    "; it shall return a sum of nats and its count"
-                    if line["step"] == 0
-                    else ""
+                    "; it shall return a sum of nats and its count" if line["step"] == 0 else ""
                 )
                 raise ValueError(
                     f"the small model cannot be trained: {line['status']}{at_once}; check its loss and its data, or "
@@ -306,9 +298,7 @@ class _Search:
         )
         self.programs: dict[tuple[int, int], Program] = {}
         self.groups = [
-            _Group(
-                target, engine, names, _like(task, self.candidates[names[0]], engine)
-            )
+            _Group(target, engine, names, _like(task, self.candidates[names[0]], engine))
             for target, engine, names in _groups(task, pool)
         ]
 
@@ -336,9 +326,7 @@ class _Search:
                     "moments": task.moments,
                     "schedule": task.schedule,
                     "source": self.source,
-                    "opt_state": None
-                    if task.opt_state is None
-                    else digest(task.opt_state),
+                    "opt_state": None if task.opt_state is None else digest(task.opt_state),
                     "data": digest(data),
                 },
                 "pool": [
@@ -362,9 +350,7 @@ class _Search:
         )
         if "grouping" not in config:
             # Measured once and then kept, so that an interrupted run repeats itself bitwise.
-            measured = [
-                self._measure(index, lanes) for index in range(len(self.groups))
-            ]
+            measured = [self._measure(index, lanes) for index in range(len(self.groups))]
             config = self.directory.configure(
                 {
                     "grouping": [found for found, _ in measured],
@@ -374,9 +360,7 @@ class _Search:
         self.lanes = [found["lanes"] for found in config["grouping"]]
         self.tokens = np.array(config["shard_tokens"], np.float64)
 
-    def _measure(
-        self, index: int, lanes: int | None
-    ) -> tuple[dict[str, Any], list[float]]:
+    def _measure(self, index: int, lanes: int | None) -> tuple[dict[str, Any], list[float]]:
         group = self.groups[index]
         wanted = len(group.names) * len(self.seeds)
         one = self._program(index, 1)
@@ -439,14 +423,8 @@ class _Search:
             return
         names = [decision.winner]
         if compare == "start":
-            controls = [
-                name for name, candidate in self.candidates.items() if candidate.control
-            ]
-            names += [
-                name
-                for name in [start_choice(decision.losses_at_start, controls)]
-                if name
-            ]
+            controls = [name for name, candidate in self.candidates.items() if candidate.control]
+            names += [name for name in [start_choice(decision.losses_at_start, controls)] if name]
         self._drive(
             [LaneName(name, 0) for name in dict.fromkeys(names)],
             self.task.horizon,
@@ -457,26 +435,17 @@ class _Search:
         """Every candidate with every seed, candidates of one seed together."""
         return [LaneName(name, seed) for seed in self.seeds for name in self.candidates]
 
-    def _drive(
-        self, lanes: Sequence[LaneName], until: int, at_once: Sequence[int]
-    ) -> None:
+    def _drive(self, lanes: Sequence[LaneName], until: int, at_once: Sequence[int]) -> None:
         """Brings lanes to a step, group by group and chunk by chunk."""
-        parts = [
-            [lane for lane in lanes if lane.candidate in group.names]
-            for group in self.groups
-        ]
+        parts = [[lane for lane in lanes if lane.candidate in group.names] for group in self.groups]
         compiled = [
             self._program(index, at_once[index]) if part else None
             for index, part in enumerate(parts)
         ]
         pairs = [
-            (index, part, each)
-            for index, (part, each) in enumerate(zip(parts, compiled))
-            if each
+            (index, part, each) for index, (part, each) in enumerate(zip(parts, compiled)) if each
         ]
-        self.course.expect(
-            sum(len(part) * until * each.step_flops for _, part, each in pairs)
-        )
+        self.course.expect(sum(len(part) * until * each.step_flops for _, part, each in pairs))
         for index, part, each in pairs:
             for start in range(0, len(part), each.lanes):
                 chunk = part[start : start + each.lanes]
@@ -497,9 +466,7 @@ class _Search:
 
         return {
             name: jax.jit(
-                functools.partial(
-                    _initial, self.task, self.candidates[name], group.engine
-                ),
+                functools.partial(_initial, self.task, self.candidates[name], group.engine),
                 out_shardings=sharding(group),
             )
             for group in self.groups
@@ -538,21 +505,17 @@ class _Search:
         """What has been measured up to a step."""
         names = tuple(self.candidates)
         steps = tuple(
-            step
-            for step in self.course.evaluations
-            if until is not None and step <= until
+            step for step in self.course.evaluations if until is not None and step <= until
         )
-        losses = np.full(
-            (len(steps), len(names), len(self.seeds), len(self.tokens)), np.nan
-        )
+        losses = np.full((len(steps), len(names), len(self.seeds), len(self.tokens)), np.nan)
         status = dict.fromkeys(names, "ok")
         for line in self.directory.curves:
             if line["phase"] != "source" and line["step"] in steps:
                 name, seed = line["candidate"], line["seed"]
                 shards = [np.nan if x is None else x for x in line["valid_loss_shards"]]
-                losses[
-                    steps.index(line["step"]), names.index(name), self.seeds.index(seed)
-                ] = shards
+                losses[steps.index(line["step"]), names.index(name), self.seeds.index(seed)] = (
+                    shards
+                )
                 if line["status"] != "ok" and status[name] == "ok":
                     status[name] = line["status"] + (
                         f" with seed {seed}" if len(self.seeds) > 1 else ""
@@ -567,12 +530,7 @@ class _Search:
             compiled = self._program(index, self.lanes[index])
             if decision.winner in group.names or not full:
                 full = self.task.horizon * compiled.step_flops
-            measured += (
-                len(group.names)
-                * len(self.seeds)
-                * self._measured
-                * compiled.step_flops
-            )
+            measured += len(group.names) * len(self.seeds) * self._measured * compiled.step_flops
             for name in group.names:
                 for seed in self.seeds:
                     curve = [
@@ -582,18 +540,13 @@ class _Search:
                     ]
                     evaluations += len(curve) * compiled.evaluation_flops
                     seconds += curve[-1]["seconds"]
-                    losers += (
-                        curve[-1]["flops"]
-                        if (name, seed) != (decision.winner, 0)
-                        else 0
-                    )
+                    losers += curve[-1]["flops"] if (name, seed) != (decision.winner, 0) else 0
         return ledger(
             candidates=len(self.candidates),
             full_run_flops=full,
             losers_flops=losers,
             evaluation_flops=evaluations,
-            fit_flops=measured
-            + sum(candidate.fit_flops for candidate in self.candidates.values()),
+            fit_flops=measured + sum(candidate.fit_flops for candidate in self.candidates.values()),
             seconds=seconds,
         )
 
@@ -645,23 +598,15 @@ def _grow_key(key: Any) -> Any:
     return jax.random.fold_in(key, 0)
 
 
-def _groups(
-    task: Task, pool: Sequence[Candidate]
-) -> list[tuple[Model, Engine, tuple[str, ...]]]:
+def _groups(task: Task, pool: Sequence[Candidate]) -> list[tuple[Model, Engine, tuple[str, ...]]]:
     targets: list[Model] = []
     for candidate in pool:
         if candidate.target not in targets:
             targets.append(candidate.target)
     found = []
     for target in targets:
-        engine = (
-            task.engine(target)
-            if task.engine
-            else from_loss(target, _required(task.tx))
-        )
-        found.append(
-            (target, engine, tuple(each.name for each in pool if each.target == target))
-        )
+        engine = task.engine(target) if task.engine else from_loss(target, _required(task.tx))
+        found.append((target, engine, tuple(each.name for each in pool if each.target == target)))
     return found
 
 
@@ -706,9 +651,7 @@ def _check_task(task: Task, pool: Sequence[Candidate], policy: Policy) -> int:
         ("schedule", task.schedule, ("restart", "continue")),
     ):
         if choice not in known and not (field == "schedule" and type(choice) is int):
-            raise ValueError(
-                f"the task's {field} is {choice!r}; expected one of {known}"
-            )
+            raise ValueError(f"the task's {field} is {choice!r}; expected one of {known}")
     kept = task.moments == "grow" or task.schedule != "restart"
     if task.opt_state is None and kept:
         raise ValueError(
@@ -733,9 +676,7 @@ def _check_task(task: Task, pool: Sequence[Candidate], policy: Policy) -> int:
         target = jax.eval_shape(candidate.target.init, jax.random.key(0))
         try:
             grown = jax.eval_shape(
-                lambda key, params, one=candidate: one.operator(
-                    key, params, task.axes, one.target
-                ),
+                lambda key, params, one=candidate: one.operator(key, params, task.axes, one.target),
                 jax.random.key(0),
                 task.params,
             )

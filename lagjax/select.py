@@ -35,17 +35,12 @@ class Probes(NamedTuple):
         """Name → loss at a step, the mean over seeds, or None where it is not finite."""
         losses = self.losses[self.steps.index(step)]
         means = (losses * (self.counts / self.counts.sum())).sum(axis=-1).mean(axis=-1)
-        return {
-            name: float(x) if np.isfinite(x) else None
-            for name, x in zip(self.names, means)
-        }
+        return {name: float(x) if np.isfinite(x) else None for name, x in zip(self.names, means)}
 
     def margin(self, step: int, one: str, other: str) -> Margin:
         """How much lower the loss of `one` is than that of `other`, paired, with its 95 % interval."""
         losses = self.losses[self.steps.index(step)]
-        return margin(
-            losses[self.names.index(one)], losses[self.names.index(other)], self.counts
-        )
+        return margin(losses[self.names.index(one)], losses[self.names.index(other)], self.counts)
 
 
 class Decision(NamedTuple):
@@ -142,9 +137,7 @@ def decide(probes: Probes, lag: int) -> Decision:
             (),
         )
     leader, *others = able
-    tied = {leader} | {
-        name for name in others if probes.margin(lag, leader, name).low <= 0
-    }
+    tied = {leader} | {name for name in others if probes.margin(lag, leader, name).low <= 0}
     in_order = tuple(name for name in probes.names if name in tied)
     winner = in_order[0]
     runner_up = next((name for name in able if name != winner), None)

@@ -80,9 +80,7 @@ def run(workdir: pathlib.Path, lanes: int, where: str) -> None:
 
     small, large = toy.model(1), toy.model(2)
     options = {"checkpoint_seconds": 0.0, "progress": arm(where)}
-    params, _ = lagjax.train(
-        small, toy.tx(), toy.batch, toy.VALID, 6, workdir, **options
-    )
+    params, _ = lagjax.train(small, toy.tx(), toy.batch, toy.VALID, 6, workdir, **options)
     task = toy.task(params=params, horizon=32, seeds=1 if lanes == 1 else 2)
     names = ("stack", "identity-between", "random-between")
     pool = lagjax.pools.depth(params, toy.AXES, large)

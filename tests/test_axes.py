@@ -147,9 +147,7 @@ def test_rearrange(old, new, expected):
 
 def test_rearrange_keeps_equal_axes_in_order():
     kernel = np.arange(2 * 2 * 3 * 4).reshape(2, 2, 3, 4)
-    found = rearrange(
-        kernel, parse("2 2 <heads >qk")[1], parse(">qk <heads 2 2")[1], SIZES
-    )
+    found = rearrange(kernel, parse("2 2 <heads >qk")[1], parse(">qk <heads 2 2")[1], SIZES)
     np.testing.assert_array_equal(found, kernel.transpose(3, 2, 0, 1))
 
 
@@ -221,9 +219,7 @@ def test_a_scalar_and_arrays():
 
 
 def test_tables_compare_by_value():
-    one, other = (
-        Axes({"x": "a b"}, {"a": Residual("rms", True)}, {"b": 3}) for _ in range(2)
-    )
+    one, other = (Axes({"x": "a b"}, {"a": Residual("rms", True)}, {"b": 3}) for _ in range(2))
     assert one == other
     assert hash(one) == hash(other)
     assert one != Axes({"x": "a b"}, {"a": Residual("rms", False)}, {"b": 3})
@@ -314,9 +310,7 @@ def test_the_good_table_fits():
 
 
 def test_given_sizes_are_checked():
-    with pytest.raises(
-        ValueError, match=r"size 6, expected 5; embed = 5 \(from sizes=\)"
-    ):
+    with pytest.raises(ValueError, match=r"size 6, expected 5; embed = 5 \(from sizes=\)"):
         layout(GOOD, LEAVES, sizes={"embed": 5})
 
 
@@ -335,9 +329,7 @@ def test_not_a_pattern():
 
 
 def test_empty_tree():
-    with pytest.raises(
-        ValueError, match="empty tree; give what the model's init returns"
-    ):
+    with pytest.raises(ValueError, match="empty tree; give what the model's init returns"):
         Axes(GOOD).layout({})
 
 
@@ -353,7 +345,5 @@ def test_paths_hide_boxes():
 
 def test_split_traces():
     _, row = parse("<embed >(heads qk | v)")
-    shape = jax.eval_shape(
-        lambda x: join(split(x, row, SIZES), row, SIZES), jnp.zeros((2, 17))
-    )
+    shape = jax.eval_shape(lambda x: join(split(x, row, SIZES), row, SIZES), jnp.zeros((2, 17)))
     assert shape.shape == (2, 17)

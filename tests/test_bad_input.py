@@ -20,9 +20,7 @@ compile_quickly = quick.compile_quickly
 RUN = Callable[[pathlib.Path], object]
 
 
-def run(
-    path: pathlib.Path, pool: object = None, lag: int = 4, **changes: object
-) -> object:
+def run(path: pathlib.Path, pool: object = None, lag: int = 4, **changes: object) -> object:
     pool = toy.pool() if pool is None else pool
     return lagjax.run(
         toy.task(**changes),
@@ -190,8 +188,6 @@ def test_on_the_command_line(
 def test_no_traceback_from_a_real_process(tmp_path: pathlib.Path) -> None:
     root = pathlib.Path(__file__).parent.parent
     command = [sys.executable, "-m", "lagjax", "show", str(tmp_path)]
-    done = subprocess.run(
-        command, cwd=root, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "no run directory" in done.stderr and "Traceback" not in done.stderr

@@ -41,15 +41,12 @@ def outcome(workdir: pathlib.Path) -> tuple[list, dict, set]:
     """Curves and decision without wall times, which no two runs share, and the checkpoints that are left."""
     record = directory.read(workdir)
     curves = [
-        {key: value for key, value in line.items() if key != "seconds"}
-        for line in record.curves
+        {key: value for key, value in line.items() if key != "seconds"} for line in record.curves
     ]
     assert record.decision is not None
     decision = json.loads(json.dumps(record.decision))
     del decision["ledger"]["seconds"]
-    kept = {
-        str(path.relative_to(workdir)) for path in (workdir / "checkpoints").glob("*/*")
-    }
+    kept = {str(path.relative_to(workdir)) for path in (workdir / "checkpoints").glob("*/*")}
     return curves, decision, kept
 
 
@@ -60,9 +57,7 @@ def outcome(workdir: pathlib.Path) -> tuple[list, dict, set]:
         (3, ["save:8", "probe:2"]),
     ],
 )
-def test_ends_as_if_not_killed(
-    lanes: int, places: list[str], tmp_path: pathlib.Path
-) -> None:
+def test_ends_as_if_not_killed(lanes: int, places: list[str], tmp_path: pathlib.Path) -> None:
     killed = [-signal.SIGKILL] * len(places)
     assert exit_codes(tmp_path, lanes, places) == [0, *killed, 0]
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")

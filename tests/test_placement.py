@@ -66,9 +66,7 @@ def advanced(count: int, of: Mesh | None, fully_sharded: bool = False):
     made = compiled(count, of, fully_sharded)
     batches = steps_of(toy.batch, [0, 1], 0, 4, 4)
     order = np.arange(count, dtype=np.int32) % 2 if count > 1 else np.int32(1)
-    lane = made.advance(
-        made.place(lanes(count)[0]), batches, order, np.int32(0), np.int32(4)
-    )
+    lane = made.advance(made.place(lanes(count)[0]), batches, order, np.int32(0), np.int32(4))
     return lane, made.evaluate(lane.state, SHARDS), made
 
 
@@ -79,12 +77,8 @@ def advanced(count: int, of: Mesh | None, fully_sharded: bool = False):
 def test_eight_devices_compute_what_one_does(name: str, fully_sharded: bool) -> None:
     count = 1 if name == "data" else 8
     single, (sums, counts), _ = advanced(count, None)
-    spread, (spread_sums, spread_counts), _ = advanced(
-        count, mesh(*MESHES[name]), fully_sharded
-    )
-    assert len(spread.state.params["embed"].sharding.device_set) == (
-        4 if name == "data" else 8
-    )
+    spread, (spread_sums, spread_counts), _ = advanced(count, mesh(*MESHES[name]), fully_sharded)
+    assert len(spread.state.params["embed"].sharding.device_set) == (4 if name == "data" else 8)
     chex.assert_trees_all_close(
         jax.device_get(spread.state.params),
         jax.device_get(single.state.params),
@@ -112,8 +106,7 @@ def test_memory_per_device_falls() -> None:
     data = mesh((4,), ("data",))
     copied, cut = advanced(1, data)[0], advanced(1, data, True)[0]
     held = lambda lane: sum(
-        x.addressable_shards[0].data.nbytes
-        for x in jax.tree.leaves(lane.state.opt_state)
+        x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(lane.state.opt_state)
     )
     assert held(cut) < held(copied) / 4 * 1.05
     assert compiled(1, data, True).bytes < one.bytes / 2
@@ -217,9 +210,7 @@ def test_training_the_small_model_over_devices(tmp_path: pathlib.Path) -> None:
         ({"mesh": mesh((8,), ("candidates",)), "lanes": 3}, "do not divide over the 8 groups"),
     ],
 )  # fmt: skip
-def test_what_does_not_divide_is_refused(
-    tmp_path: pathlib.Path, options: dict, says: str
-) -> None:
+def test_what_does_not_divide_is_refused(tmp_path: pathlib.Path, options: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         run(tmp_path / "run", **options)
 

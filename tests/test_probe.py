@@ -35,9 +35,7 @@ def lane(seed: int = 0):
 
 
 def compiled(lanes: int):
-    return program(
-        ENGINE, lane()[1], steps_of(toy.batch, [0, 1], 0, 1, 8), SHARDS, lanes, 8
-    )
+    return program(ENGINE, lane()[1], steps_of(toy.batch, [0, 1], 0, 1, 8), SHARDS, lanes, 8)
 
 
 def test_the_partition_of_steps_does_not_matter() -> None:
@@ -49,9 +47,7 @@ def test_the_partition_of_steps_does_not_matter() -> None:
         for start, count in ((0, cut), (cut, 8 - cut)):
             if count:
                 batches = steps_of(toy.batch, [0, 1], start, count, 8)
-                state = one.advance(
-                    state, batches, np.int32(1), np.int32(start), np.int32(count)
-                )
+                state = one.advance(state, batches, np.int32(1), np.int32(start), np.int32(count))
         results.append(jax.device_get(state.state.params))
     chex.assert_trees_all_equal(*results)
 
@@ -85,17 +81,10 @@ def test_lanes_see_their_own_data_order_and_only_theirs() -> None:
         np.int32(8),
     )
     for order, made in enumerate(unstack(both, 2)):
-        alone = one.advance(
-            lane(3)[0], batches, np.int32(order), np.int32(0), np.int32(8)
-        )
-        chex.assert_trees_all_close(
-            made.state.params, alone.state.params, rtol=1e-4, atol=1e-6
-        )
+        alone = one.advance(lane(3)[0], batches, np.int32(order), np.int32(0), np.int32(8))
+        chex.assert_trees_all_close(made.state.params, alone.state.params, rtol=1e-4, atol=1e-6)
     first, second = unstack(both, 2)
-    assert (
-        float(jnp.abs(first.state.params["embed"] - second.state.params["embed"]).max())
-        > 1e-3
-    )
+    assert float(jnp.abs(first.state.params["embed"] - second.state.params["embed"]).max()) > 1e-3
 
 
 def test_the_random_key_follows_the_step() -> None:
@@ -117,8 +106,7 @@ def test_the_random_key_follows_the_step() -> None:
         losses.append(float(metrics["train_loss"]))
     assert len(set(losses)) == 3
     expected = [
-        float(jax.random.uniform(jax.random.fold_in(jax.random.key(7), step)))
-        for step in range(3)
+        float(jax.random.uniform(jax.random.fold_in(jax.random.key(7), step))) for step in range(3)
     ]
     assert losses == pytest.approx(expected)
 
@@ -138,9 +126,7 @@ def test_flops_of_products_scans_branches_and_convolutions() -> None:
     square = jnp.ones((4, 4))
     assert (
         flops(
-            lambda x: jax.lax.scan(lambda c, _: (c @ square, None), x, None, length=7)[
-                0
-            ],
+            lambda x: jax.lax.scan(lambda c, _: (c @ square, None), x, None, length=7)[0],
             a,
         )
         == 7 * 2 * 3 * 16

@@ -26,9 +26,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = nn.RMSNorm(name="norm")(x)
-        up, gate = (
-            nn.Dense(16, use_bias=False, name=name)(y) for name in ("up", "gate")
-        )
+        up, gate = (nn.Dense(16, use_bias=False, name=name)(y) for name in ("up", "gate"))
         return x + nn.Dense(8, use_bias=False, name="down")(up * nn.silu(gate))
 
 
@@ -46,17 +44,13 @@ class Net(nn.Module):
         return embed.attend(nn.RMSNorm(name="final_norm")(x))
 
 
-def test_your_own_model(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_your_own_model(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     example, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     lines = [line for line in example.splitlines() if line.strip()]
     table = [line for line in lines if line.strip().startswith('r"')]
     assert len(lines) - len(table) < 15
     monkeypatch.chdir(tmp_path)
-    params = Net(layers=2).init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))[
-        "params"
-    ]
+    params = Net(layers=2).init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
     names = {"jax": jax, "lagjax": lagjax, "optax": optax, "Net": Net, "params": params}
     namespace = names | {"batch": toy.batch, "valid": toy.VALID}
     exec(example, namespace)  # noqa: S102
@@ -81,9 +75,7 @@ def test_certifying(capsys: pytest.CaptureFixture[str]) -> None:
 def test_two_commands_of_one_line_each() -> None:
     (block,) = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     first, second = block.strip().splitlines()
-    assert (
-        first.startswith("python3 -m venv .venv ") and "experiments.quickstart" in first
-    )
+    assert first.startswith("python3 -m venv .venv ") and "experiments.quickstart" in first
     assert second.startswith("python3 -m venv .venv-test ") and second.endswith(
         "pytest -n 2 --dist worksteal --cov"
     )

@@ -43,12 +43,8 @@ FINISHED = {
 RUN = ("compare", "checkpoint_seconds", "lanes")
 
 
-def go(
-    path: pathlib.Path, *, told: toy.Told | None = None, **changes: object
-) -> lagjax.Decision:
-    options = {"lanes": 1} | {
-        name: changes.pop(name) for name in RUN if name in changes
-    }
+def go(path: pathlib.Path, *, told: toy.Told | None = None, **changes: object) -> lagjax.Decision:
+    options = {"lanes": 1} | {name: changes.pop(name) for name in RUN if name in changes}
     pool = changes.pop("pool", toy.pool("stack", "random-top"))
     task = toy.task(**changes)
     policy = lagjax.FixedLag(8)
@@ -57,9 +53,7 @@ def go(
 
 def curve(path: pathlib.Path, candidate: str, seed: int = 0) -> list[dict]:
     lines = directory.read(path).curves
-    return [
-        line for line in lines if (line["candidate"], line["seed"]) == (candidate, seed)
-    ]
+    return [line for line in lines if (line["candidate"], line["seed"]) == (candidate, seed)]
 
 
 def without_times(path: pathlib.Path) -> list[dict]:
@@ -88,8 +82,7 @@ def test_the_directory_holds_what_it_should(
     assert record.decision == json.loads(json.dumps(decision.as_json()))
     assert all(set(line) == LINE for line in record.curves)
     keys = [
-        (line["phase"], line["candidate"], line["seed"], line["step"])
-        for line in record.curves
+        (line["phase"], line["candidate"], line["seed"], line["step"]) for line in record.curves
     ]
     assert len(set(keys)) == len(keys)
     assert {line["phase"] for line in record.curves if line["step"] <= 8} == {"probe"}
@@ -113,9 +106,7 @@ def test_lines_add_up(finished: tuple[pathlib.Path, lagjax.Decision]) -> None:
     path, decision = finished
     for line in (lines := curve(path, decision.winner)):
         assert line["tokens"] == 32 * line["step"]
-        assert line["valid_loss"] == pytest.approx(
-            np.mean(line["valid_loss_shards"]), rel=1e-6
-        )
+        assert line["valid_loss"] == pytest.approx(np.mean(line["valid_loss_shards"]), rel=1e-6)
         # The rate of the step just made: step s of the loop reads the schedule at s - 1.
         rate = 3e-3 * (1 - (line["step"] - 1) / 200)
         assert line["lr"] == (pytest.approx(rate, rel=1e-5) if line["step"] else None)
@@ -129,8 +120,7 @@ def test_lines_add_up(finished: tuple[pathlib.Path, lagjax.Decision]) -> None:
     evaluations = sum(step <= 8 for step in runs.evaluation_steps(24, 8))
     assert ledger.evaluation_flops == 4 * 2 * evaluations * 6 * forward
     assert (
-        ledger.overhead
-        == (ledger.losers_flops + ledger.evaluation_flops) / ledger.full_run_flops
+        ledger.overhead == (ledger.losers_flops + ledger.evaluation_flops) / ledger.full_run_flops
     )
     assert ledger.budget_share == (1 + ledger.overhead) / 4
 
@@ -148,9 +138,9 @@ def test_a_curve_equals_a_plain_loop(
 
     @jax.jit
     def train(params: dict, state: object, batch: np.ndarray) -> tuple:
-        grads = jax.grad(
-            lambda params: toy.LARGE.loss(params, batch, None)[0] / batch[:, 1:].size
-        )(params)
+        grads = jax.grad(lambda params: toy.LARGE.loss(params, batch, None)[0] / batch[:, 1:].size)(
+            params
+        )
         updates, state = tx.update(grads, state, params)
         return jax.tree.map(jnp.add, params, updates), state
 
@@ -213,9 +203,7 @@ def test_how_often_it_saves_changes_nothing(
     pool = toy.pool(decision.winner)
     go(tmp_path / "run", pool=pool, seeds=2, checkpoint_seconds=0.0)
     often = without_times(tmp_path / "run")
-    winner = [
-        line for line in without_times(path) if line["candidate"] == decision.winner
-    ]
+    winner = [line for line in without_times(path) if line["candidate"] == decision.winner]
     key = lambda line: (line["seed"], line["step"])
     assert sorted(often, key=key) == sorted(winner, key=key)
 
@@ -244,9 +232,7 @@ def test_damaged_checkpoint_is_named_and_the_last_good_one_used(
         wrong.write_bytes(content[: len(content) // 2])
     elif damage == "alter":
         middle = len(content) // 2
-        wrong.write_bytes(
-            content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-        )
+        wrong.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
     else:
         wrong.unlink()
     told: list[str] = []
@@ -306,9 +292,7 @@ def test_all_failed_is_a_decision(tmp_path: pathlib.Path) -> None:
         def step(state: TrainState, batch: jax.Array) -> tuple:
             state, metrics = made.step(state, batch)
             bad = jnp.where(state.step >= 3, jnp.nan, 1.0)
-            return state._replace(
-                params=jax.tree.map(lambda x: x * bad, state.params)
-            ), metrics
+            return state._replace(params=jax.tree.map(lambda x: x * bad, state.params)), metrics
 
         return made._replace(step=step)
 
@@ -355,12 +339,10 @@ def test_candidates_of_two_targets_are_two_groups(tmp_path: pathlib.Path) -> Non
     decision = go(tmp_path / "run", pool=pool)
     assert set(decision.ranking) == {"stack", "deeper"}
     assert [
-        found["candidates"]
-        for found in directory.read(tmp_path / "run").config["grouping"]
+        found["candidates"] for found in directory.read(tmp_path / "run").config["grouping"]
     ] == [["stack"], ["deeper"]]
     assert (
-        curve(tmp_path / "run", "deeper")[1]["flops"]
-        > curve(tmp_path / "run", "stack")[1]["flops"]
+        curve(tmp_path / "run", "deeper")[1]["flops"] > curve(tmp_path / "run", "stack")[1]["flops"]
     )
 
 
@@ -390,9 +372,7 @@ def test_moments_grow_and_the_schedule_continues(tmp_path: pathlib.Path) -> None
         horizon=8,
     )
     # The rate goes on from step 20 of the schedule, or begins again.
-    assert curve(tmp_path / "b", "stack")[1]["lr"] == pytest.approx(
-        3e-3 * (1 - 20 / 200), rel=1e-5
-    )
+    assert curve(tmp_path / "b", "stack")[1]["lr"] == pytest.approx(3e-3 * (1 - 20 / 200), rel=1e-5)
     assert curve(tmp_path / "c", "stack")[1]["lr"] == pytest.approx(3e-3, rel=1e-5)
     go(tmp_path / "d", pool=toy.pool("stack"), horizon=8)
     assert (
@@ -407,9 +387,7 @@ def test_one_compilation_for_a_group(
     """Every candidate, seed and segment of a group goes through one compiled function."""
     compiled = []
     original = runs.program
-    monkeypatch.setattr(
-        runs, "program", lambda *args: compiled.append(args) or original(*args)
-    )
+    monkeypatch.setattr(runs, "program", lambda *args: compiled.append(args) or original(*args))
     chex.clear_trace_counter()
     go(tmp_path / "run", seeds=2, compare="all")
     assert len(compiled) == 1
@@ -474,8 +452,6 @@ def test_evaluation_steps(horizon: int) -> None:
 
 
 def test_phases_are_told_apart_by_the_lag() -> None:
-    course = Course(
-        None, toy.batch, (0,), None, (0, 1), lambda step: "probe", toy.Told(), 0.0
-    )  # type: ignore[arg-type]
+    course = Course(None, toy.batch, (0,), None, (0, 1), lambda step: "probe", toy.Told(), 0.0)  # type: ignore[arg-type]
     course.expect(10.0)
     assert course.work == 10.0

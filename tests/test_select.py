@@ -22,12 +22,7 @@ def probes(
     common = random.normal(size=(seeds, SHARDS))
     own = random.normal(size=(len(means), seeds, SHARDS))
     own -= own.mean(axis=-1, keepdims=True)
-    losses = (
-        np.array(means)[:, None, None]
-        + common
-        - common.mean(-1, keepdims=True)
-        + spread * own
-    )
+    losses = np.array(means)[:, None, None] + common - common.mean(-1, keepdims=True) + spread * own
     names = tuple("abcdefgh"[: len(means)])
     start = np.full_like(losses, 9.0)
     status = {
@@ -145,9 +140,7 @@ def test_margin_covers_the_truth() -> None:
     held = 0
     for _ in range(1000):
         seeds, shards = random.normal(size=(4, 1)), random.normal(size=(1, SHARDS))
-        differences = (
-            0.3 + 0.2 * seeds + 0.3 * shards + 0.1 * random.normal(size=(4, SHARDS))
-        )
+        differences = 0.3 + 0.2 * seeds + 0.3 * shards + 0.1 * random.normal(size=(4, SHARDS))
         found = margin(np.zeros_like(differences), differences, np.ones(SHARDS))
         held += found.low <= 0.3 <= found.high
     assert 930 <= held <= 990
@@ -166,9 +159,7 @@ def test_agreement_sees_ranks_only(losses: list[float]) -> None:
     shuffled = np.random.default_rng(0).permutation(losses).tolist()
     found = agreement(losses, shuffled)
     if found.spearman is not None:
-        assert found.spearman == pytest.approx(
-            agreement(ranks(losses), ranks(shuffled)).spearman
-        )
+        assert found.spearman == pytest.approx(agreement(ranks(losses), ranks(shuffled)).spearman)
 
 
 def test_ranks() -> None:

@@ -41,9 +41,7 @@ def model(layers: int, width: int = WIDTH) -> lagjax.Model:
 
     def loss(params: dict, batch: jax.Array, key: jax.Array | None) -> tuple:
         del key
-        nats = optax.softmax_cross_entropy_with_integer_labels(
-            logits(params, batch), batch[:, 1:]
-        )
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits(params, batch), batch[:, 1:])
         return nats.sum(), nats.size
 
     return lagjax.Model(init, loss, AXES, logits)
@@ -82,9 +80,7 @@ def task(**changes: object) -> lagjax.Task:
 def pool(*names: str) -> tuple[lagjax.Candidate, ...]:
     """Candidates of the depth pool by name; a few that differ by default."""
     wanted = names or ("stack", "identity-top", "zeroed-stack", "random-top")
-    return tuple(
-        each for each in lagjax.pools.depth(PARAMS, AXES, LARGE) if each.name in wanted
-    )
+    return tuple(each for each in lagjax.pools.depth(PARAMS, AXES, LARGE) if each.name in wanted)
 
 
 class Told:

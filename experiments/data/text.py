@@ -58,9 +58,7 @@ def load(path: Path | str | None = None) -> Corpus:
     """
     files = read_files(path)
     train, valid = split(np.frombuffer(b"".join(files.texts.values()), np.uint8))
-    return Corpus(
-        train, valid, files.digest, len(files.texts), files.skipped, files.origin
-    )
+    return Corpus(train, valid, files.digest, len(files.texts), files.skipped, files.origin)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +95,7 @@ def read_files(path: Path | str | None) -> Files:
     return Files(texts, _digest(texts), skipped, origin)
 
 
-def batches(
-    corpus: Corpus, batch_size: int, window: int
-) -> Callable[[int, int], np.ndarray]:
+def batches(corpus: Corpus, batch_size: int, window: int) -> Callable[[int, int], np.ndarray]:
     """Training batches as a pure function of (seed, step): uint8 [batch_size, window + 1], at random offsets.
 
     A window is `window` inputs and, shifted by one byte, `window` targets. Raises ValueError where the
@@ -116,18 +112,14 @@ def batches(
     def batch(seed: int, step: int) -> np.ndarray:
         # A counter-based generator makes any step's batch without those before it. Its raw bits, unlike
         # Generator's methods, are the same in every version of numpy; the bias of % is below 1e-9.
-        bits = np.random.Philox(key=seed, counter=[0, step, 0, 0]).random_raw(
-            batch_size
-        )
+        bits = np.random.Philox(key=seed, counter=[0, step, 0, 0]).random_raw(batch_size)
         starts = (bits % np.uint64(offsets)).astype(np.int64)
         return corpus.train[starts[:, None] + reach]
 
     return batch
 
 
-def shards(
-    corpus: Corpus, n_shards: int, batch_size: int, window: int
-) -> tuple[np.ndarray, ...]:
+def shards(corpus: Corpus, n_shards: int, batch_size: int, window: int) -> tuple[np.ndarray, ...]:
     """Validation shards, each uint8 [batch_size, window + 1]; windows are disjoint and spread evenly.
 
     A shard is a stretch of the validation part, not a sample of all of it, so that the differences between
@@ -202,9 +194,7 @@ def _files(root: Path, without: frozenset[str] = frozenset()) -> dict[str, Path]
     files = {}
     for folder, subfolders, names in os.walk(root, onerror=fail):
         subfolders[:] = [
-            name
-            for name in subfolders
-            if not name.startswith(".") and name not in without
+            name for name in subfolders if not name.startswith(".") and name not in without
         ]
         for name in names:
             file = Path(folder, name)

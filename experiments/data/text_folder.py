@@ -33,9 +33,7 @@ class TextFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(
-        self, corpus: text.Files, name: str, data_dir: Path | str | None = None
-    ) -> None:
+    def __init__(self, corpus: text.Files, name: str, data_dir: Path | str | None = None) -> None:
         self._corpus = corpus
         super().__init__(
             data_dir=data_dir,
@@ -66,9 +64,7 @@ class TextFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             "validation": self._generate_examples(True),
         }
 
-    def _generate_examples(
-        self, validation: bool
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, validation: bool) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, (name, stretch) in enumerate(_records(self._corpus.texts)):
             if text.is_validation(number) == validation:
                 # Not every name of a file is UTF-8, and a record's text is.
@@ -124,9 +120,7 @@ def prepare(folder: Path | str, name: str, data_dir: Path | str | None = None) -
         raise ValueError(
             f"{corpus.origin} is not UTF-8 text, or holds NUL bytes; convert it first, as with iconv -t UTF-8"
         )
-    if not any(
-        text.is_validation(number) for number, _ in enumerate(_records(corpus.texts))
-    ):
+    if not any(text.is_validation(number) for number, _ in enumerate(_records(corpus.texts))):
         raise ValueError(f"{corpus.origin} has too little text to split; give more")
     try:
         return _prepared(corpus, name, data_dir)

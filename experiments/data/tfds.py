@@ -76,11 +76,7 @@ def load(name: str, data_dir: Path | str | None = None) -> text.Corpus:
             f"tfds:{name} has no split 'train'; it has {splits}{_nearest('train', splits)}; choose another dataset"
         )
     second = next((each for each in ("validation", "test") if each in splits), None)
-    records = {
-        split: list(_records(builder, split, field))
-        for split in ("train", second)
-        if split
-    }
+    records = {split: list(_records(builder, split, field)) for split in ("train", second) if split}
     kept = {split: [x for x in each if _usable(x)] for split, each in records.items()}
     digest = hashlib.sha256(builder.info.full_name.encode())
     for split, each in kept.items():

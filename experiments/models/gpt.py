@@ -59,9 +59,7 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "window", "vocab"):
             if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: a GPT needs at least 1"
-                )
+                raise ValueError(f"{name}={getattr(self, name)}: a GPT needs at least 1")
         if self.head_dim is None and self.width % self.heads:
             raise ValueError(
                 f"width={self.width} does not divide into heads={self.heads}; change one of them or give head_dim"
@@ -76,9 +74,7 @@ class Config:
 # A residual output starts smaller by the square root of the number of additions, so that the stream's scale at
 # the end does not grow with depth (GPT-2, section 2.3; with fan-in scaling in place of its fixed 0.02).
 def _residual_init(config: Config) -> nn.initializers.Initializer:
-    return nn.initializers.variance_scaling(
-        1 / (2 * config.layers), "fan_in", "truncated_normal"
-    )
+    return nn.initializers.variance_scaling(1 / (2 * config.layers), "fan_in", "truncated_normal")
 
 
 class Attention(nn.Module):
@@ -105,9 +101,7 @@ class Attention(nn.Module):
         masked = jnp.where(causal, scores, jnp.finfo(scores.dtype).min)
         weights = jax.nn.softmax(masked).astype(v.dtype)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
-        return dense(c.width, axis=(-2, -1), kernel_init=_residual_init(c), name="out")(
-            mixed
-        )
+        return dense(c.width, axis=(-2, -1), kernel_init=_residual_init(c), name="out")(mixed)
 
 
 class Mlp(nn.Module):
@@ -176,9 +170,7 @@ class GPT(nn.Module):
 
 
 def _norm(config: Config, name: str) -> nn.RMSNorm:
-    return nn.RMSNorm(
-        config.epsilon, dtype=config.dtype, param_dtype=config.param_dtype, name=name
-    )
+    return nn.RMSNorm(config.epsilon, dtype=config.dtype, param_dtype=config.param_dtype, name=name)
 
 
 _LAYER = {
@@ -217,8 +209,7 @@ SCANNED = Axes(
 UNROLLED = Axes(
     _REST
     | {
-        rf"layers_(?P<layers>\d+)/{path}": f"layers/{path}: {axes}"
-        for path, axes in _LAYER.items()
+        rf"layers_(?P<layers>\d+)/{path}": f"layers/{path}: {axes}" for path, axes in _LAYER.items()
     },
     kinds=_KINDS,
 )
@@ -238,13 +229,9 @@ def model(config: Config) -> Model:
     def apply(params: Params, batch: jax.Array) -> jax.Array:
         return net.apply({"params": params}, batch[:, :-1])
 
-    def loss(
-        params: Params, batch: jax.Array, key: Key | None
-    ) -> tuple[jax.Array, jax.Array]:
+    def loss(params: Params, batch: jax.Array, key: Key | None) -> tuple[jax.Array, jax.Array]:
         rngs = None if key is None else {"dropout": key}
-        logits = net.apply(
-            {"params": params}, batch[:, :-1], training=key is not None, rngs=rngs
-        )
+        logits = net.apply({"params": params}, batch[:, :-1], training=key is not None, rngs=rngs)
         nats = optax.softmax_cross_entropy_with_integer_labels(
             logits, batch[:, 1:].astype(jnp.int32)
         )

@@ -76,7 +76,5 @@ def from_jax(config: Config, params: Any) -> GPT:
                 f"{name}.{each}.bias": block["mlp"][each]["bias"],
             }
     # Every weight of either model has its counterpart: strict.
-    net.load_state_dict(
-        {name: torch.from_numpy(np.array(x)) for name, x in copied.items()}
-    )
+    net.load_state_dict({name: torch.from_numpy(np.array(x)) for name, x in copied.items()})
     return net

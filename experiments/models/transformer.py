@@ -116,9 +116,7 @@ class Config:
         for field in dataclasses.fields(self):
             least = 0 if field.name == "experts" else 1
             if field.type is int and (found := getattr(self, field.name)) < least:
-                raise ValueError(
-                    f"{field.name}={found}: expected at least {least}; raise it"
-                )
+                raise ValueError(f"{field.name}={found}: expected at least {least}; raise it")
         for name, allowed in _CHOICES.items():
             if (choice := getattr(self, name)) not in allowed:
                 raise ValueError(
@@ -166,9 +164,7 @@ def _rows(config: Config) -> tuple[dict[str, str], dict[str, str]]:
         **({"mlp/gate": ("<embed", ">mlp")} if c.gated else {}),
         "mlp/down": ("<mlp", ">embed+"),
     }
-    layer = {
-        f"{sub}_norm/{x}": axes for sub in ("attn", "mlp") for x, axes in norm.items()
-    }
+    layer = {f"{sub}_norm/{x}": axes for sub in ("attn", "mlp") for x, axes in norm.items()}
     for path, (reads, writes) in dense.items():
         expert = "experts " if c.experts and path.startswith("mlp/") else ""
         layer[f"{path}/kernel"] = f"{expert}{reads} {writes}"
@@ -255,9 +251,7 @@ def shapes(config: Config) -> tuple[dict[str, Shape], dict[str, Shape]]:
             init = normal(c.width**-0.5)
         else:
             # A key's kernel does not sum over the query axis that it reads.
-            fan_in = math.prod(
-                sizes[name] for role, name in dims if role == "<" and name != "qk"
-            )
+            fan_in = math.prod(sizes[name] for role, name in dims if role == "<" and name != "qk")
             init = normal(fan_in**-0.5)
         return Shape(tuple(sizes[name] for _, name in dims), init)
 
@@ -298,9 +292,7 @@ def _rotate(config: Config, x: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
 
-def _attention(
-    values: Values, config: Config, x: jax.Array, bias: jax.Array | None
-) -> jax.Array:
+def _attention(values: Values, config: Config, x: jax.Array, bias: jax.Array | None) -> jax.Array:
     """Causal attention: [B, T, width], bias of the scores [kv, group, T, T] → [B, T, width]."""
     q = _linear(values["q"], "bte,ehgd->bthgd", x)
     k = _linear(values["k"], "bte,ehd->bthd", x)
@@ -344,9 +336,7 @@ def _mixture(values: Values, config: Config, x: jax.Array) -> jax.Array:
     return jnp.einsum("btx,xbte->bte", weights.astype(x.dtype), outputs)
 
 
-def _layer(
-    values: Values, config: Config, x: jax.Array, bias: jax.Array | None
-) -> jax.Array:
+def _layer(values: Values, config: Config, x: jax.Array, bias: jax.Array | None) -> jax.Array:
     """One layer: [B, T, width], bias of the scores [kv, group, T, T] → [B, T, width]."""
     mlp = _mixture if config.experts else _mlp
     sublayers: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -359,9 +349,7 @@ def _layer(
     return x
 
 
-def _start(
-    values: Values, config: Config, tokens: jax.Array
-) -> tuple[jax.Array, jax.Array | None]:
+def _start(values: Values, config: Config, tokens: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     """Tokens [B, T] → [B, T, width], and the bias of all layers' scores [kv, group, T, T]."""
     if tokens.ndim != 2 or tokens.shape[1] > config.window:
         raise ValueError(
@@ -396,9 +384,7 @@ def _nested(flat: dict[str, Shape]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for path, shape in flat.items():
         *groups, name = path.split("/")
-        functools.reduce(lambda at, key: at.setdefault(key, {}), groups, tree)[name] = (
-            shape
-        )
+        functools.reduce(lambda at, key: at.setdefault(key, {}), groups, tree)[name] = shape
     return tree
 
 
@@ -534,25 +520,19 @@ def required(config: Config, requires: Sequence[Requirement], small: Config) -> 
         if one.what == "epsilon":
             config = dataclasses.replace(config, epsilon=config.epsilon * one.value)
         elif one.what == "logits":
-            config = dataclasses.replace(
-                config, logit_scale=config.logit_scale * one.value
-            )
+            config = dataclasses.replace(config, logit_scale=config.logit_scale * one.value)
         elif one.what == "top":
             config = dataclasses.replace(config, top=round(config.top * one.value))
         elif one.what == "frequencies":
             old, new = _frequencies(small), _frequencies(config)
-            kept = (
-                old[pair] if pair >= 0 else own for pair, own in zip(one.value, new)
-            )
+            kept = (old[pair] if pair >= 0 else own for pair, own in zip(one.value, new))
             config = dataclasses.replace(config, frequencies=tuple(kept))
     return config
 
 
 def _frequencies(config: Config) -> tuple[float, ...]:
     pairs = range(config.head_dim // 2)
-    return config.frequencies or tuple(
-        10000 ** (-2 * j / config.head_dim) for j in pairs
-    )
+    return config.frequencies or tuple(10000 ** (-2 * j / config.head_dim) for j in pairs)
 
 
 @functools.cache
@@ -566,9 +546,7 @@ def model(config: Config) -> Model:
     def apply(params: Params, batch: jax.Array) -> jax.Array:
         return logits(params, batch[:, :-1])
 
-    def loss(
-        params: Params, batch: jax.Array, key: Key | None
-    ) -> tuple[jax.Array, jax.Array]:
+    def loss(params: Params, batch: jax.Array, key: Key | None) -> tuple[jax.Array, jax.Array]:
         del key
         nats = optax.softmax_cross_entropy_with_integer_labels(
             apply(params, batch), batch[:, 1:].astype(jnp.int32)

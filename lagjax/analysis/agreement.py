@@ -18,9 +18,7 @@ class Agreement(NamedTuple):
     pearson: float | None
 
 
-def agreement(
-    first: Sequence[float | None], second: Sequence[float | None]
-) -> Agreement:
+def agreement(first: Sequence[float | None], second: Sequence[float | None]) -> Agreement:
     """Spearman's ρ, Kendall's τ-b (ties count as such) and Pearson's r of the pairs that are both finite."""
     pairs = np.array([first, second], dtype=float)
     pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
@@ -33,7 +31,4 @@ def agreement(
 def ranks(losses: Sequence[float | None]) -> list[int | None]:
     """Rank of each loss, 1 the lowest; ties share the lowest rank, what is not finite has None."""
     values = np.array(losses, dtype=float)
-    return [
-        int((values < value).sum()) + 1 if np.isfinite(value) else None
-        for value in values
-    ]
+    return [int((values < value).sum()) + 1 if np.isfinite(value) else None for value in values]

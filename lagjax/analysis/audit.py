@@ -131,9 +131,7 @@ def _mean(found: Sequence[Agreement]) -> Agreement:
     """The mean over seeds, None where a seed has none."""
     return Agreement(
         *(
-            None
-            if None in column
-            else float(np.mean([x for x in column if x is not None]))
+            None if None in column else float(np.mean([x for x in column if x is not None]))
             for column in zip(*found)
         )
     )
@@ -144,9 +142,7 @@ def _equal(losses: NDArray[np.float64], to: float) -> NDArray[np.bool_]:
     return equal
 
 
-def _chosen(
-    losses: NDArray[np.float64], able: NDArray[np.bool_]
-) -> NDArray[np.float64]:
+def _chosen(losses: NDArray[np.float64], able: NDArray[np.bool_]) -> NDArray[np.float64]:
     """The probability with which the lowest loss chooses each candidate; those that are equal share it."""
     losses = np.where(able & np.isfinite(losses), losses, np.inf)
     lowest = losses.min()
@@ -155,9 +151,7 @@ def _chosen(
     return share
 
 
-def _among(
-    losses: NDArray[np.float64], able: NDArray[np.bool_], best: int, places: int
-) -> float:
+def _among(losses: NDArray[np.float64], able: NDArray[np.bool_], best: int, places: int) -> float:
     """The probability that the best is among the lowest `places`, equal losses in random order."""
     if not np.isfinite(losses[best]):
         return 0.0

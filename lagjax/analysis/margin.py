@@ -42,9 +42,7 @@ def margin(
         variance, inverse_dof = part, part**2 / (seeds - 1)
     if shards > 1:
         # The variance of a weighted mean, weights taken as given.
-        part = (
-            float((weights**2 * (by_shard - mean) ** 2).sum()) * shards / (shards - 1)
-        )
+        part = float((weights**2 * (by_shard - mean) ** 2).sum()) * shards / (shards - 1)
         variance, inverse_dof = variance + part, inverse_dof + part**2 / (shards - 1)
     if seeds == shards == 1:
         return Margin(mean, -np.inf, np.inf)

@@ -61,10 +61,7 @@ def transition(
     knots = np.linspace(x[1], x[-2], KNOTS)
     line = np.stack([np.ones_like(x), x], axis=1)
     fits_KxC = np.array(
-        [
-            _misfit(np.column_stack([line, np.maximum(0, x - knot)]), curves)
-            for knot in knots
-        ]
+        [_misfit(np.column_stack([line, np.maximum(0, x - knot)]), curves) for knot in knots]
     )
     best = fits_KxC.sum(axis=1).argmin()
     penalty = (number + 1) * np.log(points * number)
@@ -74,9 +71,7 @@ def transition(
     low, high = (int(q) for q in np.quantile(places, [0.025, 0.975], method="nearest"))
     step, first, last = (float(np.exp(knots[i])) for i in (best, low, high))
     if gain < STRONG:
-        return Transition(
-            None, None, None, gain, "one segment describes the curves as well"
-        )
+        return Transition(None, None, None, gain, "one segment describes the curves as well")
     if low == 0 or high == KNOTS - 1:
         return Transition(
             None,

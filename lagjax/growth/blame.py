@@ -52,9 +52,7 @@ def unmet(plan: Plan, outputs: Sequence[int]) -> Iterator[Violation]:
     """
     for one in plan.requires:
         tied = (
-            leaf.name
-            for leaf in plan.target.leaves
-            if any(dim.role == "=" for dim in leaf.dims)
+            leaf.name for leaf in plan.target.leaves if any(dim.role == "=" for dim in leaf.dims)
         )
         yield Violation(
             one.axis,
@@ -66,9 +64,7 @@ def unmet(plan: Plan, outputs: Sequence[int]) -> Iterator[Violation]:
     for leaf in plan.target.leaves:
         for dim in leaf.dims:
             axis = dim.names[0] if dim.names else ""
-            looked_up = dim.role == "<" and isinstance(
-                plan.target.kinds.get(axis), Lookup
-            )
+            looked_up = dim.role == "<" and isinstance(plan.target.kinds.get(axis), Lookup)
             if looked_up and outputs and plan.target.sizes.get(axis) == outputs[-1]:
                 yield Violation(
                     axis,
@@ -83,9 +79,7 @@ def unmet(plan: Plan, outputs: Sequence[int]) -> Iterator[Violation]:
     )
 
 
-def _mistakes(
-    value: Any, source: Any, factors: Sequence[Factor]
-) -> Iterator[tuple[str, str]]:
+def _mistakes(value: Any, source: Any, factors: Sequence[Factor]) -> Iterator[tuple[str, str]]:
     """The axes along which one part of a leaf is wrong; `source` has no axis grown, `value` all."""
     reading = [axis for axis in factors if axis.reads]
     writing = [axis for axis in factors if not axis.reads]
@@ -99,11 +93,7 @@ def _mistakes(
         grown = source
         for axis in writing:
             copies = (~axis.map.fresh).astype(float)
-            grown = (
-                axis.map.apply(grown, axis.at, copies)
-                if axis is plain
-                else axis.grow(grown)
-            )
+            grown = axis.map.apply(grown, axis.at, copies) if axis is plain else axis.grow(grown)
         return _held(grown, writing)
 
     def contracted(but: Factor | None = None) -> Any:
@@ -131,9 +121,7 @@ def _mistakes(
         if near(found, bare) and not near(bare, wanted):
             blamed = True
             yield axis.name, "the factor of its copies is missing"
-        elif not near(seen, due) and near(
-            _lengths(seen, axis.at), _lengths(due, axis.at)
-        ):
+        elif not near(seen, due) and near(_lengths(seen, axis.at), _lengths(due, axis.at)):
             blamed = True
             yield axis.name, "its entries are in another order"
     if not blamed:

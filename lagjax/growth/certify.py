@@ -56,17 +56,14 @@ class Certificate(NamedTuple):
     def __str__(self) -> str:
         lines = [self.kind + "".join(f"; {one}" for one in self.requires)]
         lines += [f"  {one}" for one in self.violations]
-        differences = ", ".join(
-            f"{x:.1e} in {name}" for name, x in self.max_diff.items()
-        )
+        differences = ", ".join(f"{x:.1e} in {name}" for name, x in self.max_diff.items())
         lines.append(f"outputs differ by {differences} of their scale")
         lines.append(
             f"{self.dead_fraction:.1%} of the parameters are dead"
             + "".join(f", {share:.0%} of {path}" for path, share in self.dead.items())
         )
         lines += [
-            f"twins on axis {axis!r} "
-            + (f"are {x:.1e} apart" if x > 1e-6 else "never separate")
+            f"twins on axis {axis!r} " + (f"are {x:.1e} apart" if x > 1e-6 else "never separate")
             for axis, x in self.twins.items()
         ]
         return "\n".join(lines)
@@ -107,9 +104,7 @@ def certify(
                 f"the {name} model has no apply; give Model(..., apply=lambda params, batch: outputs)"
             )
     if not batches:
-        raise ValueError(
-            "no batches are given; certificates are measured on at least one"
-        )
+        raise ValueError("no batches are given; certificates are measured on at least one")
     key = jax.random.key(0) if key is None else key
     plan = plan_of(operator, key, small, large, params)
     grown = _grow(operator, key, params, small, large)
@@ -151,22 +146,16 @@ def certify(
     )
 
 
-def plan_of(
-    operator: Growth, key: Key, small: Model, large: Model, params: Params
-) -> Plan | None:
+def plan_of(operator: Growth, key: Key, small: Model, large: Model, params: Params) -> Plan | None:
     """The operator's plan for two models; None where it has none."""
     if not hasattr(operator, "plan"):
         return None
     shapes = jax.eval_shape(large.init, key)
-    plan: Plan = operator.plan(
-        key, small.axes.layout(params), large.axes.layout(shapes)
-    )
+    plan: Plan = operator.plan(key, small.axes.layout(params), large.axes.layout(shapes))
     return plan
 
 
-def difference(
-    small: Model, large: Model, params: Params, grown: Params, batch: Batch
-) -> float:
+def difference(small: Model, large: Model, params: Params, grown: Params, batch: Batch) -> float:
     """The largest difference of the two models' outputs, relative to the largest output.
 
     Where outputs are of different shapes, that of their mean losses.
@@ -194,16 +183,10 @@ def _in_precisions(
             # In numpy, which compiles nothing.
             return jax.tree.map(lambda x: np.asarray(x).astype(name), tree)
 
-        with jax.enable_x64(
-            name == "float64" or bool(jax.config.read("jax_enable_x64"))
-        ):
+        with jax.enable_x64(name == "float64" or bool(jax.config.read("jax_enable_x64"))):
             small, large = factory(name)
             given = cast(params)
-            made = (
-                _grow(operator, key, given, small, large)
-                if name == "float64"
-                else cast(grown)
-            )
+            made = _grow(operator, key, given, small, large) if name == "float64" else cast(grown)
             found[name] = difference(small, large, given, made, batch)
     return found
 
@@ -243,12 +226,8 @@ def _step_of(loss: Any, tx: optax.GradientTransformation) -> Any:
     return step
 
 
-def _grow(
-    operator: Growth, key: Key, params: Params, small: Model, large: Model
-) -> Params:
-    return jax.jit(lambda key, params: operator(key, params, small.axes, large))(
-        key, params
-    )
+def _grow(operator: Growth, key: Key, params: Params, small: Model, large: Model) -> Params:
+    return jax.jit(lambda key, params: operator(key, params, small.axes, large))(key, params)
 
 
 def _dead(
@@ -260,9 +239,7 @@ def _dead(
     moved = _moved(large, grown, batches, tx)
     # What no token of the batches reaches is dead in any model.
     draw = np.random.default_rng(0)
-    anywhere = jax.tree.map(
-        lambda x: draw.normal(0, 0.5, x.shape).astype(x.dtype), grown
-    )
+    anywhere = jax.tree.map(lambda x: draw.normal(0, 0.5, x.shape).astype(x.dtype), grown)
     reached = _moved(large, anywhere, batches, tx)
     total = sum(x.size for x in moved.values())
     dead = {path: int((reached[path] & ~moved[path]).sum()) for path in moved}
@@ -299,9 +276,7 @@ def _trained(
     return params
 
 
-def _written(
-    plan: Plan, params: Params, axis: str
-) -> Iterator[tuple[np.ndarray, Factor]]:
+def _written(plan: Plan, params: Params, axis: str) -> Iterator[tuple[np.ndarray, Factor]]:
     """Every array that writes along an axis, as a matrix `[size of the axis, rest]`."""
     values = flatten(params)
     sizes = {**plan.target.sizes, **plan.target.stacks}
@@ -328,9 +303,7 @@ def _twins(plan: Plan, params: Params) -> dict[str, float]:
         apart, length = np.zeros(len(again)), np.zeros(len(again))
         for value, factor in _written(plan, params, axis):
             scale = grown.factors(factor.role, factor.kind)
-            rows = (
-                np.asarray(value, np.float64) / np.where(scale == 0, 1, scale)[:, None]
-            )
+            rows = np.asarray(value, np.float64) / np.where(scale == 0, 1, scale)[:, None]
             apart += ((rows[again] - rows[first]) ** 2).sum(1)
             length += (rows[first] ** 2).sum(1)
         found[axis] = float(np.sqrt(apart / np.maximum(length, 1e-30)).min())
@@ -344,7 +317,5 @@ def _ranks(plan: Plan, params: Params) -> dict[str, float]:
         if rows:
             values = np.linalg.svd(np.concatenate(rows, 1), compute_uv=False)
             shares = values[values > 0] / values.sum()
-            found[axis] = float(
-                np.exp(-(shares * np.log(shares)).sum()) / plan.maps[axis].new
-            )
+            found[axis] = float(np.exp(-(shares * np.log(shares)).sum()) / plan.maps[axis].new)
     return found

@@ -33,20 +33,14 @@ class Depth:
     how: Strategy | str | tuple[tuple[str, Strategy | str], ...]
 
     def __init__(self, how: Strategy | str | Mapping[str, Strategy | str]) -> None:
-        object.__setattr__(
-            self, "how", tuple(how.items()) if isinstance(how, Mapping) else how
-        )
+        object.__setattr__(self, "how", tuple(how.items()) if isinstance(how, Mapping) else how)
 
-    def __call__(
-        self, key: Key, params: Params, source: Axes, target: Model, /
-    ) -> Params:
+    def __call__(self, key: Key, params: Params, source: Axes, target: Model, /) -> Params:
         return grow(self, key, params, source, target)
 
     def plan(self, key: Key, source: Layout, target: Layout, /) -> Plan:
         """The word of every stack; raises ValueError for a stack that shrinks or that the strategies do not name."""
-        del (
-            key
-        )  # Every strategy here is deterministic; the key serves the fresh layers.
+        del key  # Every strategy here is deterministic; the key serves the fresh layers.
         return Plan(source, target, self.words(source, target))
 
     def words(self, source: Layout, target: Layout) -> dict[str, Word]:
@@ -65,9 +59,7 @@ class Depth:
             raise ValueError(
                 f"strategies are given for {sorted(named)}, the stacks are {sorted(source.stacks)}"
             )
-        return {
-            stack: _word(how, stack, source, target) for stack, how in named.items()
-        }
+        return {stack: _word(how, stack, source, target) for stack, how in named.items()}
 
 
 def check_stacks(source: Layout, target: Layout) -> None:
@@ -88,9 +80,7 @@ def unchanged(source: Layout, target: Layout) -> dict[str, Word]:
                 f"the target's stack {stack!r} has {target.stacks[stack]} layers, the source's {layers}; this operator adds none: "
                 "give a target of equal depth, or grow both by Both(Depth(...), Width(...))"
             )
-    return {
-        stack: _copies(list(range(layers))) for stack, layers in source.stacks.items()
-    }
+    return {stack: _copies(list(range(layers))) for stack, layers in source.stacks.items()}
 
 
 def _word(how: Strategy | str, stack: str, source: Layout, target: Layout) -> Word:
@@ -112,13 +102,9 @@ def _word(how: Strategy | str, stack: str, source: Layout, target: Layout) -> Wo
                 f"{', '.join(sorted(name for name, _ in kind))}, the source {len(here)}; growth needs at least one "
                 "to copy and drops none"
             )
-        for index, layer in zip(
-            there, how.word(len(here), len(there)).layers, strict=True
-        ):
+        for index, layer in zip(there, how.word(len(here), len(there)).layers, strict=True):
             layers[index] = (
-                layer
-                if layer.source is None
-                else layer._replace(source=here[layer.source])
+                layer if layer.source is None else layer._replace(source=here[layer.source])
             )
     return Word(tuple(layers[index] for index in range(new)))
 
@@ -299,8 +285,5 @@ class Shuffled:
     def word(self, old: int, new: int, /) -> Word:
         layers = Stack().word(old, new).layers
         return Word(
-            tuple(
-                layers[index]
-                for index in np.random.default_rng(self.seed).permutation(new)
-            )
+            tuple(layers[index] for index in np.random.default_rng(self.seed).permutation(new))
         )

@@ -50,18 +50,12 @@ def parameter(
             value = _diagonal(value, axis, writing)
         if axis.map.noise:
             key, one = _split(key, axis)
-            noise = (
-                size * axis.map.noise * jax.random.normal(one, value.shape, value.dtype)
-            )
+            noise = size * axis.map.noise * jax.random.normal(one, value.shape, value.dtype)
             value = value + axis.map.free(noise, axis.at)
     for axis in factors:
         if axis.map.jitter:
             key, one = _split(key, axis)
-            noise = (
-                size
-                * axis.map.jitter
-                * jax.random.normal(one, value.shape, value.dtype)
-            )
+            noise = size * axis.map.jitter * jax.random.normal(one, value.shape, value.dtype)
             value = value + noise * along(axis.map.copy > 0, value, axis.at)
     if any(axis.map.fresh.any() for axis in factors):
         made, blank = fresh.astype(value.dtype), np.zeros((1,) * value.ndim, bool)

@@ -38,9 +38,7 @@ class Fuse:
     ) -> Params:
         """The fused parameters; raises ValueError for a single source, sources of different shapes, and as `plan` does."""
         layout = _common(params, source)
-        plan = self.plan(
-            key, layout, target.axes.layout(jax.eval_shape(target.init, key))
-        )
+        plan = self.plan(key, layout, target.axes.layout(jax.eval_shape(target.init, key)))
         if len(params) != (times := _times(plan)):
             raise ValueError(
                 f"{len(params)} models are given, but the target's axes {sorted(plan.maps)} are {times} times as large as theirs; "
@@ -48,10 +46,7 @@ class Fuse:
             )
         fresh = target.init(key)
         grown = [jax.tree.leaves(plan.params(one, fresh)) for one in params]
-        fused = [
-            _fused(plan, leaf, values)
-            for leaf, *values in zip(plan.target.leaves, *grown)
-        ]
+        fused = [_fused(plan, leaf, values) for leaf, *values in zip(plan.target.leaves, *grown)]
         return jax.tree.unflatten(jax.tree.structure(fresh), fused)
 
     def plan(self, key: Key, source: Layout, target: Layout, /) -> Plan:
@@ -76,9 +71,7 @@ class Fuse:
         first = next(iter(grown))
         times = max(grown[first] // source.sizes[first], 2)
         for axis, size in grown.items():
-            leaf = next(
-                x for x in target.leaves if any(axis in dim.names for dim in x.dims)
-            )
+            leaf = next(x for x in target.leaves if any(axis in dim.names for dim in x.dims))
             if axis in data:
                 raise ValueError(
                     f"axis {axis!r} grows from {source.sizes[axis]} to {size} in {leaf}, but the data index it; the fused model "
@@ -89,9 +82,7 @@ class Fuse:
                     f"axis {axis!r} has size {source.sizes[axis]} in the sources and {size} in the target's {leaf}; fusing {times} "
                     f"models, as {first!r} has it, takes {times * source.sizes[axis]}"
                 )
-        return Plan(
-            source, target, words, Width(BlockDiagonal()).maps(source, target), key
-        )
+        return Plan(source, target, words, Width(BlockDiagonal()).maps(source, target), key)
 
 
 def fuse_states(
@@ -139,9 +130,7 @@ def _fused(plan: Plan, leaf: Leaf, values: Sequence[Any]) -> Any:
         return _mean(values)
     sizes = {**plan.target.sizes, **plan.target.stacks}
     parts = []
-    for part, blocks in enumerate(
-        zip(*(split(value, leaf.dims, sizes) for value in values))
-    ):
+    for part, blocks in enumerate(zip(*(split(value, leaf.dims, sizes) for value in values))):
         factors = sorted(plan.factors_of(leaf, part), key=lambda factor: factor.reads)
         if not factors:
             parts.append(_mean(blocks))

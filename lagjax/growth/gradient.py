@@ -67,9 +67,7 @@ class Given(ByContent):
         plan: Plan = self.base.plan(key, source, target)
         return plan
 
-    def __call__(
-        self, key: Key, params: Params, source: Axes, target: Model, /
-    ) -> Params:
+    def __call__(self, key: Key, params: Params, source: Axes, target: Model, /) -> Params:
         """Raises ValueError for a value that the target has no place for, and as the base does."""
         shapes = jax.eval_shape(target.init, key)
         fresh, given = flatten(target.init(key)), dict(self.fresh)
@@ -145,8 +143,7 @@ def gradmax(
     first, count = old.sizes[axis], new.sizes[axis] - old.sizes[axis]
     sizes = {**new.sizes, **new.stacks}
     reads, writes = (
-        {leaf.path: leaf for leaf in new.leaves if _orders(leaf, axis, role)}
-        for role in ("<", ">")
+        {leaf.path: leaf for leaf in new.leaves if _orders(leaf, axis, role)} for role in ("<", ">")
     )
     zeros = {leaf.path: np.zeros(leaf.shape, leaf.dtype) for leaf in new.leaves}
     structure = jax.tree.structure(shapes)
@@ -194,9 +191,7 @@ def gradmax(
             for site, (layers, width) in sites.items()
         }
         made = {**zeros, **fresh(basis)}
-        grown = flatten(
-            plan.params(params, jax.tree.unflatten(structure, list(made.values())))
-        )
+        grown = flatten(plan.params(params, jax.tree.unflatten(structure, list(made.values()))))
 
         def total(written: dict[str, Any]) -> tuple[jax.Array, Any]:
             leaves = list({**grown, **written}.values())
@@ -229,9 +224,7 @@ def gradmax(
                 sums[site, index] = sums.get((site, index), 0) + rows
         counted += float(number)
     if not sums:
-        raise ValueError(
-            "there are no batches to measure gradients on; give at least one"
-        )
+        raise ValueError("there are no batches to measure gradients on; give at least one")
 
     chosen, scores, random = {}, {}, np.random.default_rng(_seed(key))
     for site, (layers, width) in sites.items():

@@ -140,9 +140,7 @@ class Ligo(ByContent):
     axes: tuple[tuple[str, Any], ...]
     mixing: tuple[tuple[tuple[str, str], Any], ...]
 
-    def __init__(
-        self, axes: Mapping[str, Any], mixing: Mapping[tuple[str, str], Any]
-    ) -> None:
+    def __init__(self, axes: Mapping[str, Any], mixing: Mapping[tuple[str, str], Any]) -> None:
         object.__setattr__(self, "axes", tuple(axes.items()))
         object.__setattr__(self, "mixing", tuple(mixing.items()))
 
@@ -152,9 +150,7 @@ class Ligo(ByContent):
     def __repr__(self) -> str:
         return f"Ligo({', '.join(axis for axis, _ in self.axes)}; {self.content()[0]})"
 
-    def __call__(
-        self, key: Key, params: Params, source: Axes, target: Model, /
-    ) -> Params:
+    def __call__(self, key: Key, params: Params, source: Axes, target: Model, /) -> Params:
         """Raises ValueError where its matrices do not fit source and target."""
         shapes = jax.eval_shape(target.init, key)
         old, new = source.layout(params), target.axes.layout(shapes)
@@ -168,9 +164,7 @@ class Ligo(ByContent):
 
     def _check(self, source: Layout, target: Layout) -> None:
         wanted = jax.tree.map(np.shape, _selection(source, target))
-        for what, given, known in zip(
-            ("axis", "mixing of"), (self.axes, self.mixing), wanted
-        ):
+        for what, given, known in zip(("axis", "mixing of"), (self.axes, self.mixing), wanted):
             shapes = {name: np.shape(matrix) for name, matrix in given}
             for name in known.keys() | shapes.keys():
                 if known.get(name) != shapes.get(name):
@@ -179,9 +173,7 @@ class Ligo(ByContent):
                         f"takes {known.get(name)}: fit the operator to these two, or start from ligo_start"
                     )
 
-    def _grown(
-        self, leaf: Leaf, source: Layout, target: Layout, values: Mapping[str, Any]
-    ) -> Any:
+    def _grown(self, leaf: Leaf, source: Layout, target: Layout, values: Mapping[str, Any]) -> Any:
         """All layers of one name, `[*stacks, *axes of the target's leaf]`."""
         stacks, axes, mixing = sorted(leaf.stacks), dict(self.axes), dict(self.mixing)
         olds = [one for one in source.leaves if one.name == leaf.name]
@@ -196,13 +188,9 @@ class Ligo(ByContent):
         if not named & axes.keys():
             return rearrange(value, have, want, {**target.sizes, **layers})
         parts = []
-        for index, part in enumerate(
-            unfold(value, have, want, {**source.sizes, **layers})
-        ):
+        for index, part in enumerate(unfold(value, have, want, {**source.sizes, **layers})):
             factors = [
-                factor
-                for dim in want
-                for factor in dim.parts[index if len(dim.parts) > 1 else 0]
+                factor for dim in want for factor in dim.parts[index if len(dim.parts) > 1 else 0]
             ]
             for at, factor in enumerate(factors):
                 if factor in axes:
@@ -211,9 +199,7 @@ class Ligo(ByContent):
         return join(parts, want, {**target.sizes, **layers})
 
 
-def ligo_start(
-    key: Key, source: Layout, target: Layout, noise: float = 0.03
-) -> dict[str, Any]:
+def ligo_start(key: Key, source: Layout, target: Layout, noise: float = 0.03) -> dict[str, Any]:
     """Where LiGO's fit starts; `Ligo(**start)` makes the operator.
 
     New entries of an axis are copies of the old ones in turn, for those that read too (the authors' code also has a random
@@ -226,9 +212,7 @@ def ligo_start(
     made = {}
     for index, (name, chosen) in enumerate(mixing.items()):
         one = jax.random.fold_in(key, index)
-        drawn = jnp.where(
-            chosen > 0, 1.0, noise * jax.random.uniform(one, chosen.shape)
-        )
+        drawn = jnp.where(chosen > 0, 1.0, noise * jax.random.uniform(one, chosen.shape))
         made[name] = drawn / drawn.sum(axis=1, keepdims=True)
     return {"axes": jax.tree.map(jnp.asarray, axes), "mixing": made}
 
@@ -245,9 +229,7 @@ def fit_ligo(
     """Fits LiGO; the authors take 100 batches. By default AdamW with their published commands' rate of 2e-4."""
     start_key, fit_key = jax.random.split(key)
     shapes = jax.eval_shape(target.init, key)
-    start = ligo_start(
-        start_key, source.layout(params), target.axes.layout(shapes), noise
-    )
+    start = ligo_start(start_key, source.layout(params), target.axes.layout(shapes), noise)
     return fit(
         lambda phi: Ligo(**phi),
         start,

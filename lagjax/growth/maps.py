@@ -167,9 +167,7 @@ class Map:
         """R x along an axis."""
         value = self.apply(x, axis, self.scale)
         if self.mean.any():
-            value = value + along(self.mean, value, axis) * jnp.mean(
-                x, axis, keepdims=True
-            )
+            value = value + along(self.mean, value, axis) * jnp.mean(x, axis, keepdims=True)
         return value
 
     def twins(self, fresh: Any, axis: int) -> Any:
@@ -192,9 +190,7 @@ class Map:
             taken = jnp.take(noise, member[source], axis)
             undone = undone + taken * along(weight[source], noise, axis)
         left = np.where(self.fresh, 0.0, self._divided(self.share, self.scale))
-        return scaled(noise, (~self.fresh).astype(float), axis) - undone * along(
-            left, noise, axis
-        )
+        return scaled(noise, (~self.fresh).astype(float), axis) - undone * along(left, noise, axis)
 
     def contract(self, x: Any, axis: int, role: str, kind: Kind | None) -> Any:
         """What a grown parameter does to the small model's activations: W' R along a read axis, a left inverse of R else.

@@ -42,9 +42,7 @@ class Upcycle:
     width: Width | None = None
     depth: Depth | None = None
 
-    def __call__(
-        self, key: Key, params: Params, source: Axes, target: Model, /
-    ) -> Params:
+    def __call__(self, key: Key, params: Params, source: Axes, target: Model, /) -> Params:
         return grow(self, key, params, source, target)
 
     def plan(self, key: Key, source: Layout, target: Layout, /) -> Plan:
@@ -71,9 +69,7 @@ class Upcycle:
         dense = dataclasses.replace(
             target, leaves=tuple(x for x in target.leaves if x.name not in routers)
         )
-        words = (
-            self.depth.words(source, dense) if self.depth else unchanged(source, target)
-        )
+        words = self.depth.words(source, dense) if self.depth else unchanged(source, target)
         if self.width:
             maps |= self.width.maps(source, target)
         return Plan(source, target, words, maps, key, routers)

@@ -65,9 +65,7 @@ def step_sizes(plan: Plan, normalised: bool = True) -> list[Vector]:
     def one(axis: Factor) -> Vector:
         rates = axis.map.rates(axis.role, axis.kind)
         slopes = axis.map.slopes(axis.role, axis.kind)
-        return (
-            rates if normalised else rates / np.where(slopes == 0, 1.0, np.abs(slopes))
-        )
+        return rates if normalised else rates / np.where(slopes == 0, 1.0, np.abs(slopes))
 
     return [
         _entries(plan, leaf, one, np.multiply, 1.0).astype(np.float32)
@@ -110,18 +108,14 @@ def _origins(plan: Plan, leaf: Leaf) -> Vector:
     fresh = _entries(plan, leaf, lambda axis: axis.map.fresh, np.logical_or, False)
     value = _entries(plan, leaf, factors, np.multiply, 1.0)
     made = _entries(plan, leaf, mixed, np.logical_or, False)
-    found = np.where(
-        fresh, Origin.FRESH, np.where(value == 1, Origin.COPIED, Origin.SCALED)
-    )
+    found = np.where(fresh, Origin.FRESH, np.where(value == 1, Origin.COPIED, Origin.SCALED))
     found = np.where(value == 0, Origin.ZEROED, found)
     found = np.where(made, Origin.SCALED, found)
     for layers in _layers(plan, leaf, lambda x: x.source is None):
         found = np.where(layers, Origin.FRESH, found)
     if leaf.residual:
         for scales in _layers(plan, leaf, lambda x: x.scale):
-            found = np.where(
-                (scales != 1) & (found == Origin.COPIED), Origin.SCALED, found
-            )
+            found = np.where((scales != 1) & (found == Origin.COPIED), Origin.SCALED, found)
             found = np.where(scales == 0, Origin.ZEROED, found)
     return found.astype(np.int8)
 
@@ -140,9 +134,7 @@ def _entries(
         return np.full(leaf.shape, start)
     made = []
     for part in range(parts):
-        names = [
-            x for dim in leaf.dims for x in dim.parts[part if len(dim.parts) > 1 else 0]
-        ]
+        names = [x for dim in leaf.dims for x in dim.parts[part if len(dim.parts) > 1 else 0]]
         value = np.full([x if isinstance(x, int) else sizes[x] for x in names], start)
         for axis in plan.factors_of(leaf, part):
             column = [1] * value.ndim

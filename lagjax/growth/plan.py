@@ -39,9 +39,7 @@ class Growth(Protocol):
     Implement it as a frozen dataclass, so that equal operators compare equal, print as written and compile once.
     """
 
-    def __call__(
-        self, key: Key, params: Params, source: Axes, target: Model, /
-    ) -> Params: ...
+    def __call__(self, key: Key, params: Params, source: Axes, target: Model, /) -> Params: ...
 
 
 class Linear(Growth, Protocol):
@@ -62,9 +60,7 @@ class Layer(NamedTuple):
     scale: float = 1.0
 
     def __str__(self) -> str:
-        scale = (
-            "" if self.scale == 1 else "*" if self.scale == 0 else f"*{self.scale!r}"
-        )
+        scale = "" if self.scale == 1 else "*" if self.scale == 0 else f"*{self.scale!r}"
         return f"{'new' if self.source is None else self.source}{scale}"
 
 
@@ -79,9 +75,7 @@ class Word:
         """Reads a word; raises ValueError for a letter that is none."""
         layers = []
         for letter in text.split():
-            match = re.fullmatch(
-                r"(new|\d+)(?:(\*)(-?\d*\.?\d+(?:e[+-]?\d+)?)?)?", letter
-            )
+            match = re.fullmatch(r"(new|\d+)(?:(\*)(-?\d*\.?\d+(?:e[+-]?\d+)?)?)?", letter)
             if not match:
                 raise ValueError(
                     f"word {text!r}: {letter!r} is no layer; expected '2', 'new', '2*' or '2*0.5'"
@@ -121,11 +115,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         olds = {leaf.name: leaf for leaf in self.source.leaves}
-        news = {
-            leaf.name: leaf
-            for leaf in self.target.leaves
-            if leaf.name not in self.invented
-        }
+        news = {leaf.name: leaf for leaf in self.target.leaves if leaf.name not in self.invented}
         for one, other, has, lacks in (
             (news, olds, "target", "source"),
             (olds, news, "source", "target"),
@@ -173,10 +163,7 @@ class Plan:
         touched = any(axis in self.maps for dim, _ in theirs for axis in dim.names)
         if ours != theirs and same and not touched:
             unknown = [
-                axis
-                for dim, _ in theirs
-                for axis in dim.names
-                if axis not in self.target.sizes
+                axis for dim, _ in theirs for axis in dim.names if axis not in self.target.sizes
             ]
             raise ValueError(
                 f"the source's {old} and the target's {new} differ in more than their layers"
@@ -203,10 +190,7 @@ class Plan:
             differing = sorted(
                 {
                     name
-                    for name, _ in (
-                        old[layer.source] if layer.source is not None else kind
-                    )
-                    ^ kind
+                    for name, _ in (old[layer.source] if layer.source is not None else kind) ^ kind
                 }
                 - self.invented
             )
@@ -242,9 +226,7 @@ class Plan:
         def layer_factor(leaf: Leaf, layer: Layer) -> float:
             return layer.scale if leaf.residual else 1.0
 
-        grown = self._grow(
-            flatten(params), self.target.leaves, layer_factor, flatten(fresh), None
-        )
+        grown = self._grow(flatten(params), self.target.leaves, layer_factor, flatten(fresh), None)
         return jax.tree.unflatten(jax.tree.structure(fresh), grown)
 
     def moments(
@@ -290,9 +272,7 @@ class Plan:
             if new.name in self.invented:
                 grown.append(fresh[new.path].astype(new.dtype))
                 continue
-            layers = {
-                stack: self.words[stack].layers[index] for stack, index in new.layer
-            }
+            layers = {stack: self.words[stack].layers[index] for stack, index in new.layer}
             stacks = {axis: dim.stack for axis, dim in enumerate(new.dims) if dim.stack}
             words = {stack: self.words[stack].layers for stack in stacks.values()}
             if any(layer.source is None for layer in layers.values()):
@@ -302,20 +282,16 @@ class Plan:
                     new, olds[new.name], arrays, layers, words, fresh[new.path], power
                 )
             value = value.astype(new.dtype)
-            value = _scale(
-                value, math.prod(layer_factor(new, layer) for layer in layers.values())
-            )
+            value = _scale(value, math.prod(layer_factor(new, layer) for layer in layers.values()))
             for axis, stack in stacks.items():
                 column = [1] * len(new.shape)
                 column[axis] = -1
-                made = np.array(
-                    [layer.source is None for layer in words[stack]]
-                ).reshape(column)
+                made = np.array([layer.source is None for layer in words[stack]]).reshape(column)
                 if made.any():
                     value = jnp.where(made, fresh[new.path].astype(new.dtype), value)
-                factors = np.array(
-                    [layer_factor(new, layer) for layer in words[stack]]
-                ).reshape(column)
+                factors = np.array([layer_factor(new, layer) for layer in words[stack]]).reshape(
+                    column
+                )
                 value = _scale(value, factors)
             grown.append(value)
         return grown
@@ -333,9 +309,7 @@ class Plan:
         """The grown values of one leaf of the target; where the word says new, any."""
         value, dims = self._gather(new, olds, arrays, layers, words)
         if not self._grown(new):
-            return rearrange(
-                value, dims, new.dims, {**self.target.sizes, **self.target.stacks}
-            )
+            return rearrange(value, dims, new.dims, {**self.target.sizes, **self.target.stacks})
         # The stacks inside the leaf have been gathered already.
         sizes = {**self.source.sizes, **self.target.stacks}
         parts = unfold(value, dims, new.dims, sizes)
@@ -349,9 +323,7 @@ class Plan:
             }
             nexts = {s: self._following(s, layer) for s, layer in layers.items()}
             value, dims = self._gather(new, olds, arrays, nexts, following)
-            ahead = unfold(
-                value, dims, new.dims, {**self.source.sizes, **self.target.stacks}
-            )
+            ahead = unfold(value, dims, new.dims, {**self.source.sizes, **self.target.stacks})
         grown = []
         for part, (value, later, blank) in enumerate(zip(parts, ahead, made)):
             found = self.factors_of(new, part)
@@ -360,9 +332,7 @@ class Plan:
                 continue
             key = None
             if self.key is not None:
-                number = (
-                    self.target.leaves.index(new) if new in self.target.leaves else 0
-                )
+                number = self.target.leaves.index(new) if new in self.target.leaves else 0
                 key = jax.random.fold_in(jax.random.fold_in(self.key, number), part)
             grown.append(factors.parameter(value, later, blank, found, key))
         return join(grown, new.dims, sizes)
@@ -406,10 +376,7 @@ class Plan:
 
     def _grown(self, leaf: Leaf) -> dict[str, Map]:
         return {
-            axis: self.maps[axis]
-            for dim in leaf.dims
-            for axis in dim.names
-            if axis in self.maps
+            axis: self.maps[axis] for dim in leaf.dims for axis in dim.names if axis in self.maps
         }
 
     def _following(self, stack: str, layer: Layer) -> Layer:
@@ -435,10 +402,7 @@ class Plan:
         """The source's values for one leaf of the target, its layers chosen; where the word says new, any."""
         by_layer = {leaf.layer: leaf for leaf in olds}
         unrolled = [stack for stack, _ in olds[0].layer]
-        indices = {
-            stack: [layer.source or 0 for layer in word]
-            for stack, word in words.items()
-        }
+        indices = {stack: [layer.source or 0 for layer in word] for stack, word in words.items()}
 
         def one(chosen: Mapping[str, int]) -> tuple[Any, list[Dim]]:
             old = by_layer[tuple((stack, chosen[stack]) for stack in unrolled)]
@@ -450,22 +414,16 @@ class Plan:
             for axis in reversed(range(len(dims))):
                 stack = dims[axis].stack
                 if stack and stack in chosen:
-                    value = jax.lax.index_in_dim(
-                        value, chosen[stack], axis, keepdims=False
-                    )
+                    value = jax.lax.index_in_dim(value, chosen[stack], axis, keepdims=False)
                     del dims[axis]
                 elif stack and indices[stack] != list(range(value.shape[axis])):
                     value = jnp.take(value, np.array(indices[stack]), axis, mode="clip")
             return value, dims
 
-        def many(
-            rest: Sequence[str], chosen: Mapping[str, int]
-        ) -> tuple[Any, list[Dim]]:
+        def many(rest: Sequence[str], chosen: Mapping[str, int]) -> tuple[Any, list[Dim]]:
             if not rest:
                 return one(chosen)
-            made = [
-                many(rest[1:], {**chosen, rest[0]: index}) for index in indices[rest[0]]
-            ]
+            made = [many(rest[1:], {**chosen, rest[0]: index}) for index in indices[rest[0]]]
             return jnp.stack([value for value, _ in made]), [
                 Dim("#", ((rest[0],),)),
                 *made[0][1],
@@ -475,9 +433,7 @@ class Plan:
         return many([stack for stack in unrolled if stack in words], fixed)
 
 
-def grow(
-    operator: Linear, key: Key, params: Params, source: Axes, target: Model
-) -> Params:
+def grow(operator: Linear, key: Key, params: Params, source: Axes, target: Model) -> Params:
     """Applies a linear operator: its `__call__`, in one line.
 
     `target.init` runs whole when called eagerly; under `jax.jit`, fresh values that the plan does not use cost nothing.

@@ -84,9 +84,7 @@ model on one text, copies before fresh layers, in between before on top. It is a
 
 _NOISE = Elementwise()
 WIDTH: dict[str, ByKind] = {
-    "isometric": ByKind(
-        Isometric(_NOISE), Net2Net(split=_NOISE), ZeroPad(), layer=Average(_NOISE)
-    ),
+    "isometric": ByKind(Isometric(_NOISE), Net2Net(split=_NOISE), ZeroPad(), layer=Average(_NOISE)),
     "zero-pad": ByKind(ZeroPad(), RandomIn(), ZeroPad(), layer=Centred()),
     "paired": ByKind(ZeroPad(), Paired(), ZeroPad(), layer=Centred()),
     "tile-noise": ByKind(Tile(_NOISE), Tile(_NOISE), Tile(_NOISE)),
@@ -168,8 +166,7 @@ def depth(
     )
     size = max(1, layers // 3)
     blocks: dict[str, Strategy] = {
-        f"block-{start}": Block(start, size)
-        for start in range(0, layers - size + 1, size)
+        f"block-{start}": Block(start, size) for start in range(0, layers - size + 1, size)
     }
     strategies: dict[str, Strategy] = {}
     for name, strategy in DEPTH.items():

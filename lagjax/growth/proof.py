@@ -59,10 +59,10 @@ class Requirement(NamedTuple):
     value: float | tuple[int, ...]
 
     def __str__(self) -> str:
-        value = (
-            f"{self.value:g}" if isinstance(self.value, int | float) else "of old pairs"
+        value = f"{self.value:g}" if isinstance(self.value, int | float) else "of old pairs"
+        return (
+            f"{self.what} {'of the first' if self.what == 'inputs' else '×'} {value} ({self.axis})"
         )
-        return f"{self.what} {'of the first' if self.what == 'inputs' else '×'} {value} ({self.axis})"
 
 
 def violations(plan: "Plan") -> tuple[Violation, ...]:
@@ -86,17 +86,11 @@ def requirements(plan: "Plan") -> tuple[Requirement, ...]:
             if _tied(plan, axis) and not np.isclose(norm, 1, rtol=1e-12):
                 found.append(Requirement("logits", axis, float(1 / norm)))
         elif isinstance(kind, Dot) and kind.rope and not grown.identity:
-            found.append(
-                Requirement("frequencies", axis, tuple(_pairs(grown, kind)[0].tolist()))
-            )
+            found.append(Requirement("frequencies", axis, tuple(_pairs(grown, kind)[0].tolist())))
         elif isinstance(kind, Experts) and axis in plan.source.sizes:
             if (times := grown.new / grown.old) != 1:
                 found.append(Requirement("top", axis, times))
-        elif (
-            isinstance(kind, Lookup)
-            and grown.new > grown.old
-            and not _written(plan, axis)
-        ):
+        elif isinstance(kind, Lookup) and grown.new > grown.old and not _written(plan, axis):
             found.append(Requirement("inputs", axis, grown.old))
     return tuple(found)
 
@@ -110,12 +104,8 @@ def _layers(plan: "Plan") -> Iterator[Violation]:
     for stack, word in plan.words.items():
         kept = [layer for layer in word.layers if layer.scale != 0]
         originals = list(range(plan.source.stacks[stack]))
-        if [(layer.source, layer.scale) for layer in kept] != [
-            (index, 1.0) for index in originals
-        ]:
-            yield Violation(
-                stack, None, f"the word '{word}' adds layers that do something"
-            )
+        if [(layer.source, layer.scale) for layer in kept] != [(index, 1.0) for index in originals]:
+            yield Violation(stack, None, f"the word '{word}' adds layers that do something")
         elif len(kept) < len(word.layers):
             for leaf in plan.target.leaves:
                 if stack in leaf.stacks:
@@ -125,9 +115,7 @@ def _layers(plan: "Plan") -> Iterator[Violation]:
 def _added(plan: "Plan", stack: str, leaf: Leaf) -> Iterator[Violation]:
     for dim in leaf.dims:
         kinds = [
-            kind
-            for axis in dim.names
-            if isinstance(kind := plan.target.kinds.get(axis), Residual)
+            kind for axis in dim.names if isinstance(kind := plan.target.kinds.get(axis), Residual)
         ]
         if dim.residual and not any(kind.pre for kind in kinds):
             yield Violation(
@@ -145,9 +133,7 @@ def _added(plan: "Plan", stack: str, leaf: Leaf) -> Iterator[Violation]:
 
 def _axis(plan: "Plan", axis: str, grown: Map) -> Iterator[Violation]:
     kind = plan.target.kinds.get(axis)
-    leaves = [
-        (leaf, role) for leaf in plan.target.leaves for role in _roles(leaf, axis)
-    ]
+    leaves = [(leaf, role) for leaf in plan.target.leaves for role in _roles(leaf, axis)]
     copied = ~grown.fresh
     if grown.ahead.any():
         yield Violation(axis, None, "copies come from the next layer")
@@ -204,9 +190,7 @@ def _axis(plan: "Plan", axis: str, grown: Map) -> Iterator[Violation]:
         yield from _fresh(axis, grown, leaves)
 
 
-def _residual(
-    plan: "Plan", axis: str, grown: Map, kind: Residual
-) -> Iterator[Violation]:
+def _residual(plan: "Plan", axis: str, grown: Map, kind: Residual) -> Iterator[Violation]:
     copied = ~grown.fresh
     if not np.allclose(grown.norms, grown.norms[0], rtol=1e-12) and kind.norm:
         yield Violation(
@@ -250,24 +234,16 @@ def _residual(
         )
 
 
-def _lookup(
-    axis: str, grown: Map, leaves: list[tuple[Leaf, str]]
-) -> Iterator[Violation]:
+def _lookup(axis: str, grown: Map, leaves: list[tuple[Leaf, str]]) -> Iterator[Violation]:
     kept = np.array_equal(grown.source[: grown.old], np.arange(grown.old))
     if not kept or (grown.scale[: grown.old] != 1).any():
-        yield Violation(
-            axis, leaves[0][0].name, "old entries must keep their places and values"
-        )
+        yield Violation(axis, leaves[0][0].name, "old entries must keep their places and values")
     for leaf, role in leaves:
         if role in ("=", ">") and grown.new > grown.old:
-            yield Violation(
-                axis, leaf.name, "new outputs take part of the softmax's mass"
-            )
+            yield Violation(axis, leaf.name, "new outputs take part of the softmax's mass")
 
 
-def _dot(
-    axis: str, grown: Map, kind: Dot, leaves: list[tuple[Leaf, str]]
-) -> Iterator[Violation]:
+def _dot(axis: str, grown: Map, kind: Dot, leaves: list[tuple[Leaf, str]]) -> Iterator[Violation]:
     for leaf, role in leaves:
         if role in ("", "+"):
             yield Violation(
@@ -280,27 +256,15 @@ def _dot(
     if kind.rope:
         first, second = _pairs(grown, kind)
         scales = grown.scale.reshape((2, -1) if kind.rope == "half" else (-1, 2))
-        equal = (
-            scales[0] == scales[1]
-            if kind.rope == "half"
-            else scales[:, 0] == scales[:, 1]
-        )
+        equal = scales[0] == scales[1] if kind.rope == "half" else scales[:, 0] == scales[:, 1]
         if not np.array_equal(first, second) or not equal.all():
-            yield Violation(
-                axis, None, "the two halves of a rotated pair grow differently"
-            )
+            yield Violation(axis, None, "the two halves of a rotated pair grow differently")
 
 
-def _elementwise(
-    plan: "Plan", axis: str, grown: Map, kind: Elementwise
-) -> Iterator[Violation]:
+def _elementwise(plan: "Plan", axis: str, grown: Map, kind: Elementwise) -> Iterator[Violation]:
     copied = ~grown.fresh
-    if kind.activation != "identity" and (
-        (grown.scale[copied] != 1).any() or grown.mean.any()
-    ):
-        yield Violation(
-            axis, None, f"{kind.activation} is not linear: copies must be whole"
-        )
+    if kind.activation != "identity" and ((grown.scale[copied] != 1).any() or grown.mean.any()):
+        yield Violation(axis, None, f"{kind.activation} is not linear: copies must be whole")
     silent = grown.fresh & (grown.writes == 0) & (grown.reads != 0)
     if silent.any() and kind.activation not in ZERO_AT_ZERO:
         yield Violation(
@@ -335,19 +299,14 @@ def _shared_values(plan: "Plan", axis: str) -> list[str]:
     return [
         leaf
         for leaf, roles in parts
-        if any((name, ">") in roles for name in values)
-        and axis not in {name for name, _ in roles}
+        if any((name, ">") in roles for name in values) and axis not in {name for name, _ in roles}
     ]
 
 
-def _fresh(
-    axis: str, grown: Map, leaves: list[tuple[Leaf, str]]
-) -> Iterator[Violation]:
+def _fresh(axis: str, grown: Map, leaves: list[tuple[Leaf, str]]) -> Iterator[Violation]:
     """What readers take of new entries must cancel over those that hold the same."""
     totals = np.zeros(grown.new)
-    np.add.at(
-        totals, grown.twin[grown.fresh], (grown.writes * grown.reads)[grown.fresh]
-    )
+    np.add.at(totals, grown.twin[grown.fresh], (grown.writes * grown.reads)[grown.fresh])
     if not np.allclose(totals, 0, atol=1e-12):
         yield Violation(axis, _first(leaves, "<"), "new entries are written and read")
 
@@ -359,9 +318,7 @@ def _pairs(grown: Map, kind: Dot) -> tuple[np.ndarray, np.ndarray]:
         first, second = grown.source.reshape(2, -1)
         return first, np.where(second < 0, -1, second - half)
     first, second = grown.source.reshape(-1, 2).T
-    return np.where(first < 0, -1, first // 2), np.where(
-        second < 0, -1, (second - 1) // 2
-    )
+    return np.where(first < 0, -1, first // 2), np.where(second < 0, -1, (second - 1) // 2)
 
 
 def _roles(leaf: Leaf, axis: str) -> list[str]:
@@ -384,11 +341,7 @@ def _tied(plan: "Plan", axis: str) -> Leaf | None:
         (
             leaf
             for leaf in plan.target.leaves
-            if any(
-                "=" in dim.roles(part)
-                for dim in leaf.dims
-                for part in range(len(dim.parts))
-            )
+            if any("=" in dim.roles(part) for dim in leaf.dims for part in range(len(dim.parts)))
             and ">" in _roles(leaf, axis)
         ),
         None,
@@ -396,6 +349,4 @@ def _tied(plan: "Plan", axis: str) -> Leaf | None:
 
 
 def _written(plan: "Plan", axis: str) -> bool:
-    return any(
-        role in ("=", ">") for leaf in plan.target.leaves for role in _roles(leaf, axis)
-    )
+    return any(role in ("=", ">") for leaf in plan.target.leaves for role in _roles(leaf, axis))

@@ -165,11 +165,7 @@ def _fields(cls: type) -> list[str] | None:
     """Of a dataclass or a NamedTuple; None for other classes."""
     if dataclasses.is_dataclass(cls):
         return [field.name for field in dataclasses.fields(cls)]
-    return (
-        list(cls._fields)
-        if issubclass(cls, tuple) and hasattr(cls, "_fields")
-        else None
-    )
+    return list(cls._fields) if issubclass(cls, tuple) and hasattr(cls, "_fields") else None
 
 
 def _name(cls: type, where: str) -> str:

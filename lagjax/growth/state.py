@@ -154,9 +154,7 @@ def measure(
         total, count = model.loss(params, batch, key)
         return total / count
 
-    def step(
-        found: OptState, numbered: tuple[jax.Array, Batch]
-    ) -> tuple[OptState, None]:
+    def step(found: OptState, numbered: tuple[jax.Array, Batch]) -> tuple[OptState, None]:
         number, batch = numbered
         gradient = jax.grad(mean)(params, batch, jax.random.fold_in(key, number))
         return tx.update(gradient, found, params)[1], None
@@ -176,17 +174,13 @@ def _of_growth(node: Any) -> bool:
     return isinstance(node, ScaleByGrowthState)
 
 
-def _told(
-    plan: Plan, old: ScaleByGrowthState, fresh: ScaleByGrowthState
-) -> ScaleByGrowthState:
+def _told(plan: Plan, old: ScaleByGrowthState, fresh: ScaleByGrowthState) -> ScaleByGrowthState:
     """The state of `scale_by_growth` right after growing."""
     like = jax.tree.structure(fresh.factors)
     return ScaleByGrowthState(
         jnp.zeros((), jnp.int32),
         old.steps + old.before,
-        jax.tree.unflatten(
-            like, [jnp.asarray(x, jnp.float32) for x in step_sizes(plan)]
-        ),
+        jax.tree.unflatten(like, [jnp.asarray(x, jnp.float32) for x in step_sizes(plan)]),
         jax.tree.unflatten(like, [jnp.asarray(x) for x in unseen(plan)]),
     )
 
@@ -198,9 +192,7 @@ def _moments(
     old_paths, new_paths = _keys(params), _keys(large)
     sources: dict[Any, dict[str, Any]] = {}
     rest: dict[Any, Any] = {}
-    for keys, value in jax.tree_util.tree_flatten_with_path(state, is_leaf=_of_growth)[
-        0
-    ]:
+    for keys, value in jax.tree_util.tree_flatten_with_path(state, is_leaf=_of_growth)[0]:
         prefix, path = _owner(keys, old_paths)
         if path is None:
             rest[keys] = value
@@ -232,15 +224,10 @@ def _moments(
 
 
 def _keys(params: Params) -> dict[Any, str]:
-    return {
-        keys: path_of(keys)
-        for keys, _ in jax.tree_util.tree_flatten_with_path(params)[0]
-    }
+    return {keys: path_of(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(params)[0]}
 
 
-def _owner(
-    keys: tuple[Any, ...], paths: dict[Any, str]
-) -> tuple[tuple[Any, ...], str | None]:
+def _owner(keys: tuple[Any, ...], paths: dict[Any, str]) -> tuple[tuple[Any, ...], str | None]:
     """Splits the path of a state's leaf into the field that holds it and the parameter it belongs to."""
     for start in range(len(keys) + 1):
         if keys[start:] in paths and start:
@@ -258,11 +245,7 @@ def _check_shape(keys: tuple[Any, ...], value: Any, source: Layout, path: str) -
 
 def _order(prefix: tuple[Any, ...]) -> int:
     field = next(
-        (
-            key.name
-            for key in reversed(prefix)
-            if isinstance(key, jax.tree_util.GetAttrKey)
-        ),
+        (key.name for key in reversed(prefix) if isinstance(key, jax.tree_util.GetAttrKey)),
         None,
     )
     if field not in ORDER:
@@ -299,17 +282,13 @@ def _rewound(state: OptState, step: int) -> OptState:
                     lambda x: jnp.asarray(step, x.dtype), one.hyperparams_states
                 ),
             )
-        return (
-            one._replace(count=jnp.asarray(step, jnp.int32)) if _scheduled(one) else one
-        )
+        return one._replace(count=jnp.asarray(step, jnp.int32)) if _scheduled(one) else one
 
     return jax.tree.map(rewind, state, is_leaf=_scheduled)
 
 
 def _scheduled(node: Any) -> bool:
-    return isinstance(
-        node, optax.ScaleByScheduleState | optax.InjectStatefulHyperparamsState
-    )
+    return isinstance(node, optax.ScaleByScheduleState | optax.InjectStatefulHyperparamsState)
 
 
 def _schedules(state: OptState, like: OptState) -> OptState:

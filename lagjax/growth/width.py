@@ -61,13 +61,9 @@ class Width:
     how: Way | ByKind | tuple[tuple[str, Way], ...]
 
     def __init__(self, how: Way | ByKind | Mapping[str, Way]) -> None:
-        object.__setattr__(
-            self, "how", tuple(how.items()) if isinstance(how, Mapping) else how
-        )
+        object.__setattr__(self, "how", tuple(how.items()) if isinstance(how, Mapping) else how)
 
-    def __call__(
-        self, key: Key, params: Params, source: Axes, target: Model, /
-    ) -> Params:
+    def __call__(self, key: Key, params: Params, source: Axes, target: Model, /) -> Params:
         return grow(self, key, params, source, target)
 
     def plan(self, key: Key, source: Layout, target: Layout, /) -> Plan:
@@ -78,16 +74,12 @@ class Width:
     def maps(self, source: Layout, target: Layout) -> dict[str, Map]:
         """The map of every axis that grows."""
         grown = [
-            axis
-            for axis, size in target.sizes.items()
-            if source.sizes.get(axis, size) != size
+            axis for axis, size in target.sizes.items() if source.sizes.get(axis, size) != size
         ]
         for axis in grown:
             if target.sizes[axis] < source.sizes[axis]:
                 leaf = next(
-                    leaf
-                    for leaf in target.leaves
-                    if any(axis in dim.names for dim in leaf.dims)
+                    leaf for leaf in target.leaves if any(axis in dim.names for dim in leaf.dims)
                 )
                 raise ValueError(
                     f"axis {axis!r} has size {source.sizes[axis]} in the source and {target.sizes[axis]} in the target's {leaf}; "
@@ -117,9 +109,7 @@ class Both:
     depth: Depth
     width: Width
 
-    def __call__(
-        self, key: Key, params: Params, source: Axes, target: Model, /
-    ) -> Params:
+    def __call__(self, key: Key, params: Params, source: Axes, target: Model, /) -> Params:
         return grow(self, key, params, source, target)
 
     def plan(self, key: Key, source: Layout, target: Layout, /) -> Plan:
@@ -137,11 +127,7 @@ def _map(way: Way, axis: str, source: Layout, target: Layout) -> Map:
             return _of_pairs(way.map(old // 2, new // 2), kind.rope == "half")
         return way.map(old, new)
     except ValueError as error:
-        leaf = next(
-            leaf
-            for leaf in target.leaves
-            if any(axis in dim.names for dim in leaf.dims)
-        )
+        leaf = next(leaf for leaf in target.leaves if any(axis in dim.names for dim in leaf.dims))
         raise ValueError(f"axis {axis!r} of {leaf}: {error}") from None
 
 
@@ -333,9 +319,7 @@ class Aki:
     seed: int = 0
 
     def map(self, old: int, new: int, /) -> Map:
-        return _copies(
-            old, _drawn(self.seed, old, new), Even(), ahead=np.arange(new) >= old
-        )
+        return _copies(old, _drawn(self.seed, old, new), Even(), ahead=np.arange(new) >= old)
 
 
 @dataclass(frozen=True)

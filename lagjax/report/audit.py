@@ -77,6 +77,4 @@ def sentences(audit: Audit) -> list[str]:
 
 def _number(value: float | None) -> str:
     # Rounded first, so that no zero has a sign.
-    return (
-        NOTHING if value is None else f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
-    )
+    return NOTHING if value is None else f"{round(value, 2) + 0.0:.2f}".replace("-", "−")

@@ -77,9 +77,7 @@ def curves(facts: Facts, sheet: Sheet) -> str:
         place.ticks(axes, sheet, facts.lag if facts.decision else None)
         ranked = [curve for name, curve in lines.items() if _counts(facts, name)]
         ranked += [curve for name, curve in facts.continued.items()]
-        losses = [
-            loss for curve in ranked or _all_curves(facts) for loss in curve.losses
-        ]
+        losses = [loss for curve in ranked or _all_curves(facts) for loss in curve.losses]
         if facts.source and facts.source.losses:
             losses.append(facts.source.losses[-1])
         _limits(axes, losses)
@@ -102,9 +100,7 @@ def curves(facts: Facts, sheet: Sheet) -> str:
         ]
         if facts.source and facts.source.losses:
             level = facts.source.losses[-1]
-            axes.axhline(
-                level, color=C["source"], linewidth=1.2, linestyle=(0, (4, 3)), zorder=2
-            )
+            axes.axhline(level, color=C["source"], linewidth=1.2, linestyle=(0, (4, 3)), zorder=2)
             tags.append(labels.Tag(level, "small model", C["source"], place.right))
         labels.column(axes, tags, sheet.font, place.right)
         return svg.inline(figure, f"c{sheet.name[0]}", "Validation loss against step")
@@ -141,17 +137,14 @@ def probes(facts: Facts, sheet: Sheet) -> str:
         tags = [
             labels.Tag(
                 curve.losses[-1],
-                _short(name, sheet)
-                + (f"  {curve.losses[-1]:.4f}" if sheet is WIDE else ""),
+                _short(name, sheet) + (f"  {curve.losses[-1]:.4f}" if sheet is WIDE else ""),
                 _text_colour(facts, name),
                 place(curve.steps[-1]),
             )
             for name, curve in shown.items()
         ]
         labels.column(axes, tags, sheet.font, place.right)
-        return svg.inline(
-            figure, f"p{sheet.name[0]}", "Loss above the winner's at the same step"
-        )
+        return svg.inline(figure, f"p{sheet.name[0]}", "Loss above the winner's at the same step")
 
 
 def start_against_lag(facts: Facts, sheet: Sheet) -> str:
@@ -201,18 +194,12 @@ def start_against_lag(facts: Facts, sheet: Sheet) -> str:
 
 def ranking(facts: Facts, sheet: Sheet) -> str:
     """The rank of each candidate at each evaluation of the probes."""
-    shown = {
-        name: curve for name, curve in facts.probes.items() if _ranked(facts, name)
-    }
+    shown = {name: curve for name, curve in facts.probes.items() if _ranked(facts, name)}
     steps = sorted({step for curve in shown.values() for step in curve.steps})
     # A step counts where every candidate that is still alive has been measured; others would make ranks jump.
     paths: dict[str, list[tuple[int, float]]] = {name: [] for name in shown}
     for step in steps:
-        here = {
-            name: loss
-            for name, curve in shown.items()
-            if (loss := curve.at(step)) is not None
-        }
+        here = {name: loss for name, curve in shown.items() if (loss := curve.at(step)) is not None}
         alive = [
             name
             for name, curve in shown.items()
@@ -257,24 +244,19 @@ def ranking(facts: Facts, sheet: Sheet) -> str:
                 # Beside its end: a hair line to the column would look as if it went on.
                 labels.beside(axes, xs[-1], ys[-1], _short(name, sheet), C["failed"])
                 continue
-            tags.append(
-                labels.Tag(
-                    ys[-1], _short(name, sheet), _text_colour(facts, name), xs[-1]
-                )
-            )
+            tags.append(labels.Tag(ys[-1], _short(name, sheet), _text_colour(facts, name), xs[-1]))
         labels.column(axes, tags, sheet.font, place.right)
-        return svg.inline(
-            figure, f"r{sheet.name[0]}", "Rank of each candidate at each evaluation"
-        )
+        return svg.inline(figure, f"r{sheet.name[0]}", "Rank of each candidate at each evaluation")
 
 
 def foresight(facts: Facts, sheet: Sheet) -> str:
     """Spearman's correlation of the losses at each step with the final ones, and its range over seeds."""
     audit = _required(facts.audit)
     told = [each for each in audit.moments if each.agreement.spearman is not None]
-    with _figure(
-        sheet, 300, right=24, title="rank correlation with the final loss"
-    ) as (figure, axes):
+    with _figure(sheet, 300, right=24, title="rank correlation with the final loss") as (
+        figure,
+        axes,
+    ):
         place = _audit_steps(axes, sheet, facts, audit)
         axes.set_ylim(-1.05, 1.05)
         axes.set_yticks([-1, -0.5, 0, 0.5, 1])
@@ -303,9 +285,10 @@ def foresight(facts: Facts, sheet: Sheet) -> str:
 def regret(facts: Facts, sheet: Sheet) -> str:
     """What the choice at each step loses at the end, with the noise floor and a random choice."""
     audit = _required(facts.audit)
-    with _figure(
-        sheet, 300, title="regret of the choice at a step, nats per token"
-    ) as (figure, axes):
+    with _figure(sheet, 300, title="regret of the choice at a step, nats per token") as (
+        figure,
+        axes,
+    ):
         place = _audit_steps(axes, sheet, facts, audit)
         values = [each.regret for each in audit.moments]
         high = 1.12 * max(*values, audit.random_regret, audit.noise_floor or 0.0)
@@ -314,9 +297,7 @@ def regret(facts: Facts, sheet: Sheet) -> str:
         if audit.noise_floor is not None:
             levels["noise floor"] = audit.noise_floor
         for level in levels.values():
-            axes.axhline(
-                level, color=C["source"], linewidth=1.2, linestyle=(0, (4, 3)), zorder=2
-            )
+            axes.axhline(level, color=C["source"], linewidth=1.2, linestyle=(0, (4, 3)), zorder=2)
         axes.plot(
             [place(each.step) for each in audit.moments],
             values,
@@ -325,10 +306,7 @@ def regret(facts: Facts, sheet: Sheet) -> str:
             marker="o",
             markersize=4,
         )
-        tags = [
-            labels.Tag(level, name, C["source"], place.right)
-            for name, level in levels.items()
-        ]
+        tags = [labels.Tag(level, name, C["source"], place.right) for name, level in levels.items()]
         labels.column(axes, tags, sheet.font, place.right)
         return svg.inline(figure, f"g{sheet.name[0]}", "Regret of the choice by step")
 
@@ -376,9 +354,7 @@ def rank_correlation(facts: Facts) -> float | None:
     if len(points) < 3 or len(set(start.values())) < 2 or len(set(end.values())) < 2:
         return None
     return float(
-        stats.spearmanr(
-            [start[name] for name in points], [end[name] for name in points]
-        ).statistic
+        stats.spearmanr([start[name] for name in points], [end[name] for name in points]).statistic
     )
 
 
@@ -405,12 +381,7 @@ class Steps:
         wanted = [0] * (self.left == self.zero) + ([lag] if lag else [])
         powers = range(math.floor(self.first), math.ceil(self.last) + 1)
         for factors in ((1,), (2, 5)):
-            wanted += [
-                factor * 10**power
-                for power in powers
-                if power >= 0
-                for factor in factors
-            ]
+            wanted += [factor * 10**power for power in powers if power >= 0 for factor in factors]
         kept: list[int] = []
         for step in wanted:
             x = self(step)
@@ -419,10 +390,7 @@ class Steps:
                 kept.append(step)
         axes.set_xticks(
             [self(step) for step in kept],
-            [
-                f"{step:,}".replace(",", "\u2009") + "\nlag" * (step == lag)
-                for step in kept
-            ],
+            [f"{step:,}".replace(",", "\u2009") + "\nlag" * (step == lag) for step in kept],
         )
         axes.set_xlabel("training steps after growing", color=C["muted"])
 
@@ -472,9 +440,7 @@ def _figure(
     with matplotlib.rc_context(cast(Any, settings)), warnings.catch_warnings():
         # A name may hold letters that this font lacks; the browser's fonts have them.
         warnings.filterwarnings("ignore", message="Glyph")
-        figure = Figure(
-            figsize=(sheet.width / 72, height / 72), dpi=72, facecolor="none"
-        )
+        figure = Figure(figsize=(sheet.width / 72, height / 72), dpi=72, facecolor="none")
         top = 30
         axes = figure.add_axes(
             (
@@ -508,9 +474,7 @@ def _counts(facts: Facts, name: str) -> bool:
 def _above(curve: Curve, best: Curve) -> tuple[tuple[int, ...], list[float]]:
     """By how much a curve lies above another, at the steps that both have."""
     steps = tuple(step for step in curve.steps if step in best.steps)
-    mine, other = (
-        dict(zip(each.steps, each.losses, strict=True)) for each in (curve, best)
-    )
+    mine, other = (dict(zip(each.steps, each.losses, strict=True)) for each in (curve, best))
     return steps, [mine[step] - other[step] for step in steps]
 
 
@@ -563,6 +527,4 @@ def _text_colour(facts: Facts, name: str) -> str:
 
 
 def _short(name: str, sheet: Sheet) -> str:
-    return (
-        name if len(name) <= sheet.name_length else name[: sheet.name_length - 1] + "…"
-    )
+    return name if len(name) <= sheet.name_length else name[: sheet.name_length - 1] + "…"

@@ -38,12 +38,9 @@ def mean_over_seeds(lines: Iterable[Line]) -> Curve:
         if line["valid_loss"] is None
     ]
     first_bad = min(bad, key=lambda line: line["step"], default=None)
-    steps = tuple(
-        step for step in sorted(common) if not first_bad or step < first_bad["step"]
-    )
+    steps = tuple(step for step in sorted(common) if not first_bad or step < first_bad["step"])
     losses = tuple(
-        sum(by_seed[seed][step]["valid_loss"] for seed in seeds) / len(seeds)
-        for step in steps
+        sum(by_seed[seed][step]["valid_loss"] for seed in seeds) / len(seeds) for step in steps
     )
     if first_bad is None:
         return Curve(steps, losses, seeds)

@@ -93,9 +93,7 @@ def gather(record: directory.Record) -> Facts:
     names = [entry.name for entry in pool]
     probe_lines = curves.by_candidate(lines, "probe")
     probes = {
-        name: curves.mean_over_seeds(probe_lines[name])
-        for name in names
-        if name in probe_lines
+        name: curves.mean_over_seeds(probe_lines[name]) for name in names if name in probe_lines
     }
     continued = {
         name: curves.continuation(probe_lines.get(name, []), after)
@@ -162,9 +160,7 @@ def _audit(
         for step in steps
     ]
     controls = frozenset(entry.name for entry in pool if entry.control)
-    return audit(
-        [entry.name for entry in pool], controls, steps, np.array(losses, float)
-    )
+    return audit([entry.name for entry in pool], controls, steps, np.array(losses, float))
 
 
 def ranks(losses: Mapping[str, float]) -> dict[str, float]:

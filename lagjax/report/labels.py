@@ -41,18 +41,14 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     shifted = [place - i * gap for i, place in enumerate(wanted)]
     fitted = optimize.isotonic_regression(shifted).x
     ceiling = max(low, high - (len(wanted) - 1) * gap)
-    return [
-        float(min(max(place, low), ceiling)) + i * gap for i, place in enumerate(fitted)
-    ]
+    return [float(min(max(place, low), ceiling)) + i * gap for i, place in enumerate(fitted)]
 
 
 def column(axes: "Axes", tags: Sequence[Tag], font: float, x: float) -> None:
     """Writes the names in a column right of `x`, each tied to its line's end by a hair line."""
     to_pixels, to_data = axes.transData, axes.transData.inverted()
     bottom, top = axes.bbox.y0, axes.bbox.y1
-    ends = sorted(
-        (to_pixels.transform((tag.x, tag.y))[1], i) for i, tag in enumerate(tags)
-    )
+    ends = sorted((to_pixels.transform((tag.x, tag.y))[1], i) for i, tag in enumerate(tags))
     inside = [(min(max(y, bottom), top), i) for y, i in ends]
     places = spread([y for y, _ in inside], 1.3 * font, bottom, top + font)
     edge = to_pixels.transform((x, 0))[0]
@@ -61,9 +57,7 @@ def column(axes: "Axes", tags: Sequence[Tag], font: float, x: float) -> None:
         start = to_pixels.transform((tag.x, tag.y))[0]
         hair = [(start, y), (edge + 4, y), (edge + 14, place), (edge + 18, place)]
         xs, ys = zip(*(to_data.transform(point) for point in hair), strict=True)
-        axes.plot(
-            xs, ys, color=tag.colour, linewidth=0.7, alpha=0.6, clip_on=False, zorder=2
-        )
+        axes.plot(xs, ys, color=tag.colour, linewidth=0.7, alpha=0.6, clip_on=False, zorder=2)
         axes.annotate(
             tag.text,
             tuple(to_data.transform((edge + 21, place))),
@@ -114,9 +108,7 @@ def around(axes: "Axes", dots: Sequence[Dot], font: float) -> None:
             )
             # A name stands clear of other dots, lest it seem to be theirs; so does its hair line.
             theirs = sum(_meet(area, (u - 12, v - 7, u + 12, v + 7)) for u, v in others)
-            crossed = radius > 9 and sum(
-                _near((x, y), (x + dx, y + dy), other) for other in others
-            )
+            crossed = radius > 9 and sum(_near((x, y), (x + dx, y + dy), other) for other in others)
             covered = sum(_meet(area, other) for other in taken)
             cost = radius + 60 * crossed + 200 * theirs + 500 * covered + 500 * outside
             if best is None or cost < best[0]:
@@ -141,13 +133,9 @@ def _meet(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _near(
-    start: tuple[float, ...], end: tuple[float, ...], dot: tuple[float, ...]
-) -> bool:
+def _near(start: tuple[float, ...], end: tuple[float, ...], dot: tuple[float, ...]) -> bool:
     """Whether the line from start to end runs within 5 pixels of a dot."""
     dx, dy = end[0] - start[0], end[1] - start[1]
     along = ((dot[0] - start[0]) * dx + (dot[1] - start[1]) * dy) / (dx * dx + dy * dy)
     along = min(max(along, 0.0), 1.0)
-    return (
-        math.hypot(start[0] + along * dx - dot[0], start[1] + along * dy - dot[1]) < 5
-    )
+    return math.hypot(start[0] + along * dx - dot[0], start[1] + along * dy - dot[1]) < 5

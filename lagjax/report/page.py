@@ -87,16 +87,12 @@ def _candidates(facts: Facts) -> str:
         return ""
     about = "One line for each candidate, best first. An equals sign marks a tie. The final loss is given where the candidate was trained to the end."
     if facts.seeds > 1:
-        about += (
-            f" Losses at growing and at the lag are means over {facts.seeds} seeds."
-        )
+        about += f" Losses at growing and at the lag are means over {facts.seeds} seeds."
     head = "".join(
         f'<th scope="col"{_class("text") if title == "Status" else ""}>{title}</th>'
         for title in tables.headings(facts)
     )
-    return _section(
-        "The candidates", about, _table("Candidates", head, map(_candidate, rows))
-    )
+    return _section("The candidates", about, _table("Candidates", head, map(_candidate, rows)))
 
 
 def _candidate(row: tables.Row) -> str:
@@ -108,9 +104,7 @@ def _candidate(row: tables.Row) -> str:
     notes = "".join(
         f' <span class="note {looks.get(note, "")}">{note}</span>' for note in row.notes
     )
-    operator = (
-        f'<code class="operator">{_text(row.operator)}</code>' if row.operator else ""
-    )
+    operator = f'<code class="operator">{_text(row.operator)}</code>' if row.operator else ""
     kind = (
         "winner"
         if "winner" in row.notes
@@ -147,7 +141,9 @@ def _curves(facts: Facts) -> str:
     if facts.seeds > 1:
         about += f" Up to the lag each line is the mean over {facts.seeds} seeds; after it, the mean over the seeds that were trained on, so a line may step there."
     if facts.source and facts.source.losses:
-        about += f" The dashed level is where the small model ended, at {facts.source.losses[-1]:.4f}."
+        about += (
+            f" The dashed level is where the small model ended, at {facts.source.losses[-1]:.4f}."
+        )
     if facts.controls:
         about += " The axis is set by the pool; a control may lie outside it."
     body = _key(facts) + _chart(facts, charts.curves)
@@ -184,9 +180,8 @@ def _start_against_lag(facts: Facts) -> str:
         "1 would mean that training does not change the order, 0 that the start says nothing about it."
     )
     about = f"Does the loss right after growing foretell the loss at step {facts.lag}? Each dot is a candidate; lower is better. {stated} Controls are left out."
-    body = (
-        '<p class="about narrow">Numbers are ranks at the lag, as in the table.</p>'
-        + _chart(facts, charts.start_against_lag)
+    body = '<p class="about narrow">Numbers are ranks at the lag, as in the table.</p>' + _chart(
+        facts, charts.start_against_lag
     )
     return _section("Right after growing, and at the lag", about, body)
 
@@ -221,16 +216,15 @@ def _ledger(facts: Facts) -> str:
         return ""
     titles = ("Purpose", "FLOPs", "In full runs", "Training tokens", "Seconds")
     head = "".join(f'<th scope="col">{title}</th>' for title in titles)
-    body = (
-        "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>"
-        for row in rows
-    )
+    body = ("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     given = (facts.decision or {}).get("ledger") or {}
     about = "What the run spent, by purpose. Overhead is what was not kept (probes, evaluations, fits) over one full run of the large model; the budget share sets the whole search against training every candidate to the end."
     total = ""
     if given:
         value, detail = tables.overhead(facts)
-        total = f'<p style="margin-top:12px"><strong>Overhead {_text(value)}</strong> {_text(detail)}.'
+        total = (
+            f'<p style="margin-top:12px"><strong>Overhead {_text(value)}</strong> {_text(detail)}.'
+        )
         if given.get("seconds") is not None:
             total += f" Time in all: {tables.duration(given['seconds'])}."
         total += "</p>"
@@ -239,8 +233,7 @@ def _ledger(facts: Facts) -> str:
 
 def _how(facts: Facts) -> str:
     lines = "".join(
-        f"<dt>{_text(term)}</dt><dd>{_text(what)}</dd>"
-        for term, what in tables.how(facts)
+        f"<dt>{_text(term)}</dt><dd>{_text(what)}</dd>" for term, what in tables.how(facts)
     )
     about = (
         "The candidate with the lowest mean validation loss at the lag leads. If its paired margin over every other is "
@@ -248,9 +241,7 @@ def _how(facts: Facts) -> str:
         if facts.decision
         else "This run has no decision yet; run the same command again and it goes on where it stopped."
     )
-    return _section(
-        "The decision and how it was made", about, f'<dl class="how">{lines}</dl>'
-    )
+    return _section("The decision and how it was made", about, f'<dl class="how">{lines}</dl>')
 
 
 def _configuration(facts: Facts) -> str:
@@ -265,19 +256,13 @@ def _key(facts: Facts) -> str:
     texts = {
         "winner": "winner, and lowest right after growing" if same else "winner",
         "runner": "runner-up"
-        + (
-            ", and lowest right after growing"
-            if facts.start_choice == facts.runner_up
-            else ""
-        ),
+        + (", and lowest right after growing" if facts.start_choice == facts.runner_up else ""),
         "start": "lowest right after growing",
         "other": "other candidates",
         "control": "controls",
         "failed": "failed",
     }
-    failed = any(
-        curve.failed for curve in (*facts.probes.values(), *facts.continued.values())
-    )
+    failed = any(curve.failed for curve in (*facts.probes.values(), *facts.continued.values()))
     items = [
         f'<li class="{role}">{"<em>✕</em>" if role == "failed" else "<i></i>"}{text}</li>'
         for role, text in texts.items()

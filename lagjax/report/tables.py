@@ -93,9 +93,7 @@ def sentence(facts: Facts) -> str:
         if not facts.probes:
             return "This run has not grown its model yet, so nothing has been chosen."
         reached = (
-            ""
-            if facts.lag is None
-            else f", all of those still alive to step {_count(facts.lag)}"
+            "" if facts.lag is None else f", all of those still alive to step {_count(facts.lag)}"
         )
         return (
             f"This run has not chosen yet: {len(facts.probes)} of {len(facts.pool)} candidates (controls among them) "
@@ -187,15 +185,9 @@ def ledger(facts: Facts) -> list[Cost]:
             flops = given[key]
         if flops is not None:
             share = f"{flops / full:.3f}" if full else NOTHING
-            rows.append(
-                Cost(
-                    purpose, quantity(flops), share, quantity(tokens), duration(seconds)
-                )
-            )
+            rows.append(Cost(purpose, quantity(flops), share, quantity(tokens), duration(seconds)))
     if full:
-        rows.append(
-            Cost("One full run, for scale", quantity(full), "1.000", NOTHING, NOTHING)
-        )
+        rows.append(Cost("One full run, for scale", quantity(full), "1.000", NOTHING, NOTHING))
     return rows
 
 
@@ -205,9 +197,7 @@ def ledger_line(facts: Facts) -> str:
     if not given:
         return "The ledger is written with the decision."
     parts = (
-        [f"overhead {given['overhead']:.3f} full runs"]
-        if given.get("overhead") is not None
-        else []
+        [f"overhead {given['overhead']:.3f} full runs"] if given.get("overhead") is not None else []
     )
     if given.get("budget_share") is not None:
         parts.append(f"budget share {100 * given['budget_share']:.1f} %")
@@ -229,19 +219,15 @@ def how(facts: Facts) -> list[tuple[str, str]]:
         lines.append(
             (
                 "Lag",
-                f"{_count(decision['lag'])} steps"
-                + _part(decision["lag"], facts.horizon),
+                f"{_count(decision['lag'])} steps" + _part(decision["lag"], facts.horizon),
             )
         )
     if facts.horizon:
-        lines.append(
-            ("Horizon", f"{_count(facts.horizon)} steps, the length of the full run")
-        )
+        lines.append(("Horizon", f"{_count(facts.horizon)} steps, the length of the full run"))
     lines.append(
         (
             "Seeds",
-            f"{facts.seeds}"
-            + ("; losses are means over them" if facts.seeds > 1 else ""),
+            f"{facts.seeds}" + ("; losses are means over them" if facts.seeds > 1 else ""),
         )
     )
     if decision.get("margin") is not None:
@@ -255,9 +241,7 @@ def how(facts: Facts) -> list[tuple[str, str]]:
     if decision.get("outcome") == "tie":
         lines.append(("Tied", ", ".join(tied_with_leader(facts))))
     if facts.start_choice is not None:
-        lines.append(
-            ("Loss right after growing would have chosen", _start_choice(facts))
-        )
+        lines.append(("Loss right after growing would have chosen", _start_choice(facts)))
     return lines
 
 
@@ -288,9 +272,7 @@ def duration(seconds: float | None) -> str:
     if seconds < 100:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
-    return (
-        f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-    )
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _notes(facts: Facts, name: str) -> tuple[str, ...]:

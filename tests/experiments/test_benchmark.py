@@ -84,9 +84,7 @@ def test_the_torch_model_is_the_same() -> None:
     params = model.init(jax.random.key(0))
     batch = np.random.default_rng(0).integers(256, size=(3, 9))
     net = gpt_torch.from_jax(config, jax.device_get(params))
-    assert sum(x.numel() for x in net.parameters()) == sum(
-        x.size for x in jax.tree.leaves(params)
-    )
+    assert sum(x.numel() for x in net.parameters()) == sum(x.size for x in jax.tree.leaves(params))
 
     def mean(params: object) -> jax.Array:
         total, count = model.loss(params, batch, None)

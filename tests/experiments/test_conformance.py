@@ -56,13 +56,9 @@ def test_every_pair_of_choices_occurs():
 
 def test_rows_are_made_once(tmp_path, monkeypatch, capsys):
     names = ("isometric (residual)", "net2net (residual)", "masked layers, at 0")
-    monkeypatch.setattr(
-        conformance, "CASES", {name: conformance.CASES[name] for name in names}
-    )
+    monkeypatch.setattr(conformance, "CASES", {name: conformance.CASES[name] for name in names})
     (post,) = (
-        x
-        for x in conformance.families()
-        if conformance.name_of(x).startswith("post RMSNorm MQA")
+        x for x in conformance.families() if conformance.name_of(x).startswith("post RMSNorm MQA")
     )
     monkeypatch.setattr(conformance, "families", lambda: [post])
     path = tmp_path / "rows.jsonl"
@@ -108,9 +104,7 @@ def test_committed_rows_are_complete_and_true():
         if row["proved"].startswith("exact"):
             assert row["max_diff_f64"] <= 1e-10
             assert row["max_diff_f32"] <= 1e-4
-    assert {
-        row["operator"] for row in ROWS if row["proved"].startswith("exact")
-    } >= set(EXACT)
+    assert {row["operator"] for row in ROWS if row["proved"].startswith("exact")} >= set(EXACT)
 
 
 def test_the_readme_shows_the_committed_rows():

@@ -68,9 +68,7 @@ def test_shapes() -> None:
         "layers_0": layer,
         "layers_1": layer,
     }
-    stack = jax.tree.map(
-        lambda s: (2, *s), layer, is_leaf=lambda x: isinstance(x, tuple)
-    )
+    stack = jax.tree.map(lambda s: (2, *s), layer, is_leaf=lambda x: isinstance(x, tuple))
     scanned = jax.eval_shape(gpt.model(SCANNED).init, jax.random.key(0))
     assert jax.tree.map(jnp.shape, scanned) == rest | {"layers": stack}
 

@@ -72,9 +72,9 @@ def test_from_text_to_report(
     phases = {line["phase"] for line in record.curves}
     assert phases == {"source", "probe", "continue"}
     rates = [line["lr"] for line in record.curves if line["phase"] == "probe"]
-    assert None not in [
-        line["lr"] for line in record.curves if line["step"] > 0
-    ] and any(rate for rate in rates if rate)
+    assert None not in [line["lr"] for line in record.curves if line["step"] > 0] and any(
+        rate for rate in rates if rate
+    )
     # Again, with another lag: refused by the field's name, and nothing is lost.
     before = (run / "decision.json").read_text()
     monkeypatch.setattr(sys, "argv", [*command[:-4], "--lag", "5", "--lanes", "1"])
@@ -117,15 +117,9 @@ def test_audit_over_devices_to_rows_and_tables(
         for line in record.curves
         if line["step"] == 12 and line["phase"] == "continue"
     }
-    assert ends == {
-        (member["name"], seed) for member in record.config["pool"] for seed in (0, 1)
-    }
+    assert ends == {(member["name"], seed) for member in record.config["pool"] for seed in (0, 1)}
     # One cosine over both models' steps, so that the rate goes on where the small model's stood.
-    rates = {
-        (line["phase"], line["step"]): line["lr"]
-        for line in record.curves
-        if line["lr"]
-    }
+    rates = {(line["phase"], line["step"]): line["lr"] for line in record.curves if line["lr"]}
     assert 0.5 * rates["source", 6] < rates["probe", 1] < rates["source", 6]
     readme = tmp_path / "README.md"
     more = ["--results", str(results), "--readme", str(readme)]
@@ -157,6 +151,4 @@ def test_a_mesh_of_more_devices_than_there_are(
 
 
 def test_the_committed_tables_are_those_of_the_committed_rows() -> None:
-    assert (tables.HERE / "README.md").read_text() == tables.render(
-        tables.HERE / "results"
-    )
+    assert (tables.HERE / "README.md").read_text() == tables.render(tables.HERE / "results")

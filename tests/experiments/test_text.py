@@ -193,9 +193,7 @@ def test_shards_are_disjoint_windows_spread_evenly(n_valid: int) -> None:
 
 
 def test_shards_that_do_not_fit_say_what_is_needed() -> None:
-    with pytest.raises(
-        ValueError, match=r"59 bytes.*2 shards of 3 windows.*need 60; give"
-    ):
+    with pytest.raises(ValueError, match=r"59 bytes.*2 shards of 3 windows.*need 60; give"):
         text.shards(positions(100, 59), 2, 3, 9)
 
 
@@ -221,20 +219,14 @@ def test_what_cannot_be_read_is_named_with_its_remedy(
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "read_bytes", denied)
-    with pytest.raises(
-        ValueError, match=r"empty\.txt cannot be read \(Permission denied\)"
-    ):
+    with pytest.raises(ValueError, match=r"empty\.txt cannot be read \(Permission denied\)"):
         text.load(tmp_path / "empty.txt")
 
 
 @pytest.mark.parametrize("n_bytes", [1, 10, 64])
 def test_a_text_shorter_than_a_window(tmp_path: Path, n_bytes: int) -> None:
     corpus = corpus_of(tmp_path, b"a" * n_bytes)
-    with pytest.raises(
-        ValueError, match=r"bytes for training.* needs 65; give more text"
-    ):
+    with pytest.raises(ValueError, match=r"bytes for training.* needs 65; give more text"):
         text.batches(corpus, 16, 64)
-    with pytest.raises(
-        ValueError, match=r"bytes for validation.*need 65; give more text"
-    ):
+    with pytest.raises(ValueError, match=r"bytes for validation.*need 65; give more text"):
         text.shards(corpus, 1, 1, 64)

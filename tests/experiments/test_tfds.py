@@ -22,9 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Real English text, or where that is absent, lines of words; and one file of another language."""
     made = tmp_path_factory.mktemp("texts")
     if WIKITEXT.is_dir():
-        content = (
-            (WIKITEXT / "valid.txt").read_bytes()[:200_000].decode(errors="ignore")
-        )
+        content = (WIKITEXT / "valid.txt").read_bytes()[:200_000].decode(errors="ignore")
     else:
         random = np.random.default_rng(0)
         words = np.array(["the", "river", "of", "time", "runs", "dry"])
@@ -37,9 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def prepared(
-    folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
-) -> pathlib.Path:
+def prepared(folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     root = tmp_path_factory.mktemp("datasets")
     assert text_folder.prepare(folder, "novels", root) == "tfds:text_folder/novels"
     return root
@@ -212,9 +208,7 @@ def test_text_that_cannot_be_prepared(tmp_path: pathlib.Path) -> None:
 def test_a_file_whose_name_is_not_unicode(tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "odd"
     folder.mkdir()
-    pathlib.Path(os.fsdecode(os.fsencode(folder) + b"/\xff.txt")).write_text(
-        "a\n" * 500
-    )
+    pathlib.Path(os.fsdecode(os.fsencode(folder) + b"/\xff.txt")).write_text("a\n" * 500)
     text_folder.prepare(folder, "odd", tmp_path)
     corpus = tfds.load("text_folder/odd", tmp_path)
     assert corpus.train.tobytes().startswith(b"a\na\n")
@@ -235,9 +229,7 @@ def test_the_commands(
         f"print(quickstart.load(quickstart.Config(data={flags[1]!r}, data_dir={flags[3]!r})).digest); "
         "assert 'tensorflow' not in sys.modules"
     )
-    read = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    read = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     config = quickstart.Config(data=flags[1], data_dir=tmp_path)
     assert read.stdout.split()[-1] == quickstart.load(config).digest
     monkeypatch.setattr(sys, "argv", ["text_folder", str(tmp_path / "nothing")])
@@ -272,9 +264,7 @@ def test_validation_comes_before_test_and_nothing_else_is_read(
     for name, second in (("strings", "validation"), ("held", "test")):
         corpus = tfds.load(f"{name}:words", tmp_path)
         for part, split in ((corpus.train, "train"), (corpus.valid, second)):
-            assert part.tobytes().decode().split("\n") == [
-                f"{split} {n}" for n in range(100)
-            ]
+            assert part.tobytes().decode().split("\n") == [f"{split} {n}" for n in range(100)]
         assert (corpus.files, corpus.skipped) == (200, 0)
         # Where it came from is also what reads it again.
         assert corpus.origin == f"tfds:{name}:1.2.0:words"
@@ -324,9 +314,7 @@ def test_what_does_not_exist_is_named_with_the_nearest(
         ("pairs:body", "parquet", "as parquet, which cannot be read safely"),
     ],
 )  # fmt: skip
-def test_datasets_of_another_make(
-    others: pathlib.Path, name: str, root: str, says: str
-) -> None:
+def test_datasets_of_another_make(others: pathlib.Path, name: str, root: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         tfds.load(name, others / root)
 
@@ -377,9 +365,7 @@ def test_without_tensorflow_datasets_the_command_line_says_what_to_install(
     assert "pip install 'lagjax[experiments]'" in capsys.readouterr().err
 
 
-def test_lost_records_are_noticed(
-    others: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lost_records_are_noticed(others: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     builder = tensorflow_datasets.builder("pairs", data_dir=others)
     real = builder.info.splits["train"].num_examples
     monkeypatch.setattr(type(builder.info.splits["train"]), "num_examples", real + 1)

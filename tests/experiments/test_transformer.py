@@ -120,9 +120,7 @@ def test_equals_gpt() -> None:
     expected = jax.jit(gpt.model(theirs).apply)(
         jax.tree.unflatten(jax.tree.structure(target), leaves), BATCH
     )
-    np.testing.assert_allclose(
-        compiled(config)(params, BATCH), expected, rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(compiled(config)(params, BATCH), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("identical", [True, False])
@@ -140,9 +138,7 @@ def test_experts_equal_a_dense_net(identical: bool) -> None:
     if not identical:
         experts["router"]["kernel"] = jnp.zeros_like(experts["router"]["kernel"])
     np.testing.assert_allclose(
-        compiled(config)(
-            {**dense, "layers": {**dense["layers"], "mlp": experts}}, BATCH
-        ),
+        compiled(config)({**dense, "layers": {**dense["layers"], "mlp": experts}}, BATCH),
         compiled(dataclasses.replace(EXPERTS, experts=0, top=1))(dense, BATCH),
         rtol=1e-4,
         atol=1e-5,
@@ -153,9 +149,7 @@ def test_default_frequencies() -> None:
     default = dataclasses.replace(ROPE, frequencies=None)
     given = dataclasses.replace(ROPE, frequencies=(1.0, 0.01))
     params = drawn(default)
-    np.testing.assert_array_equal(
-        compiled(default)(params, BATCH), compiled(given)(params, BATCH)
-    )
+    np.testing.assert_array_equal(compiled(default)(params, BATCH), compiled(given)(params, BATCH))
 
 
 def test_table() -> None:

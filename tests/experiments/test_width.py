@@ -34,9 +34,7 @@ def corpus(tmp_path: pathlib.Path) -> pathlib.Path:
     return file
 
 
-def run(
-    monkeypatch: pytest.MonkeyPatch, data: pathlib.Path, *more: str, **sizes: int
-) -> int:
+def run(monkeypatch: pytest.MonkeyPatch, data: pathlib.Path, *more: str, **sizes: int) -> int:
     flags = [
         part
         for name, value in (SMALL | {"seeds": 1} | sizes).items()

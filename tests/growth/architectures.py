@@ -57,12 +57,8 @@ class _Dense(nn.Module):
             plain = nn.initializers.normal()
             return nn.with_logical_partitioning(plain, names) if self.boxed else plain
 
-        x = nn.Dense(MLP, use_bias=False, kernel_init=init("embed", "mlp"), name="up")(
-            x
-        )
-        return nn.Dense(
-            EMBED, use_bias=False, kernel_init=init("mlp", "embed"), name="down"
-        )(x)
+        x = nn.Dense(MLP, use_bias=False, kernel_init=init("embed", "mlp"), name="up")(x)
+        return nn.Dense(EMBED, use_bias=False, kernel_init=init("mlp", "embed"), name="down")(x)
 
 
 class _Experts(nn.Module):
@@ -96,9 +92,7 @@ class _Layer(nn.Module):
         x = nn.RMSNorm(name="norm")(x)
         if self.kind == "experts":
             return _Experts(name="experts")(x)
-        return _Dense(
-            self.kind == "boxed", name="global" if self.kind == "global" else "dense"
-        )(x)
+        return _Dense(self.kind == "boxed", name="global" if self.kind == "global" else "dense")(x)
 
 
 def layered(*kinds: str) -> Params:

@@ -17,9 +17,7 @@ FRESH = -1.0
 
 def shapes(leaves: dict[str, tuple[int, ...]]) -> Params:
     """A flat tree of shapes."""
-    return {
-        path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in leaves.items()
-    }
+    return {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in leaves.items()}
 
 
 def numbered(tree: Params) -> Params:
@@ -28,10 +26,7 @@ def numbered(tree: Params) -> Params:
     starts = np.cumsum([0, *(leaf.size for leaf in leaves)])
     return jax.tree.unflatten(
         treedef,
-        [
-            jnp.arange(a, a + x.size, dtype=x.dtype).reshape(x.shape)
-            for x, a in zip(leaves, starts)
-        ],
+        [jnp.arange(a, a + x.size, dtype=x.dtype).reshape(x.shape) for x, a in zip(leaves, starts)],
     )
 
 
@@ -48,9 +43,7 @@ def planted(axes: Axes, tree: Params, origin) -> Params:
         for position, dim in enumerate(leaf.dims):
             if dim.stack:
                 moved = np.moveaxis(filled, position, -1)
-                moved += [
-                    origin(leaf, dim.stack, i) for i in range(value.shape[position])
-                ]
+                moved += [origin(leaf, dim.stack, i) for i in range(value.shape[position])]
         values.append(jnp.asarray(filled))
     return jax.tree.unflatten(jax.tree.structure(tree), values)
 
@@ -64,9 +57,7 @@ def target(axes: Axes, tree: Params) -> Model:
     return Model(init, None, axes)
 
 
-def table(
-    axes: Axes, small: Params, large: Params, large_axes: Axes | None = None
-) -> Layout:
+def table(axes: Axes, small: Params, large: Params, large_axes: Axes | None = None) -> Layout:
     """Checks that a table fits two depths of a codebase, and that growing goes by it; returns the small layout."""
     large_axes = large_axes or axes
     layout = axes.layout(small)
@@ -75,18 +66,14 @@ def table(
         parts = split(value, leaf.dims, sizes)
         assert sum(part.size for part in parts) == value.size
         np.testing.assert_array_equal(join(parts, leaf.dims, sizes), value)
-        shaped = jax.eval_shape(
-            lambda x, d=leaf.dims, s=sizes: join(split(x, d, s), d, s), value
-        )
+        shaped = jax.eval_shape(lambda x, d=leaf.dims, s=sizes: join(split(x, d, s), d, s), value)
         assert (shaped.shape, shaped.dtype) == (value.shape, value.dtype)
     for strategy in (Stack(), Interleave(), Fresh("between", zero=True)):
         _grows(Depth(strategy), axes, small, large_axes, large)
     return layout
 
 
-def _grows(
-    operator: Depth, axes: Axes, small: Params, large_axes: Axes, large: Params
-) -> None:
+def _grows(operator: Depth, axes: Axes, small: Params, large_axes: Axes, large: Params) -> None:
     words = operator.plan(KEY, axes.layout(small), large_axes.layout(large)).words
     params = planted(axes, small, lambda leaf, stack, index: index + 1)
     grown = operator(KEY, params, axes, target(large_axes, large))

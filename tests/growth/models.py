@@ -156,9 +156,7 @@ class _Nnx(nnx.Module):
 
 
 def _model(init: Callable, apply: Callable, axes: Axes) -> Model:
-    def loss(
-        params: Params, batch: Batch, key: Key | None
-    ) -> tuple[jax.Array, jax.Array]:
+    def loss(params: Params, batch: Batch, key: Key | None) -> tuple[jax.Array, jax.Array]:
         del key
         nats = optax.softmax_cross_entropy_with_integer_labels(
             apply(params, batch[:, :-1]), batch[:, 1:]
@@ -170,9 +168,7 @@ def _model(init: Callable, apply: Callable, axes: Axes) -> Model:
 
 
 @functools.cache
-def linen(
-    layers: int, axis: int | None, dtype: str = "float32", pre: bool = True
-) -> Model:
+def linen(layers: int, axis: int | None, dtype: str = "float32", pre: bool = True) -> Model:
     """The linen model, its layers stacked along `axis`, or unrolled where that is None."""
     net = _Linen(layers, axis, dtype, pre)
     return _model(
@@ -204,9 +200,7 @@ def drawn(model: Model, seed: int = 0) -> Params:
     """Parameters of which none has the value of an initialisation, such as a norm's scale of 1."""
     draw = np.random.default_rng(seed)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return jax.tree.map(
-        lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape), x.dtype), shapes
-    )
+    return jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape), x.dtype), shapes)
 
 
 @functools.cache
@@ -279,22 +273,14 @@ def bare(
             "l": {str(i): layer | {"down": (embed, mlp)} for i in range(layers)},
             "norm": (embed,),
         }
-        leaves, treedef = jax.tree.flatten(
-            shapes, is_leaf=lambda x: isinstance(x, tuple)
-        )
+        leaves, treedef = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple))
         numbers = jax.random.normal(key, (sum(map(np.prod, leaves)),), dtype)
         parts = jnp.split(numbers, np.cumsum([int(np.prod(x)) for x in leaves])[:-1])
-        return jax.tree.unflatten(
-            treedef, [x.reshape(s) for x, s in zip(parts, leaves)]
-        )
+        return jax.tree.unflatten(treedef, [x.reshape(s) for x, s in zip(parts, leaves)])
 
-    def loss(
-        params: Params, batch: Batch, key: Key | None
-    ) -> tuple[jax.Array, jax.Array]:
+    def loss(params: Params, batch: Batch, key: Key | None) -> tuple[jax.Array, jax.Array]:
         del key
-        nats = optax.softmax_cross_entropy_with_integer_labels(
-            apply(params, batch), batch[:, 1:]
-        )
+        nats = optax.softmax_cross_entropy_with_integer_labels(apply(params, batch), batch[:, 1:])
         return nats.sum(), jnp.asarray(nats.size, nats.dtype)
 
     return Model(init, loss, BARE, apply)

@@ -20,9 +20,7 @@ def test_grouped_queries():
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_scanned_layers(axis):
-    small, large = (
-        jax.eval_shape(models.linen(n, axis).init, checks.KEY) for n in (2, 4)
-    )
+    small, large = (jax.eval_shape(models.linen(n, axis).init, checks.KEY) for n in (2, 4))
     layout = checks.table(models.linen(2, axis).axes, small, large)
     assert layout.sizes == {
         "embed": 6,
@@ -52,9 +50,7 @@ def test_scanned_and_unrolled_are_one(axis):
 
 @pytest.mark.parametrize("family", ["unrolled", "nnx"])
 def test_unrolled_layers(family):
-    small, large = (
-        jax.eval_shape(models.FAMILIES[family](n).init, checks.KEY) for n in (2, 4)
-    )
+    small, large = (jax.eval_shape(models.FAMILIES[family](n).init, checks.KEY) for n in (2, 4))
     axes = models.FAMILIES[family](2).axes
     checks.table(axes, small, large)
     checks.scanning(axes, small)

@@ -17,9 +17,7 @@ from tests.growth import models
 from tests.growth.test_width import small_config, values
 
 KEY = jax.random.key(3)
-BATCHES = [
-    np.random.default_rng(i).integers(7, size=(4, 5), dtype=np.int32) for i in range(3)
-]
+BATCHES = [np.random.default_rng(i).integers(7, size=(4, 5), dtype=np.int32) for i in range(3)]
 
 
 @dataclass(frozen=True)
@@ -145,9 +143,7 @@ def test_a_factor_that_was_forgotten():
 
 
 def test_an_epsilon_that_was_forgotten():
-    found = certified(
-        Width({"embed": width.ZeroPad()}), met=False, embed=8, epsilon=0.1
-    )
+    found = certified(Width({"embed": width.ZeroPad()}), met=False, embed=8, epsilon=0.1)
     who, why = blamed(found)
     assert who == {("embed", None)}
     assert "must have epsilon × 0.5" in why
@@ -156,21 +152,15 @@ def test_an_epsilon_that_was_forgotten():
 def test_heads_of_a_group_that_were_scrambled():
     """Heads tiled as a flat list come under other keys."""
     config = small_config(kv=2, group=2, layers=1, implementation="scanned")
-    small, large = (
-        transformer.model(dataclasses.replace(config, kv=kv)) for kv in (2, 4)
-    )
+    small, large = (transformer.model(dataclasses.replace(config, kv=kv)) for kv in (2, 4))
     params = values(jax.eval_shape(small.init, KEY))
 
     def flat(x):
         heads = x.reshape(1, 8, *x.shape[3:])
         return heads[:, [0, 2, 4, 6, 1, 3, 5, 7]].reshape(x.shape)
 
-    operator = Broken(
-        Width({"kv": width.Tile()}), ("layers", "attn", "out", "kernel"), flat
-    )
-    plan = operator.plan(
-        KEY, *(m.axes.layout(jax.eval_shape(m.init, KEY)) for m in (small, large))
-    )
+    operator = Broken(Width({"kv": width.Tile()}), ("layers", "attn", "out", "kernel"), flat)
+    plan = operator.plan(KEY, *(m.axes.layout(jax.eval_shape(m.init, KEY)) for m in (small, large)))
     right, grown = jax.jit(
         lambda params: tuple(
             one(KEY, params, small.axes, large) for one in (operator.base, operator)
@@ -187,26 +177,18 @@ def test_a_first_copy_that_is_not_read_is_no_mistake():
     operator = Width({"mlp": width.Tile(width.Scalar(0.0))})
     small, large = models.bare(4, 6), models.bare(4, 12)
     params = values(jax.eval_shape(small.init, KEY))
-    plan = operator.plan(
-        KEY, *(m.axes.layout(jax.eval_shape(m.init, KEY)) for m in (small, large))
-    )
-    assert not list(
-        blame.broken(plan, params, operator(KEY, params, small.axes, large))
-    )
+    plan = operator.plan(KEY, *(m.axes.layout(jax.eval_shape(m.init, KEY)) for m in (small, large)))
+    assert not list(blame.broken(plan, params, operator(KEY, params, small.axes, large)))
 
 
 def test_entries_in_another_order():
-    operator = Broken(
-        Width({"mlp": width.Tile()}), ("l", "0", "up"), lambda x: x[..., ::-1]
-    )
+    operator = Broken(Width({"mlp": width.Tile()}), ("l", "0", "up"), lambda x: x[..., ::-1])
     found = blamed(certified(operator, mlp=12))
     assert found == ({("mlp", "l/{layers}/up")}, "its entries are in another order")
 
 
 def test_new_entries_that_are_read():
-    operator = Broken(
-        Width({"mlp": width.RandomIn()}), ("l", "0", "down"), lambda x: x + (x == 0)
-    )
+    operator = Broken(Width({"mlp": width.RandomIn()}), ("l", "0", "down"), lambda x: x + (x == 0))
     found = blamed(certified(operator, mlp=9))
     assert found == (
         {("mlp", "l/{layers}/down")},

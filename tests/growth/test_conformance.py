@@ -39,9 +39,7 @@ def models_of(family, pair, **kwargs):
 @functools.cache
 def planned(operator, small, large):
     shapes = [jax.eval_shape(model.init, KEY) for model in (small, large)]
-    return operator.plan(
-        KEY, small.axes.layout(shapes[0]), large.axes.layout(shapes[1])
-    )
+    return operator.plan(KEY, small.axes.layout(shapes[0]), large.axes.layout(shapes[1]))
 
 
 @each_case
@@ -49,9 +47,7 @@ def planned(operator, small, large):
 def test_gives_the_targets_shapes(how, family, pair):
     small, large = (FAMILIES[family](layers) for layers in pair)
     shapes, expected = (jax.eval_shape(model.init, KEY) for model in (small, large))
-    grown = jax.eval_shape(
-        lambda params: Depth(how)(KEY, params, small.axes, large), shapes
-    )
+    grown = jax.eval_shape(lambda params: Depth(how)(KEY, params, small.axes, large), shapes)
     chex.assert_trees_all_equal_shapes_and_dtypes(grown, expected)
 
 
@@ -60,9 +56,7 @@ def test_fresh_layers_are_the_targets(family):
     small, large = FAMILIES[family](1), FAMILIES[family](2)
     params = models.drawn(small)
     grown = Depth("new 0")(KEY, params, small.axes, large)
-    chex.assert_trees_all_equal_shapes_and_dtypes(
-        grown, jax.eval_shape(large.init, KEY)
-    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(grown, jax.eval_shape(large.init, KEY))
 
     def layer(index, params, axes):
         taken = Depth(f"{index} {index}")(KEY, params, axes, models.filled(large))
@@ -102,10 +96,7 @@ def test_vmap_gives_the_same_and_only_fresh_layers_need_the_key(operator, family
     chex.assert_trees_all_equal(many, jax.tree.map(lambda *x: np.stack(x), one, other))
     chex.assert_trees_all_equal(one, operator(keys[0], params, small.axes, large))
     fresh = "new" in str(planned(operator, small, large).words["layers"])
-    equal = all(
-        np.array_equal(a, b)
-        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other))
-    )
+    equal = all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other)))
     assert equal is not fresh
 
 
@@ -114,9 +105,7 @@ def test_vmap_gives_the_same_and_only_fresh_layers_need_the_key(operator, family
 def test_gradient_is_finite_and_reaches_the_source(operator, family):
     small, params, large = models_of(family, (2, 4))
 
-    grown, pull = jax.vjp(
-        lambda params: operator(KEY, params, small.axes, large), params
-    )
+    grown, pull = jax.vjp(lambda params: operator(KEY, params, small.axes, large), params)
     (gradient,) = pull(models.gradient(large.loss)(grown))
     chex.assert_trees_all_equal_shapes_and_dtypes(gradient, params)
     chex.assert_tree_all_finite(gradient)
@@ -135,9 +124,7 @@ def test_optimizer_state_fits(operator, family):
         return state.carry(plan, tx.init(params), params, grown, tx, "continue")
 
     expected = jax.eval_shape(lambda: tx.init(large.init(KEY)))
-    chex.assert_trees_all_equal_shapes_and_dtypes(
-        jax.eval_shape(carry, params), expected
-    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(carry, params), expected)
 
 
 @each_family
@@ -153,9 +140,7 @@ def test_equal_size_is_the_identity(how, family):
 @each_operator
 def test_smaller_target_raises(operator):
     small, params, large = models_of("scanned", (4, 2))
-    with pytest.raises(
-        ValueError, match="'layers' has 2 layers, fewer than the source's 4"
-    ):
+    with pytest.raises(ValueError, match="'layers' has 2 layers, fewer than the source's 4"):
         operator(KEY, params, small.axes, large)
 
 

@@ -140,12 +140,8 @@ def test_midas_takes_the_middle_block(blocks, more):
 
 
 def test_operators_print_as_written_and_compare_by_value():
-    assert repr(Depth(Scaled(Stack(), 0.5))) == (
-        "Depth(how=Scaled(strategy=Stack(), scale=0.5))"
-    )
-    assert Depth({"enc": Stack(), "dec": "0 0"}) == Depth(
-        {"enc": Stack(), "dec": "0 0"}
-    )
+    assert repr(Depth(Scaled(Stack(), 0.5))) == ("Depth(how=Scaled(strategy=Stack(), scale=0.5))")
+    assert Depth({"enc": Stack(), "dec": "0 0"}) == Depth({"enc": Stack(), "dec": "0 0"})
     assert hash(Depth({"enc": Stack()})) == hash(Depth({"enc": Stack()}))
     assert Depth(Block(0)) != Depth(Block(1))
 
@@ -157,8 +153,7 @@ ROWS = Axes({r"(?P<layers>\d+)/\w+": ">embed+"})
 
 def words(how, old, new, kind):
     small, large = (
-        ROWS.layout(checks.shapes({f"{i}/{kind(i)}": (3,) for i in range(n)}))
-        for n in (old, new)
+        ROWS.layout(checks.shapes({f"{i}/{kind(i)}": (3,) for i in range(n)})) for n in (old, new)
     )
     return str(Depth(how).plan(None, small, large).words["layers"])
 
@@ -189,9 +184,7 @@ def test_a_kind_that_does_not_grow_stays():
 
 
 def test_no_kind_is_dropped():
-    with pytest.raises(
-        ValueError, match="0 layers with the parameters .*a, .*b, the source 1"
-    ):
+    with pytest.raises(ValueError, match="0 layers with the parameters .*a, .*b, the source 1"):
         one, other = (
             ROWS.layout(checks.shapes(dict.fromkeys(paths, (3,))))
             for paths in (["0/a", "1/a", "1/b", "2/b"], ["0/a", "1/b", "2/b"])

@@ -59,8 +59,7 @@ def plain(embed, mlp, layers=1, vocab=5):
     def init(key):
         keys = jax.random.split(key, len(shapes))
         return {
-            name: jax.random.normal(key, shape)
-            for key, (name, shape) in zip(keys, shapes.items())
+            name: jax.random.normal(key, shape) for key, (name, shape) in zip(keys, shapes.items())
         }
 
     def apply(params, batch):
@@ -115,9 +114,7 @@ def test_a_model_fused_with_itself_keeps_its_function(operator, config, changes)
     small, large = transformer.model(config), transformer.model(target)
     params = drawn(config)
     times = target.width // config.width
-    fused = jax.jit(lambda params: operator(KEY, (params,) * times, small.axes, large))(
-        params
-    )
+    fused = jax.jit(lambda params: operator(KEY, (params,) * times, small.axes, large))(params)
     # Gradients are compared where layers are not added: those would need zeros.
     gradients = config.layers == target.layers
     before, slopes = computed(config, gradients)(params)
@@ -139,9 +136,7 @@ def test_different_models_without_norms_are_averaged(count, layers):
 
 
 def test_models_lie_beside_each_other():
-    one, two = (
-        {name: np.asarray(x) for name, x in params.items()} for params in sources(2)
-    )
+    one, two = ({name: np.asarray(x) for name, x in params.items()} for params in sources(2))
     made = fuse(sources(2), plain(4, 6))
     zeros = np.zeros((3, 2))
     expected = {
@@ -162,12 +157,8 @@ def test_what_both_share_reads_the_average():
     """The units stay as many: each reads half of either model's stream, and writes to both."""
     one, two = sources(2)
     made = fuse((one, two), plain(4, 3))
-    np.testing.assert_allclose(
-        made["in"], np.concatenate([one["in"], two["in"]], 1) / 2
-    )
-    np.testing.assert_array_equal(
-        made["out"], np.concatenate([one["out"], two["out"]], 2)
-    )
+    np.testing.assert_allclose(made["in"], np.concatenate([one["in"], two["in"]], 1) / 2)
+    np.testing.assert_array_equal(made["out"], np.concatenate([one["out"], two["out"]], 2))
     np.testing.assert_allclose(made["bias"], (one["bias"] + two["bias"]) / 2)
 
 

@@ -33,8 +33,7 @@ SMALL = transformer.Config(
     dtype="float64",
 )
 BATCHES = [
-    np.random.default_rng(seed).integers(7, size=(3, 7)).astype(np.int32)
-    for seed in range(2)
+    np.random.default_rng(seed).integers(7, size=(3, 7)).astype(np.int32) for seed in range(2)
 ]
 
 
@@ -47,9 +46,7 @@ def in_float64():
 def drawn(model, seed=0):
     draw = np.random.default_rng(seed)
     shapes = jax.eval_shape(model.init, KEY)
-    return jax.tree.map(
-        lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape), x.dtype), shapes
-    )
+    return jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape), x.dtype), shapes)
 
 
 def mlp(hidden, act=jnp.tanh, kind="tanh", extra=None):
@@ -120,9 +117,7 @@ def test_the_largest_gradient_there_is():
     # The fan-in is 0, and the function kept.
     assert not grown["up"][:, 6:].any() and not grown["bias"][6:].any()
     batch = examples(3)
-    np.testing.assert_allclose(
-        large.apply(grown, batch), small.apply(params, batch), rtol=1e-12
-    )
+    np.testing.assert_allclose(large.apply(grown, batch), small.apply(params, batch), rtol=1e-12)
     norm = 0.7 * np.linalg.norm(params["down"], axis=1).mean()
     new = np.asarray(grown["down"])[6:]
     np.testing.assert_allclose(new @ new.T, norm**2 * np.eye(3), atol=1e-12)
@@ -137,9 +132,7 @@ def test_the_largest_gradient_there_is():
         draw = np.random.default_rng(seed).normal(size=(4, 4))
         other = norm * np.linalg.qr(draw)[0][:3]
         rival = {**grown, "down": grown["down"].at[6:].set(other)}
-        assert np.linalg.norm(gradient) > 1.01 * np.linalg.norm(
-            fan_in_gradient(large, rival)
-        )
+        assert np.linalg.norm(gradient) > 1.01 * np.linalg.norm(fan_in_gradient(large, rival))
 
 
 def test_more_units_than_directions():
@@ -292,9 +285,7 @@ def test_what_cannot_be(target, axis, message):
 def test_queries_that_share_their_values():
     """Without a fan-in they attend to all alike, and what they read is not 0."""
     small, params, large = transformers("scanned", group=2)
-    with pytest.raises(
-        ValueError, match="'group' in layers/attn/v/.* share with other"
-    ):
+    with pytest.raises(ValueError, match="'group' in layers/attn/v/.* share with other"):
         gradmax(KEY, params, small.axes, large, BATCHES, "group")
 
 

@@ -106,9 +106,7 @@ def test_formula_and_storage():
     w = by_layer(small, params)
 
     def mixed(name, equation, *over):
-        total = sum(
-            mixing["layers", name][4, j] * np.asarray(w[name, j]) for j in range(2)
-        )
+        total = sum(mixing["layers", name][4, j] * np.asarray(w[name, j]) for j in range(2))
         return np.einsum(equation, total, *(axes[axis] for axis in over))
 
     expected = {
@@ -132,9 +130,7 @@ def test_formula_and_storage():
         one, values = drawn(dataclasses.replace(SMALL, implementation=old))
         large = transformer.model(dataclasses.replace(LARGE, implementation=new))
         tree = grow(Ligo(**start), one, values, large)
-        chex.assert_trees_all_equal_shapes_and_dtypes(
-            tree, jax.eval_shape(large.init, KEY)
-        )
+        chex.assert_trees_all_equal_shapes_and_dtypes(tree, jax.eval_shape(large.init, KEY))
         trees.append(by_layer(large, tree))
     for tree in trees:
         assert tree.keys() == trees[0].keys()
@@ -153,9 +149,7 @@ def test_flattened_and_concatenated_axes():
     row = {"qkv": ">(heads qk | heads qk | heads v) <embed"}
     fused = Axes(row, sizes={"heads": 2, "qk": 3, "v": 4})
     wider = Axes(row, sizes={"heads": 3, "qk": 4, "v": 4})
-    parts = checks.numbered(
-        checks.shapes({"k": (2, 3, 5), "q": (2, 3, 5), "v": (2, 4, 5)})
-    )
+    parts = checks.numbered(checks.shapes({"k": (2, 3, 5), "q": (2, 3, 5), "v": (2, 4, 5)}))
 
     def flat(tree):
         rows = [tree[name].reshape(-1, tree[name].shape[-1]) for name in "qkv"]
@@ -173,17 +167,11 @@ def test_flattened_and_concatenated_axes():
 
 def test_fitting_lowers_the_loss_and_moves_every_matrix():
     large = toy.model(4, width=12)
-    fitted = fit_ligo(
-        KEY, toy.PARAMS, toy.AXES, large, BATCHES, optax.adamw(3e-2), noise=0.0
-    )
+    fitted = fit_ligo(KEY, toy.PARAMS, toy.AXES, large, BATCHES, optax.adamw(3e-2), noise=0.0)
     assert fitted.losses.shape == (12,)
     assert fitted.losses[-3:].mean() < fitted.losses[:3].mean() - 0.2
     shapes = jax.eval_shape(large.init, KEY)
-    start = Ligo(
-        **ligo_start(
-            KEY, toy.AXES.layout(toy.PARAMS), toy.AXES.layout(shapes), noise=0.0
-        )
-    )
+    start = Ligo(**ligo_start(KEY, toy.AXES.layout(toy.PARAMS), toy.AXES.layout(shapes), noise=0.0))
     for before, after in zip(
         (start.axes, start.mixing), (fitted.operator.axes, fitted.operator.mixing)
     ):
@@ -247,9 +235,7 @@ def test_errors():
     small, params = drawn(SMALL)
     start = ligo_start(KEY, *layouts(small, params, transformer.model(LARGE)))
     wider = transformer.model(dataclasses.replace(LARGE, mlp=12))
-    with pytest.raises(
-        ValueError, match=r"axis 'mlp' has shape \(10, 8\); .* takes \(12, 8\)"
-    ):
+    with pytest.raises(ValueError, match=r"axis 'mlp' has shape \(10, 8\); .* takes \(12, 8\)"):
         Ligo(**start)(KEY, params, small.axes, wider)
     deeper = transformer.model(dataclasses.replace(LARGE, layers=6))
     with pytest.raises(ValueError, match=r"mixing of .* \(5, 2\); .* takes \(6, 2\)"):

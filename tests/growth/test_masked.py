@@ -51,9 +51,7 @@ def in_float64():
 def drawn(model, seed=0):
     draw = np.random.default_rng(seed)
     shapes = jax.eval_shape(model.init, KEY)
-    return jax.tree.map(
-        lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape), x.dtype), shapes
-    )
+    return jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape), x.dtype), shapes)
 
 
 @functools.cache
@@ -81,9 +79,7 @@ def grown(operator, config, source=SMALL):
     """The plan, the target, and grown parameters whose new entries are anything."""
     small, large = transformer.model(source), transformer.model(config)
     shapes = jax.eval_shape(large.init, KEY)
-    plan = operator.plan(
-        KEY, small.axes.layout(outputs(source)[0]), large.axes.layout(shapes)
-    )
+    plan = operator.plan(KEY, small.axes.layout(outputs(source)[0]), large.axes.layout(shapes))
     large = meeting(config, plan)
     grow = jax.jit(plan.params)
     return plan, large, grow(outputs(source)[0], drawn(large, 1))
@@ -91,9 +87,7 @@ def grown(operator, config, source=SMALL):
 
 @functools.cache
 def everything(implementation):
-    source, config = (
-        dataclasses.replace(x, implementation=implementation) for x in (SMALL, ALL)
-    )
+    source, config = (dataclasses.replace(x, implementation=implementation) for x in (SMALL, ALL))
     return grown(EVERYTHING, config, source)
 
 
@@ -150,9 +144,7 @@ def test_everything_at_once(implementation):
 def test_gradients_of_what_is_new():
     plan, large, params = everything("scanned")
     at = masked(large, plan)
-    gradient = jax.jit(
-        jax.grad(lambda params, mask: at(mask).loss(params, BATCH, None)[0])
-    )
+    gradient = jax.jit(jax.grad(lambda params, mask: at(mask).loss(params, BATCH, None)[0]))
     some, none = (flatten(gradient(params, mask)) for mask in (0.5, 0.0))
     up, down = "layers/mlp/up/kernel", "layers/mlp/down/kernel"
     # Nothing moves at 0, and everything in between.
@@ -173,9 +165,7 @@ def test_gradients_of_what_is_new():
 
 def test_the_ramp():
     small, large, batch = toy.SMALL, toy.model(3), toy.batch(0, 0)
-    layouts = [
-        model.axes.layout(jax.eval_shape(model.init, KEY)) for model in (small, large)
-    ]
+    layouts = [model.axes.layout(jax.eval_shape(model.init, KEY)) for model in (small, large)]
     plan = Depth(Fresh("top")).plan(KEY, *layouts)
     params = jax.jit(plan.params)(toy.PARAMS, jax.jit(large.init)(KEY))
     # A step that changes nothing: only the mask moves.
@@ -232,9 +222,7 @@ def test_what_no_mask_keeps(operator, source, changes, message):
     source = dataclasses.replace(SMALL, **source)
     small = transformer.model(source)
     large = transformer.model(dataclasses.replace(source, **changes))
-    old, new = (
-        model.axes.layout(jax.eval_shape(model.init, KEY)) for model in (small, large)
-    )
+    old, new = (model.axes.layout(jax.eval_shape(model.init, KEY)) for model in (small, large))
     with pytest.raises(ValueError, match=message):
         masked(large, operator.plan(KEY, old, new))
 

@@ -83,8 +83,7 @@ def grown(operator, config, target, gradients=False):
     params = drawn(config)
     made = jax.jit(lambda params: operator(KEY, params, small.axes, large))(params)
     return plan, *(
-        computed(one, gradients)(values)
-        for one, values in ((config, params), (target, made))
+        computed(one, gradients)(values) for one, values in ((config, params), (target, made))
     )
 
 
@@ -93,9 +92,7 @@ def difference(small, large):
 
 
 def test_upcycling_keeps_the_function():
-    plan, (before, slopes), (after, gradients) = grown(
-        Upcycle(), DENSE, MIXTURE, gradients=True
-    )
+    plan, (before, slopes), (after, gradients) = grown(Upcycle(), DENSE, MIXTURE, gradients=True)
     assert plan.exact and not plan.requires
     assert difference(before, after) < 1e-12
     # Experts share their tokens, and so the gradient: what moments suppose is right in the sum.
@@ -154,9 +151,7 @@ def test_twice_the_experts_for_twice_as_many_a_token():
         Width({"experts": Tile()}),
         dataclasses.replace(MIXTURE, experts=8),
     )
-    plan, (before, slopes), (after, gradients) = grown(
-        operator, MIXTURE, target, gradients=True
-    )
+    plan, (before, slopes), (after, gradients) = grown(operator, MIXTURE, target, gradients=True)
     assert plan.exact
     assert [str(x) for x in plan.requires] == ["top × 2 (experts)"]
     assert difference(before, after) < 1e-12
@@ -175,9 +170,7 @@ def test_experts_that_are_not_copied_whole_are_not_proved():
 
 
 def test_a_target_without_experts():
-    with pytest.raises(
-        ValueError, match=r"no axis 'experts', .* for embed/embedding \(7, 4\) and"
-    ):
+    with pytest.raises(ValueError, match=r"no axis 'experts', .* for embed/embedding \(7, 4\) and"):
         planned(Upcycle(), DENSE, DENSE)
     with pytest.raises(ValueError, match="no axis 'mixture'"):
         planned(Upcycle("mixture"), DENSE, MIXTURE)

@@ -26,9 +26,7 @@ def shapes(layers, mlp=4, head=5):
 
 def grow(word, old, new, source=ROWS, target=ROWS, axes=Axes):
     small, large = axes(source), axes(target)
-    return Depth(word)(
-        checks.KEY, checks.numbered(old), small, checks.target(large, new)
-    )
+    return Depth(word)(checks.KEY, checks.numbered(old), small, checks.target(large, new))
 
 
 @pytest.mark.parametrize(
@@ -74,9 +72,7 @@ def test_another_width():
 def test_another_width_that_only_a_flattened_axis_shows():
     rows = {r"(?P<layers>\d+)/q": "<embed >(heads qk)+"}
     small, large = (checks.shapes({f"{i}/q": (3, n) for i in range(2)}) for n in (4, 6))
-    with pytest.raises(
-        ValueError, match=r"1/q \(3, 4\) and the target's 1/q \(3, 6\) differ"
-    ):
+    with pytest.raises(ValueError, match=r"1/q \(3, 4\) and the target's 1/q \(3, 6\) differ"):
         grow(Stack(), small, large, rows, rows)
 
 
@@ -153,9 +149,7 @@ def test_scaling_needs_a_residual_row():
 
 
 def test_strategies_by_stack_name_the_stacks():
-    with pytest.raises(
-        ValueError, match=r"given for \['enc'\], the stacks are \['layers'\]"
-    ):
+    with pytest.raises(ValueError, match=r"given for \['enc'\], the stacks are \['layers'\]"):
         grow({"enc": Stack()}, shapes(2), shapes(4))
 
 

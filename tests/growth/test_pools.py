@@ -14,8 +14,7 @@ def pool(old, new, **kwargs):
     shapes = jax.eval_shape(small.init, jax.random.key(0))
     found = pools.depth(shapes, small.axes, large, **kwargs)
     layouts = [
-        model.axes.layout(jax.eval_shape(model.init, jax.random.key(0)))
-        for model in (small, large)
+        model.axes.layout(jax.eval_shape(model.init, jax.random.key(0))) for model in (small, large)
     ]
     words = [str(one.operator.plan(None, *layouts).words["layers"]) for one in found]
     return found, words
@@ -28,9 +27,7 @@ def test_candidates_differ(old, new):
     assert len(set(names)) == len(names)
     assert len(set(words)) == len(words)
     assert len(found) - 1 >= 12
-    assert [candidate.control for candidate in found] == [False] * (len(found) - 1) + [
-        True
-    ]
+    assert [candidate.control for candidate in found] == [False] * (len(found) - 1) + [True]
     assert names[0] == "zeroed-interleave"
     assert names[-1] == "reversed"
     assert pool(old, new, controls=False)[0] == found[:-1]

@@ -79,9 +79,7 @@ def test_an_operator_comes_back_as_it_was(value: Any) -> None:
 
 
 @pytest.mark.parametrize("make", [np.asarray, jnp.asarray])
-@pytest.mark.parametrize(
-    "dtype", ["float32", "bfloat16", "float8_e4m3fn", "int4", "int8", "bool"]
-)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e4m3fn", "int4", "int8", "bool"])
 @pytest.mark.parametrize("shape", [(), (0, 3), (2, 3)])
 def test_arrays_keep_kind_dtype_shape_and_bytes(
     make: Callable, dtype: str, shape: tuple[int, ...]
@@ -152,9 +150,7 @@ def test_a_replay_is_the_identical_tree(operator: Any) -> None:
     assert again == made
     grow = jax.jit(lambda key, params: operator(key, params, toy.AXES, toy.LARGE))
     grown = grow(KEY, toy.PARAMS)
-    chex.assert_trees_all_equal(
-        again.replay(toy.PARAMS, toy.AXES, toy.LARGE), grown, strict=True
-    )
+    chex.assert_trees_all_equal(again.replay(toy.PARAMS, toy.AXES, toy.LARGE), grown, strict=True)
 
 
 def test_other_parameters_are_refused() -> None:

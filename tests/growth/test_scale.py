@@ -181,9 +181,7 @@ def test_the_source_may_lie_anywhere(where: str) -> None:
     whole = NamedSharding(MESH, PartitionSpec())
     found = apply(Depth(Stack()), key, source, toy.AXES, toy.LARGE, whole)
     assert all(x.sharding == whole for x in jax.tree.leaves(found))
-    chex.assert_trees_all_equal(
-        jax.device_get(found), jax.device_get(grown("stacked")[1])
-    )
+    chex.assert_trees_all_equal(jax.device_get(found), jax.device_get(grown("stacked")[1]))
 
 
 def test_shardings_of_another_structure_are_refused() -> None:
@@ -214,9 +212,7 @@ def test_other_keys_stay() -> None:
 @pytest.mark.parametrize("case", ["depth, scanned", "width, scanned"])
 def test_the_measured_models_double(case: str) -> None:
     _, small, large = scale.models(case, 1e6)
-    count = lambda model: sum(
-        x.size for x in jax.tree.leaves(jax.eval_shape(model.init, KEY))
-    )
+    count = lambda model: sum(x.size for x in jax.tree.leaves(jax.eval_shape(model.init, KEY)))
     assert 0.8e6 < count(small) < 1.25e6
     assert 1.9 < count(large) / count(small) <= 2
 

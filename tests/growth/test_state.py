@@ -128,9 +128,7 @@ def test_rule_is_the_gradients():
         grown = Depth(word)(KEY, params, small.axes, models.filled(large))
         return flatten(models.gradient(large.loss)(grown)["layers_1"])
 
-    zeroed, once, twice = (
-        added(f"0 0*{scale} 1 1") for scale in ("0", "0.0005", "0.001")
-    )
+    zeroed, once, twice = (added(f"0 0*{scale} 1 1") for scale in ("0", "0.0005", "0.001"))
     for path in zeroed:
         output = bool(re.search(OUTPUTS, path))
         assert bool(jnp.any(zeroed[path] != 0)) is output, path
@@ -143,9 +141,7 @@ def test_rule_is_the_gradients():
 @pytest.mark.parametrize("schedule", ["continue", "restart"])
 @pytest.mark.parametrize("family", ["scanned", "unrolled"])
 @pytest.mark.parametrize("name", ["adamw with a schedule", "injected"])
-def test_counts_go_with_the_moments_and_schedules_by_choice(
-    name, family, schedule, moments
-):
+def test_counts_go_with_the_moments_and_schedules_by_choice(name, family, schedule, moments):
     one = Grown(family, TRANSFORMATIONS[name], count=3)
     carried = one.carry(moments, schedule)
     step = 3 if schedule == "continue" else 0
@@ -156,9 +152,7 @@ def test_counts_go_with_the_moments_and_schedules_by_choice(
         _, after = one.tx.update(one.grown, carried, one.grown)
         np.testing.assert_allclose(after.hyperparams["learning_rate"], SCHEDULE(step))
     else:
-        schedules = [
-            x for x in _states(carried) if isinstance(x, optax.ScaleByScheduleState)
-        ]
+        schedules = [x for x in _states(carried) if isinstance(x, optax.ScaleByScheduleState)]
         assert [int(state.count) for state in schedules] == [step]
 
 
@@ -171,9 +165,7 @@ def test_schedules_are_rewound_to_a_step(name):
         np.testing.assert_allclose(after.hyperparams["learning_rate"], SCHEDULE(2))
         adam = carried.inner_state[0]
     else:
-        (schedule,) = (
-            x for x in _states(carried) if isinstance(x, optax.ScaleByScheduleState)
-        )
+        (schedule,) = (x for x in _states(carried) if isinstance(x, optax.ScaleByScheduleState))
         assert int(schedule.count) == 2
         adam = carried[0]
     # The statistics keep their own count.
@@ -200,9 +192,7 @@ def test_reset_is_the_fresh_state():
 
 
 def test_small_batches_go_on_where_they_were():
-    one = Grown(
-        "scanned", TRANSFORMATIONS["many small batches"], mini_step=1, gradient_step=4
-    )
+    one = Grown("scanned", TRANSFORMATIONS["many small batches"], mini_step=1, gradient_step=4)
     carried = one.carry()
     assert int(carried.mini_step) == int(one.state.mini_step) == 1
     assert int(carried.gradient_step) == int(one.state.gradient_step) == 4
@@ -228,15 +218,12 @@ def test_a_state_of_another_transformation():
         optax.sgd(0.1, momentum=0.9).init(one.params),
         one.fresh.__class__(()),
     ):
-        with pytest.raises(
-            ValueError, match="not made by tx.init for the source's parameters"
-        ):
+        with pytest.raises(ValueError, match="not made by tx.init for the source's parameters"):
             one.carry(state=other)
 
 
 BATCHES = [
-    np.random.default_rng(seed).integers(7, size=(8, 6), dtype=np.int32)
-    for seed in range(12)
+    np.random.default_rng(seed).integers(7, size=(8, 6), dtype=np.int32) for seed in range(12)
 ]
 
 
@@ -248,12 +235,8 @@ class Wide:
         self.small = models.bare(*small, dtype="float64")
         self.large = models.bare(*large, logits=logits, dtype="float64")
         start = jax.tree.map(lambda x: 0.5 * x, self.small.init(KEY))
-        self.params, self.state, _ = self.train(
-            self.small, start, tx.init(start), BATCHES[:6]
-        )
-        layouts = (
-            m.axes.layout(jax.eval_shape(m.init, KEY)) for m in (self.small, self.large)
-        )
+        self.params, self.state, _ = self.train(self.small, start, tx.init(start), BATCHES[:6])
+        layouts = (m.axes.layout(jax.eval_shape(m.init, KEY)) for m in (self.small, self.large))
         self.plan = self.operator.plan(KEY, *layouts)
         self.grown = self.operator(KEY, self.params, self.small.axes, self.large)
 
@@ -316,9 +299,7 @@ def test_momentum_follows_by_its_own_step_sizes():
                 7,
                 8,
             )
-            return (
-                jax.tree.map(jnp.multiply, updates, sizes) if like else updates
-            ), state
+            return (jax.tree.map(jnp.multiply, updates, sizes) if like else updates), state
 
         one.tx = optax.GradientTransformation(plain.init, update)
         assert one.follows() < 1e-10
@@ -366,9 +347,7 @@ def test_new_entries_count_their_own_steps():
     )
     warm = steps(optax.chain(optax.scale_by_adam(), scale_by_growth(warmup=10)))
     np.testing.assert_allclose(warm[[0, 4, 9, 12]], [0.1, 0.5, 1, 1], rtol=1e-4)
-    assert [x.tolist() for x in unseen(plan)] == [
-        [[False] * 2, [False] * 2, [True] * 2]
-    ]
+    assert [x.tolist() for x in unseen(plan)] == [[[False] * 2, [False] * 2, [True] * 2]]
 
 
 def test_zeroed_copies_have_seen_nothing_inside():
@@ -387,12 +366,8 @@ def test_running_averages_grow_like_parameters():
         average = jax.tree.map(lambda x: x + 1, one.params)
         found = ema(one.plan, average, one.grown)
         alike = ema(one.plan, one.params, one.grown)
-        chex.assert_trees_all_equal(
-            found["l"]["0"]["up"][:4, :6], average["l"]["0"]["up"]
-        )
-        chex.assert_trees_all_equal(
-            found["l"]["0"]["up"][4:], one.grown["l"]["0"]["up"][4:]
-        )
+        chex.assert_trees_all_equal(found["l"]["0"]["up"][:4, :6], average["l"]["0"]["up"])
+        chex.assert_trees_all_equal(found["l"]["0"]["up"][4:], one.grown["l"]["0"]["up"][4:])
         chex.assert_trees_all_close(alike["l"], one.grown["l"], rtol=0.5)
 
 

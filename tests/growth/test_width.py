@@ -80,9 +80,7 @@ def test_what_reads_undoes_what_writes(way, old, new):
     w, v = jnp.asarray(w), jnp.asarray(v.T)
     large = {"w": (new, 3)}
     read = grow(Width({"x": way}), {"w": w}, checks.shapes(large), reads)["w"]
-    written = grow(Width({"x": way}), {"w": v}, checks.shapes({"w": (3, new)}), writes)[
-        "w"
-    ]
+    written = grow(Width({"x": way}), {"w": v}, checks.shapes({"w": (3, new)}), writes)["w"]
     np.testing.assert_allclose(written @ read, v @ w, rtol=1e-5, atol=1e-6)
 
 
@@ -96,17 +94,13 @@ def test_any_map_is_undone(more, random):
     scale = np.array([random.choice([0.5, 1.0, -2.0]) for _ in source])
     for j in range(3):
         share[source == j] /= share[source == j].sum()
-    made = Map(
-        3, source, scale=scale * (source >= 0), share=share * (source >= 0), noise=1.0
-    )
+    made = Map(3, source, scale=scale * (source >= 0), share=share * (source >= 0), noise=1.0)
     assert made.counts.tolist() == [counts[j] if j >= 0 else 1 for j in source]
     kind = Elementwise("identity")
     w = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)), jnp.float32)
     read = made.apply(w, 1, made.factors("<", kind))
     read = read + made.free(jax.random.normal(KEY, read.shape), 1)
-    np.testing.assert_allclose(
-        made.contract(read, 1, "<", kind), w, rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(made.contract(read, 1, "<", kind), w, rtol=1e-5, atol=1e-6)
     written = made.apply(w, 1, made.factors(">", kind))
     np.testing.assert_allclose(made.contract(written, 1, ">", kind), w, rtol=1e-5)
 
@@ -136,9 +130,7 @@ def test_depth_and_width_in_one_are_both_in_turn(first):
     one, other = (depth, wide) if first == "depth" else (wide, depth)
     together = grow(Both(depth, wide), small, large)
     in_turn = grow(other, grow(one, small, middle), large)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), together, in_turn
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), together, in_turn)
 
 
 def test_noise_is_the_keys_and_nothing_else_is():
@@ -146,24 +138,18 @@ def test_noise_is_the_keys_and_nothing_else_is():
     target = checks.target(AXES, large)
     for split, equal in ((width.Even(), True), (width.Elementwise(), False)):
         operator = Width(width.Tile(split))
-        one, same, other = (
-            operator(jax.random.key(k), small, AXES, target) for k in (0, 0, 1)
-        )
+        one, same, other = (operator(jax.random.key(k), small, AXES, target) for k in (0, 0, 1))
         jax.tree.map(np.testing.assert_array_equal, one, same)
         assert np.array_equal(one["l/0/down"], other["l/0/down"]) is equal
 
 
 def test_where_each_entry_comes_from():
     small, large = values(net(2, 2, 3)), net(3, 3, 5)
-    operator = Both(
-        Depth("0 new* 1"), Width({"embed": width.ZeroPad(), "mlp": width.RandomIn()})
-    )
+    operator = Both(Depth("0 new* 1"), Width({"embed": width.ZeroPad(), "mlp": width.RandomIn()}))
     plan = operator.plan(KEY, AXES.layout(small), AXES.layout(large))
     grown = grow(operator, small, large)
     origins = tree(plan, grown)
-    f, s, z, c = (
-        int(x) for x in (Origin.FRESH, Origin.SCALED, Origin.ZEROED, Origin.COPIED)
-    )
+    f, s, z, c = (int(x) for x in (Origin.FRESH, Origin.SCALED, Origin.ZEROED, Origin.COPIED))
     assert origins["l/0/up"].tolist() == [
         [c, c, c, f, f],
         [c, c, c, f, f],
@@ -279,12 +265,8 @@ def test_width_pool_names_what_can_grow():
     assert by_name["isometric"].target != other
     plain = pools.width(shapes, one.axes, other)
     assert {x.target for x in plain} == {other}
-    with pytest.raises(
-        ValueError, match="no way grows this target:\n  isometric: .*adds none"
-    ):
-        pools.width(
-            shapes, one.axes, transformer.model(small_config(layers=3, width=6))
-        )
+    with pytest.raises(ValueError, match="no way grows this target:\n  isometric: .*adds none"):
+        pools.width(shapes, one.axes, transformer.model(small_config(layers=3, width=6)))
 
 
 LARGE = {"embed": 4, "mlp": 6}
@@ -343,26 +325,16 @@ def test_proofs_name_the_axis():
     assert len(unequal) == 1
     assert unequal[0].startswith("'embed': entries are copied unequally often")
     layer = KINDS | {"embed": Residual("layer", pre=True)}
-    assert (
-        "'embed': the mean that LayerNorm subtracts"
-        in why(layer, Width(width.ZeroPad()))[0]
-    )
+    assert "'embed': the mean that LayerNorm subtracts" in why(layer, Width(width.ZeroPad()))[0]
     tied = why(layer, Width({"embed": width.Centred(), "mlp": width.Tile()}))
     assert tied == [
         "'embed' in embed: the table is tied: as the head it would have to read what it does not write"
     ]
-    assert not why(
-        layer, Width({"embed": width.Average(), "mlp": width.Tile()}), (1, 5, 6)
-    )
+    assert not why(layer, Width({"embed": width.Average(), "mlp": width.Tile()}), (1, 5, 6))
     unknown = {axis: kind for axis, kind in KINDS.items() if axis != "mlp"}
-    assert (
-        "'mlp' in l/{layers}/bias: its kind is not known"
-        in why(unknown, Width(width.Tile()))[0]
-    )
+    assert "'mlp' in l/{layers}/bias: its kind is not known" in why(unknown, Width(width.Tile()))[0]
     sigmoid = KINDS | {"mlp": Elementwise("sigmoid")}
-    assert (
-        "sigmoid of 0 is not known to be 0" in why(sigmoid, Width(width.ZeroPad()))[0]
-    )
+    assert "sigmoid of 0 is not known to be 0" in why(sigmoid, Width(width.ZeroPad()))[0]
     assert not why(sigmoid, Width({"embed": width.ZeroPad(), "mlp": width.RandomIn()}))
     written = ROWS | {r"l/(?P<layers>\d+)/down": ">embed+ >mlp"}
     assert (
@@ -391,9 +363,7 @@ def test_what_a_plan_requires():
     }
     rope = Axes({"q": "<e >qk", "k": "<e <qk"}, {"qk": Dot("half")})
     one, other = (checks.shapes({"q": (3, n), "k": (3, n)}) for n in (4, 6))
-    plan = Width({"qk": width.ZeroPad()}).plan(
-        KEY, rope.layout(one), rope.layout(other)
-    )
+    plan = Width({"qk": width.ZeroPad()}).plan(KEY, rope.layout(one), rope.layout(other))
     assert [(x.what, x.value) for x in plan.requires] == [("frequencies", (0, 1, -1))]
     assert plan.maps["qk"].source.tolist() == [0, 1, -1, 2, 3, -1]
     between = Axes({"q": "<e >qk", "k": "<e <qk"}, {"qk": Dot("interleaved")})

@@ -34,9 +34,7 @@ def make(
     draw = np.random.default_rng(7)
     pool = names + (CONTROLS if controls else ())
     failed = names + CONTROLS if outcome == "all_failed" else failed
-    start = {
-        name: 3.1 if name in EXACT else 3.15 + draw.gamma(2.0, 0.5) for name in names
-    }
+    start = {name: 3.1 if name in EXACT else 3.15 + draw.gamma(2.0, 0.5) for name in names}
     floor = {name: 2.5 + draw.normal(0, 0.03) for name in names}
     slow = {name: draw.uniform(3, 12) * (1 + 2 * (name in EXACT)) for name in names}
     start |= dict.fromkeys(CONTROLS, 5.55)
@@ -53,11 +51,7 @@ def make(
     def loss(name: str, step: int, seed: int) -> float:
         decay = (1 + step / slow[name]) ** -0.9
         drift = 0.08 * math.log1p(step / 250)
-        wobble = (
-            0
-            if step == 0
-            else 0.002 * math.sin(seed + 3 * math.log1p(step) + len(name))
-        )
+        wobble = 0 if step == 0 else 0.002 * math.sin(seed + 3 * math.log1p(step) + len(name))
         return float(floor[name] + (start[name] - floor[name]) * decay - drift + wobble)
 
     def line(
@@ -79,8 +73,7 @@ def make(
     lines = []
     if "source" in phases:
         lines += [
-            line("source", "source", 0, s, 3.0 + 2.5 / (1 + s / 50))
-            for s in (0, 100, 500, 2000)
+            line("source", "source", 0, s, 3.0 + 2.5 / (1 + s / 50)) for s in (0, 100, 500, 2000)
         ]
     if "probe" in phases:
         for name in pool:
@@ -98,9 +91,7 @@ def make(
                             )
                         )
                         break
-                    lines.append(
-                        line("probe", name, seed, step, loss(name, step, seed))
-                    )
+                    lines.append(line("probe", name, seed, step, loss(name, step, seed)))
 
     def mean(name: str, step: int) -> float:
         return sum(loss(name, step, seed) for seed in range(seeds)) / seeds
@@ -113,11 +104,7 @@ def make(
         tied = sorted(order[:2], key=pool.index) if outcome == "tie" else order[:1]
         winner = tied[0] if live else None
         runner = next((name for name in order if name != winner), None)
-        margin = (
-            None
-            if runner is None or winner is None
-            else at_lag[runner] - at_lag[winner]
-        )
+        margin = None if runner is None or winner is None else at_lag[runner] - at_lag[winner]
         decision = {
             "winner": winner, "runner_up": runner, "outcome": outcome, "lag": LAG, "margin": margin,
             "margin_interval": None if margin is None else [margin - 0.004, margin + 0.004], "ranking": sorted(
@@ -133,21 +120,13 @@ def make(
             },
         }  # fmt: skip
         if "continue" in phases and winner is not None:
-            first = min(
-                names, key=lambda name: (round(start[name], 4), names.index(name))
-            )
+            first = min(names, key=lambda name: (round(start[name], 4), names.index(name)))
             on = [(name, 0) for name in dict.fromkeys((winner, first))]
             if audit:
-                on = [
-                    (name, seed)
-                    for name in pool
-                    if name not in failed
-                    for seed in range(seeds)
-                ]
+                on = [(name, seed) for name in pool if name not in failed for seed in range(seeds)]
             for name, seed in on:
                 lines += [
-                    line("continue", name, seed, step, loss(name, step, seed))
-                    for step in LATER
+                    line("continue", name, seed, step, loss(name, step, seed)) for step in LATER
                 ]
     config = {
         "task": {"horizon": HORIZON, "seeds": seeds, "batch": 32},

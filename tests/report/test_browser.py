@@ -36,9 +36,7 @@ def browser():
 
 @pytest.mark.parametrize("kind", ["clear", "awkward"])
 def test_opens_offline_at_both_widths(browser, tmp_path, kind):
-    names = (
-        ("x" * 80, '<b>&"x"', "plain") if kind == "awkward" else synthetic_runs.NAMES
-    )
+    names = ("x" * 80, '<b>&"x"', "plain") if kind == "awkward" else synthetic_runs.NAMES
     synthetic_runs.make(tmp_path, names=names)
     path = report.write(tmp_path)
     context = browser.new_context(offline=True)

@@ -44,9 +44,7 @@ def bert_config(layers):
 
 def test_bert():
     table = bert.axes(bert_config(2))
-    small, large = (
-        shapes("FlaxBertForMaskedLM", bert_config(layers)) for layers in (2, 4)
-    )
+    small, large = (shapes("FlaxBertForMaskedLM", bert_config(layers)) for layers in (2, 4))
     layout = checks.table(table, small, large)
     checks.scanning(table, small)
     assert layout.sizes == {
@@ -71,8 +69,7 @@ def test_gpt2():
     }
     table = gpt2.axes(GPT2Config(**config))
     small, large = (
-        shapes("FlaxGPT2LMHeadModel", GPT2Config(**config, n_layer=layers))
-        for layers in (2, 4)
+        shapes("FlaxGPT2LMHeadModel", GPT2Config(**config, n_layer=layers)) for layers in (2, 4)
     )
     layout = checks.table(table, small, large)
     checks.scanning(table, small)
@@ -122,9 +119,7 @@ def test_gpt2_grows_wider_and_keeps_its_function(way):
 def test_t5(monkeypatch):
     # Removed from JAX since; transformers 4.57.6 still writes jnp.clip(x, a_max=...).
     clip = jnp.clip
-    monkeypatch.setattr(
-        jnp, "clip", lambda x, a_min=None, a_max=None: clip(x, a_min, a_max)
-    )
+    monkeypatch.setattr(jnp, "clip", lambda x, a_min=None, a_max=None: clip(x, a_min, a_max))
     sizes = {
         "vocab_size": 13,
         "d_model": 8,
