@@ -24,35 +24,35 @@ from rich.console import Console
 
 from experiments.models import transformer
 from experiments.models.transformer import Config
-from lagjax.directory import write_atomically
+from lagjax.algebra.plan import Growth
+from lagjax.certify.certify import certify, plan_of
 from lagjax.fingerprint import versions
 from lagjax.growth import pools
-from lagjax.growth.certify import certify, plan_of
 from lagjax.growth.depth import Depth, Fresh, Interleave, Scaled, Stack
+from lagjax.growth.experts import Upcycle
 from lagjax.growth.fusion import Fuse
-from lagjax.growth.gradient import gradmax
+from lagjax.growth.gradmax import gradmax
 from lagjax.growth.learned import fit_ligo
 from lagjax.growth.masked import masked, silenced
-from lagjax.growth.moe import Upcycle
-from lagjax.growth.plan import Growth
 from lagjax.growth.width import (
     Average,
     Both,
     Centred,
-    Elementwise,
     Extend,
     Isometric,
     Net2Net,
     Noisy,
+    NoisySplit,
     Paired,
     RandomIn,
     RandomPad,
-    Scalar,
+    ScalarSplit,
     Tile,
     Width,
     ZeroPad,
 )
 from lagjax.model import Model
+from lagjax.store.directory import write_atomically
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "norm": ("rms", "layer"),
@@ -148,7 +148,7 @@ def pre_layer(c: Config) -> bool:
 
 
 ALL = ("width", "kv", "mlp")
-NOISE = Elementwise(0.1)
+NOISE = NoisySplit(0.1)
 # What grows the stream by padding keeps its mean only where Centred can take it away.
 CLAIMS = {
     "zero-pad": lambda c: rms(c) or (pre(c) and not c.tied),
@@ -181,8 +181,8 @@ CASES = {
         lambda c: {"kv": 2 * c.kv} if c.group > 1 else None,
         always,
     ),
-    "split .3/.7": Case(Width({"mlp": Tile(Scalar(0.3))}), times(2, "mlp"), always),
-    "split -.5/1.5": Case(Width({"mlp": Tile(Scalar(-0.5))}), times(2, "mlp"), always),
+    "split .3/.7": Case(Width({"mlp": Tile(ScalarSplit(0.3))}), times(2, "mlp"), always),
+    "split -.5/1.5": Case(Width({"mlp": Tile(ScalarSplit(-0.5))}), times(2, "mlp"), always),
     "random in, zero out": Case(
         Width({"mlp": RandomIn(), "kv": RandomIn()}),
         lambda c: {"mlp": c.mlp + 3, "kv": c.kv + 1},

@@ -2,7 +2,7 @@
 
     python -m experiments.scale --record        # grows 1 billion float32 parameters to 2; needs 16 GB of free memory
 
-Each case grows in a process of its own, on the CPU, by `lagjax.growth.apply`. Bytes moved are the source's, read, and the
+Each case grows in a process of its own, on the CPU, by `lagjax.growth.leafwise`. Bytes moved are the source's, read, and the
 target's, written. Peak memory is that of the whole process, against source and target; time is that of one growth after
 compilation, against copying the source twice, both into new memory, medians of `rounds`.
 """
@@ -30,10 +30,10 @@ from rich.table import Table
 from experiments import tables
 from experiments.models import transformer
 from lagjax import runs
-from lagjax.axes import Params
-from lagjax.growth.apply import compiled
+from lagjax.algebra.axes import Params
+from lagjax.algebra.plan import Growth
 from lagjax.growth.depth import Depth, Stack
-from lagjax.growth.plan import Growth
+from lagjax.growth.leafwise import compiled
 from lagjax.growth.width import Tile, Width
 from lagjax.model import Model
 

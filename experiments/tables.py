@@ -17,9 +17,9 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from lagjax import directory
 from lagjax.analysis.audit import Audit, audit
 from lagjax.report import audit as words
+from lagjax.store import directory
 
 HERE = Path(__file__).parent
 Row = dict[str, Any]
@@ -308,7 +308,7 @@ def _scale(rows: list[Row]) -> str:
         (*scale.line(row), f"{row['device']}, {row['cores']} cores, {str(row['commit'])[:12]}") for row in rows
     ]  # fmt: skip
     return f"""## Scale
-`python -m experiments.scale`: growing by `lagjax.growth.apply` in a process of its own. Bytes moved are the source's, read, and the target's,
+`python -m experiments.scale`: growing by `lagjax.growth.leafwise` in a process of its own. Bytes moved are the source's, read, and the target's,
 written. Memory is that of the whole process. A copy is of as many bytes as the target has, into new memory, as growing is.
 
 {_table((*scale.HEADINGS, "Device, commit"), described)}"""

@@ -40,16 +40,15 @@ from rich.console import Console
 from experiments import tables
 from experiments.data import text
 from experiments.models import transformer
+from lagjax.algebra.axes import Params
+from lagjax.algebra.plan import Plan
 from lagjax.analysis.margin import Margin, margin
-from lagjax.axes import Params
 from lagjax.flops import flops
 from lagjax.growth.depth import Depth, Interleave, Scaled, Stack
-from lagjax.growth.plan import Plan
-from lagjax.growth.state import carry, scale_by_growth
 from lagjax.growth.width import (
-    Elementwise,
     Isometric,
     Net2Net,
+    NoisySplit,
     Paired,
     RandomIn,
     RandomPad,
@@ -69,6 +68,7 @@ from lagjax.probe import (
 )
 from lagjax.progress import Display, Event, Progress
 from lagjax.runs import LENGTH, environment
+from lagjax.state import carry, scale_by_growth
 
 Row = dict[str, Any]
 
@@ -133,7 +133,7 @@ class Arm(NamedTuple):
     state: Literal["reset", "grown", "rule"] = "reset"
 
 
-SPLIT = Elementwise(0.1)
+SPLIT = NoisySplit(0.1)
 ZERO = Width({"embed": ZeroPad(), "kv": RandomIn(), "mlp": Paired()})
 COPY = Width({"embed": Isometric(SPLIT), "kv": Net2Net(split=SPLIT), "mlp": Net2Net(split=SPLIT)})  # fmt: skip
 FPI = Width({"embed": Net2Net(), "kv": Net2Net(), "mlp": Net2Net()})

@@ -2,22 +2,22 @@
 
 __version__ = "0.1.0"
 
-from lagjax.axes import Axes, Dot, Elementwise, Experts, Lookup, Residual
+from lagjax.algebra.axes import Axes, Dot, Elementwise, Experts, Lookup, Residual
+from lagjax.certify.certify import Certificate, certify
 from lagjax.growth import pools
-from lagjax.growth.certify import Certificate, certify
 from lagjax.growth.depth import Depth
+from lagjax.growth.experts import Upcycle
 from lagjax.growth.fusion import Fuse
-from lagjax.growth.gradient import gradmax
+from lagjax.growth.gradmax import gradmax
 from lagjax.growth.learned import fit, fit_ligo
 from lagjax.growth.masked import masked
-from lagjax.growth.moe import Upcycle
 from lagjax.growth.pools import Candidate
-from lagjax.growth.state import scale_by_growth
 from lagjax.growth.width import Both, Width
 from lagjax.model import Model
 from lagjax.probe import Engine, from_loss
 from lagjax.runs import Task, run, train
-from lagjax.select import Decision, FixedLag
+from lagjax.select.decision import Decision, FixedLag
+from lagjax.state import scale_by_growth
 
 __all__ = [
     "Axes",

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 
 import lagjax
-from lagjax import directory, report
+from lagjax import report
+from lagjax.store import directory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

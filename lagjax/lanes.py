@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.directory import Directory, LaneName
 from lagjax.model import Batch
 from lagjax.probe import Lane, Program, steps_of, unstack
 from lagjax.progress import Event, Progress
+from lagjax.store.directory import Directory, LaneName
 
 
 @dataclass

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
-from lagjax.axes import Axes, Params
+from lagjax.algebra.axes import Axes, Params
 
 Key: TypeAlias = jax.Array
 Batch: TypeAlias = Any

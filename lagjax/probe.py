@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lagjax.axes import Params
+from lagjax.algebra.axes import Params
 from lagjax.flops import flops
-from lagjax.growth.state import OptState
+from lagjax.mesh import CANDIDATES, Placement
 from lagjax.model import Batch, Key, Model
-from lagjax.placement import CANDIDATES, Placement
+from lagjax.state import OptState
 
 State: TypeAlias = Any
 Metrics: TypeAlias = dict[str, jax.Array]

@@ -13,16 +13,13 @@ import numpy as np
 import optax
 
 from lagjax import report
+from lagjax.algebra.axes import Axes, Params
 from lagjax.analysis.ledger import Ledger, ledger
-from lagjax.axes import Axes, Params
-from lagjax.directory import Directory, LaneName, write_atomically
 from lagjax.fingerprint import digest, versions
-from lagjax.growth import record
 from lagjax.growth.pools import Candidate
-from lagjax.growth.state import OptState, Schedule, carry, measure
 from lagjax.lanes import Course
+from lagjax.mesh import DATA, Placement, placement
 from lagjax.model import Batch, Model
-from lagjax.placement import DATA, Placement, placement
 from lagjax.probe import (
     Engine,
     Lane,
@@ -36,7 +33,10 @@ from lagjax.probe import (
     sum_and_count,
 )
 from lagjax.progress import Display, Progress
-from lagjax.select import Decision, Policy, Probes, start_choice
+from lagjax.select.decision import Decision, Policy, Probes, start_choice
+from lagjax.state import OptState, Schedule, carry, measure
+from lagjax.store import record
+from lagjax.store.directory import Directory, LaneName, write_atomically
 
 LENGTH = 32
 """Steps that one call of the compiled loop makes at most: the batches of so many are made and held at a time."""

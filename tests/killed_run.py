@@ -19,7 +19,7 @@ import threading
 
 import lagjax
 from lagjax import report
-from lagjax.directory import Directory
+from lagjax.store.directory import Directory
 
 # What a run imports when it comes to it.
 importlib.import_module("lagjax.report.charts")

@@ -9,7 +9,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lagjax.axes import Axes, Dim, Dot, Residual, flatten, join, parse, rearrange, split
+from lagjax.algebra.axes import Axes, Dim, Dot, Residual, flatten, join, parse, rearrange, split
 from tests.growth.checks import shapes
 
 LAYERS = r"l/(?P<layers>\d+)/"

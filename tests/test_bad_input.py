@@ -11,7 +11,7 @@ import pytest
 
 import lagjax
 from experiments import quickstart
-from lagjax.axes import Axes
+from lagjax.algebra.axes import Axes
 from lagjax.growth.depth import Stack
 from tests import quick, toy
 

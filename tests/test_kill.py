@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from lagjax import directory
+from lagjax.store import directory
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -12,8 +12,8 @@ import pytest
 from jax.sharding import Mesh
 
 import lagjax
-from lagjax import directory, runs
-from lagjax.placement import placement
+from lagjax import runs
+from lagjax.mesh import placement
 from lagjax.probe import (
     fitting_lanes,
     fresh_lane,
@@ -22,6 +22,7 @@ from lagjax.probe import (
     shapes_of,
     steps_of,
 )  # fmt: skip
+from lagjax.store import directory
 from tests import quick, toy
 
 compile_quickly = quick.compile_quickly

@@ -10,8 +10,8 @@ import optax
 import pytest
 
 import lagjax
-from lagjax import directory
 from lagjax.growth import width
+from lagjax.store import directory
 from tests import quick, toy
 from tests.growth import models
 

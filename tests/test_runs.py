@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 import lagjax
-from lagjax import directory, runs
-from lagjax.directory import Directory, LaneName
+from lagjax import runs
 from lagjax.lanes import Course
 from lagjax.probe import TrainState
+from lagjax.store import directory
+from lagjax.store.directory import Directory, LaneName
 from tests import quick, toy
 
 compile_quickly = quick.compile_quickly

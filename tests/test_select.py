@@ -9,7 +9,7 @@ from scipy import stats
 from lagjax.analysis.agreement import agreement, ranks
 from lagjax.analysis.ledger import ledger
 from lagjax.analysis.margin import margin
-from lagjax.select import Decision, FixedLag, Probes, decide, start_choice
+from lagjax.select.decision import Decision, FixedLag, Probes, decide, start_choice
 
 SHARDS = 8
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lagjax.axes import Axes, Dot, Elementwise, Kind, Lookup, Params, Residual
+from lagjax.algebra.axes import Axes, Dot, Elementwise, Kind, Lookup, Params, Residual
 from lagjax.model import Key, Model
 
 

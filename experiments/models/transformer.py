@@ -28,7 +28,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from lagjax.axes import (
+from lagjax.algebra.axes import (
     Axes,
     Dot,
     Elementwise,
@@ -39,7 +39,7 @@ from lagjax.axes import (
     Residual,
     parse,
 )
-from lagjax.growth.proof import Requirement
+from lagjax.algebra.proof import Requirement
 from lagjax.model import Key, Model
 
 Values: TypeAlias = dict[str, Any]

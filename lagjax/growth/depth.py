@@ -11,8 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
-from lagjax.axes import Axes, Layout, Params
-from lagjax.growth.plan import Layer, Plan, Word, grow
+from lagjax.algebra.axes import Axes, Layout, Params
+from lagjax.algebra.plan import Layer, Plan, Word, grow
 from lagjax.model import Key, Model
 
 

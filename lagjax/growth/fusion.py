@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lagjax.axes import Axes, Layout, Leaf, Lookup, Params, join, split
+from lagjax.algebra.axes import Axes, Layout, Leaf, Lookup, Params, join, split
+from lagjax.algebra.plan import Plan
 from lagjax.growth.depth import Depth, unchanged
-from lagjax.growth.plan import Plan
-from lagjax.growth.state import OptState, _keys, _owner, carry
 from lagjax.growth.width import BlockDiagonal, Width
 from lagjax.model import Key, Model
+from lagjax.state import OptState, _keys, _owner, carry
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lagjax.axes import (
+from lagjax.algebra.axes import (
     Axes,
     Dim,
     Layout,
@@ -26,11 +26,11 @@ from lagjax.axes import (
     rearrange,
     unfold,
 )
+from lagjax.algebra.maps import AxisMap
+from lagjax.algebra.plan import Growth, Plan
 from lagjax.fingerprint import digest
 from lagjax.flops import flops
 from lagjax.growth.depth import Depth, Stack, check_stacks
-from lagjax.growth.maps import Map
-from lagjax.growth.plan import Growth, Plan
 from lagjax.growth.width import Width
 from lagjax.model import Batch, Key, Model
 
@@ -246,8 +246,8 @@ def fit_ligo(
 class _InTurn:
     """Copies of the old entries in turn, at any size."""
 
-    def map(self, old: int, new: int, /) -> Map:
-        return Map(old, np.arange(new) % old)
+    def map(self, old: int, new: int, /) -> AxisMap:
+        return AxisMap(old, np.arange(new) % old)
 
 
 def _selection(

@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.axes import Layout, Leaf, Lookup, Params, Residual, join, split
-from lagjax.growth.factors import Factor
-from lagjax.growth.maps import Map
-from lagjax.growth.plan import Plan, Word
+from lagjax.algebra.axes import Layout, Leaf, Lookup, Params, Residual, join, split
+from lagjax.algebra.maps import AxisMap
+from lagjax.algebra.pieces import GrownAxis
+from lagjax.algebra.plan import Plan, Word
 from lagjax.model import Model
 
 Mask: TypeAlias = Any
@@ -100,7 +100,7 @@ def silenced(plan: Plan) -> Plan:
     return dataclasses.replace(plan, maps=maps, words=words)
 
 
-def _entries(target: Layout, axis: str, grown: Map) -> np.ndarray:
+def _entries(target: Layout, axis: str, grown: AxisMap) -> np.ndarray:
     """`[new]` which entries of an axis are masked: those that are new and take part."""
     kind = target.kinds.get(axis)
     if isinstance(kind, Lookup):
@@ -143,7 +143,7 @@ def _masked(plan: Plan, leaf: Leaf, value: Any, mask: Mask) -> Any:
     return join(parts, leaf.dims, sizes)
 
 
-def _masks(factor: Factor) -> bool:
+def _masks(factor: GrownAxis) -> bool:
     """Whether a parameter is masked along an axis: it writes or adds to the residual stream, or reads any other axis."""
     if isinstance(factor.kind, Residual):
         return factor.role in (">", "+")

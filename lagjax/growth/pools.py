@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import jax
 
-from lagjax.axes import Axes, Params
+from lagjax.algebra.axes import Axes, Params
+from lagjax.algebra.plan import Growth
+from lagjax.algebra.proof import Requirement
 from lagjax.growth.depth import (
     Block,
     Depth,
@@ -22,8 +24,6 @@ from lagjax.growth.depth import (
     Stack,
     Strategy,
 )
-from lagjax.growth.plan import Growth
-from lagjax.growth.proof import Requirement
 from lagjax.growth.width import (
     Aki,
     Average,
@@ -31,9 +31,9 @@ from lagjax.growth.width import (
     Both,
     ByKind,
     Centred,
-    Elementwise,
     Isometric,
     Net2Net,
+    NoisySplit,
     Paired,
     RandomIn,
     RandomPad,
@@ -82,7 +82,7 @@ DEPTH: dict[str, Strategy] = {
 """The strategies of the literature by name. Their order breaks ties, and is that of a first experience: one small
 model on one text, copies before fresh layers, in between before on top. It is a prior and no result."""
 
-_NOISE = Elementwise()
+_NOISE = NoisySplit()
 WIDTH: dict[str, ByKind] = {
     "isometric": ByKind(Isometric(_NOISE), Net2Net(split=_NOISE), ZeroPad(), layer=Average(_NOISE)),
     "zero-pad": ByKind(ZeroPad(), RandomIn(), ZeroPad(), layer=Centred()),

@@ -10,18 +10,27 @@ from typing import Protocol
 
 import numpy as np
 
-from lagjax.axes import Axes, Dot, Experts, Kind, Layout, Lookup, Params, Residual
-from lagjax.axes import Elementwise as Alone
+from lagjax.algebra.axes import (
+    Axes,
+    Dot,
+    Elementwise,
+    Experts,
+    Kind,
+    Layout,
+    Lookup,
+    Params,
+    Residual,
+)
+from lagjax.algebra.maps import AxisMap, Vector
+from lagjax.algebra.plan import Plan, grow
 from lagjax.growth.depth import Depth, unchanged
-from lagjax.growth.maps import Map, Vector
-from lagjax.growth.plan import Plan, grow
 from lagjax.model import Key, Model
 
 
 class Way(Protocol):
     """Says for an axis of `old` entries that grows to `new` where each entry comes from."""
 
-    def map(self, old: int, new: int, /) -> Map: ...
+    def map(self, old: int, new: int, /) -> AxisMap: ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class ByKind:
         """The way for an axis of a kind; one that the data index is extended, experts are duplicated."""
         if isinstance(kind, Residual):
             return self.layer if self.layer and kind.norm == "layer" else self.residual
-        if isinstance(kind, Dot) or kind == Alone("identity"):
+        if isinstance(kind, Dot) or kind == Elementwise("identity"):
             return self.size
         if isinstance(kind, Lookup):
             return Extend()
@@ -71,7 +80,7 @@ class Width:
         words = unchanged(source, target)
         return Plan(source, target, words, self.maps(source, target), key)
 
-    def maps(self, source: Layout, target: Layout) -> dict[str, Map]:
+    def maps(self, source: Layout, target: Layout) -> dict[str, AxisMap]:
         """The map of every axis that grows."""
         grown = [
             axis for axis, size in target.sizes.items() if source.sizes.get(axis, size) != size
@@ -118,7 +127,7 @@ class Both:
         return Plan(source, target, words, self.width.maps(source, target), key)
 
 
-def _map(way: Way, axis: str, source: Layout, target: Layout) -> Map:
+def _map(way: Way, axis: str, source: Layout, target: Layout) -> AxisMap:
     """The map of one axis; rotated pairs grow as pairs."""
     old, new = source.sizes[axis], target.sizes[axis]
     kind = target.kinds.get(axis)
@@ -131,7 +140,7 @@ def _map(way: Way, axis: str, source: Layout, target: Layout) -> Map:
         raise ValueError(f"axis {axis!r} of {leaf}: {error}") from None
 
 
-def _of_pairs(pairs: Map, half: bool) -> Map:
+def _of_pairs(pairs: AxisMap, half: bool) -> AxisMap:
     """The map of an axis of rotated pairs from that of the pairs."""
 
     def both(vector: Vector) -> Vector:
@@ -147,7 +156,7 @@ def _of_pairs(pairs: Map, half: bool) -> Map:
         name: both(getattr(pairs, name))
         for name in ("scale", "mean", "share", "writes", "reads", "ahead")
     }
-    return Map(
+    return AxisMap(
         2 * pairs.old,
         places(pairs.source, pairs.old),
         twin=places(pairs.twin, pairs.new),
@@ -168,7 +177,7 @@ class Split(Protocol):
 
 
 @dataclass(frozen=True)
-class Even:
+class EvenSplit:
     """Every copy is read alike; nothing but dropout ever tells them apart."""
 
     noise: float = 0.0
@@ -178,7 +187,7 @@ class Even:
 
 
 @dataclass(frozen=True)
-class Elementwise:
+class NoisySplit:
     """Each parameter is split its own way: even shares and noise of `noise` times their size that cancels (HyperCloning's, Samragh
     et al. 2024, arXiv 2409.12903; LEMON's, Wang et al. 2023, arXiv 2310.07999)."""
 
@@ -189,7 +198,7 @@ class Elementwise:
 
 
 @dataclass(frozen=True)
-class Scalar:
+class ScalarSplit:
     """The first copy is read for `first`, the others for the rest in even parts; of another sign where `first` is below 0 or above 1.
 
     Adam does not see shares of one sign at its first step, since its updates are free of scale.
@@ -203,10 +212,10 @@ class Scalar:
         return np.where(counts == 1, 1.0, np.where(copy == 0, self.first, rest))
 
 
-def _copies(old: int, source: Vector, split: Split, **more: object) -> Map:
-    plain = Map(old, source)
+def _copies(old: int, source: Vector, split: Split, **more: object) -> AxisMap:
+    plain = AxisMap(old, source)
     share = split.shares(plain.copy, plain.counts) * (~plain.fresh)
-    return Map(old, source, share=share, noise=split.noise, **more)  # type: ignore[arg-type]
+    return AxisMap(old, source, share=share, noise=split.noise, **more)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -216,9 +225,9 @@ class Tile:
     Exact on every axis, under any norm and before or after it.
     """
 
-    split: Split = Even()
+    split: Split = EvenSplit()
 
-    def map(self, old: int, new: int, /) -> Map:
+    def map(self, old: int, new: int, /) -> AxisMap:
         return _copies(old, _multiple(self, old, new), self.split)
 
 
@@ -226,8 +235,8 @@ class Tile:
 class BlockDiagonal:
     """The model beside itself, `0 1 2 0 1 2` with no connections between the copies (staged training, Shen et al. 2022, arXiv 2203.06211)."""
 
-    def map(self, old: int, new: int, /) -> Map:
-        return _copies(old, _multiple(self, old, new), Even(), diagonal=True)
+    def map(self, old: int, new: int, /) -> AxisMap:
+        return _copies(old, _multiple(self, old, new), EvenSplit(), diagonal=True)
 
 
 @dataclass(frozen=True)
@@ -239,9 +248,9 @@ class Net2Net:
     """
 
     seed: int = 0
-    split: Split = Even()
+    split: Split = EvenSplit()
 
-    def map(self, old: int, new: int, /) -> Map:
+    def map(self, old: int, new: int, /) -> AxisMap:
         return _copies(old, _drawn(self.seed, old, new), self.split)
 
 
@@ -249,10 +258,10 @@ class Net2Net:
 class Isometric:
     """Each entry spread over its copies, each scaled by 1/√copies, so that lengths stay; any size, exact under RMSNorm, tied or not."""
 
-    split: Split = Even()
+    split: Split = EvenSplit()
 
-    def map(self, old: int, new: int, /) -> Map:
-        counts = Map(old, source := np.arange(new) % old).counts
+    def map(self, old: int, new: int, /) -> AxisMap:
+        counts = AxisMap(old, source := np.arange(new) % old).counts
         return _copies(old, source, self.split, scale=1 / np.sqrt(counts))
 
 
@@ -264,23 +273,23 @@ class ZeroPad:
     through are both 0: there `RandomIn` lives.
     """
 
-    def map(self, old: int, new: int, /) -> Map:
-        return Map(old, _padded(old, new))
+    def map(self, old: int, new: int, /) -> AxisMap:
+        return AxisMap(old, _padded(old, new))
 
 
 @dataclass(frozen=True)
 class RandomIn:
     """New entries that fresh parameters write and nothing reads, `0 1 2 . . .` (G_zero, Du et al. 2024, arXiv 2405.15319)."""
 
-    def map(self, old: int, new: int, /) -> Map:
-        return Map(old, _padded(old, new), writes=np.ones(new), reads=np.zeros(new))
+    def map(self, old: int, new: int, /) -> AxisMap:
+        return AxisMap(old, _padded(old, new), writes=np.ones(new), reads=np.zeros(new))
 
 
 @dataclass(frozen=True)
 class Paired:
     """New entries in pairs that hold the same, (V, V), and are read with opposite signs, (Z, −Z): all parts learn from the first step."""
 
-    def map(self, old: int, new: int, /) -> Map:
+    def map(self, old: int, new: int, /) -> AxisMap:
         source = _padded(old, new)
         first = old + (np.arange(new) - old) // 2 * 2
         twin = np.where(source < 0, first, np.arange(new))
@@ -288,25 +297,25 @@ class Paired:
         sign = np.where(twin == np.arange(new), 1.0, -1.0)
         if (new - old) % 2:
             sign[-1] = 0.0
-        return Map(old, source, writes=np.ones(new), reads=sign, twin=twin)
+        return AxisMap(old, source, writes=np.ones(new), reads=sign, twin=twin)
 
 
 @dataclass(frozen=True)
 class Centred:
     """The stream without its mean, then `ZeroPad`; exact under LayerNorm before each sublayer at any size, where the head is not tied."""
 
-    def map(self, old: int, new: int, /) -> Map:
+    def map(self, old: int, new: int, /) -> AxisMap:
         source = _padded(old, new)
-        return Map(old, source, mean=np.where(source < 0, 0.0, -1.0))
+        return AxisMap(old, source, mean=np.where(source < 0, 0.0, -1.0))
 
 
 @dataclass(frozen=True)
 class Average:
     """Whole copies, and the mean of all entries in the rest (LEMON, Wang et al. 2023, arXiv 2310.07999); LayerNorm at any size."""
 
-    split: Split = Even()
+    split: Split = EvenSplit()
 
-    def map(self, old: int, new: int, /) -> Map:
+    def map(self, old: int, new: int, /) -> AxisMap:
         whole = new // old * old
         source = np.where(np.arange(new) < whole, np.arange(new) % old, -1)
         return _copies(old, source, self.split, mean=(source < 0).astype(float))
@@ -318,16 +327,16 @@ class Aki:
 
     seed: int = 0
 
-    def map(self, old: int, new: int, /) -> Map:
-        return _copies(old, _drawn(self.seed, old, new), Even(), ahead=np.arange(new) >= old)
+    def map(self, old: int, new: int, /) -> AxisMap:
+        return _copies(old, _drawn(self.seed, old, new), EvenSplit(), ahead=np.arange(new) >= old)
 
 
 @dataclass(frozen=True)
 class RandomPad:
     """New entries that are written and read by fresh parameters; a control."""
 
-    def map(self, old: int, new: int, /) -> Map:
-        return Map(old, _padded(old, new), writes=np.ones(new))
+    def map(self, old: int, new: int, /) -> AxisMap:
+        return AxisMap(old, _padded(old, new), writes=np.ones(new))
 
 
 @dataclass(frozen=True)
@@ -337,7 +346,7 @@ class Noisy:
     way: Way = Tile()
     size: float = 0.01
 
-    def map(self, old: int, new: int, /) -> Map:
+    def map(self, old: int, new: int, /) -> AxisMap:
         grown = self.way.map(old, new)
         object.__setattr__(grown, "jitter", self.size)
         return grown
@@ -349,12 +358,12 @@ class Extend:
 
     mean: bool = False
 
-    def map(self, old: int, new: int, /) -> Map:
+    def map(self, old: int, new: int, /) -> AxisMap:
         source = _padded(old, new)
         new_entry = (source < 0).astype(float)
         if self.mean:
-            return Map(old, source, mean=new_entry)
-        return Map(old, source, writes=np.ones(new))
+            return AxisMap(old, source, mean=new_entry)
+        return AxisMap(old, source, writes=np.ones(new))
 
 
 def _multiple(way: Way, old: int, new: int) -> Vector:

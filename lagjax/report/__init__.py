@@ -16,8 +16,8 @@ import pathlib
 
 from rich.console import Console
 
-from lagjax import directory
 from lagjax.report import facts, page, terminal
+from lagjax.store import directory
 
 __all__ = ["show", "write"]
 

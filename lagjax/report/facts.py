@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lagjax import directory
 from lagjax.analysis.agreement import START_TOLERANCE
 from lagjax.analysis.audit import Audit, audit
 from lagjax.report import curves
 from lagjax.report.curves import Curve
-from lagjax.select import start_choice
+from lagjax.select.decision import start_choice
+from lagjax.store import directory
 
 DECISION = (
     "winner",

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from experiments import quickstart, tables
-from lagjax import directory
+from lagjax.store import directory
 from tests import quick
 
 compile_quickly = quick.compile_quickly

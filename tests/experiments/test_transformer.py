@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.models import gpt, transformer
-from lagjax.axes import Elementwise, Lookup, Residual, flatten
+from lagjax.algebra.axes import Elementwise, Lookup, Residual, flatten
 
 # Sizes differ from axis to axis, so that none can be taken for another. Together these have every choice.
 LEARNED = transformer.Config(

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lagjax.axes import Axes, Params, Residual
+from lagjax.algebra.axes import Axes, Params, Residual
 
 EMBED, KV, GROUP, QK, V, MLP, EXPERTS = 6, 2, 3, 5, 4, 8, 3
 TOKENS = jnp.zeros((1, 2), jnp.int32)

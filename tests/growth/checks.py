@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.axes import Axes, Layout, Params, flatten, join, split
+from lagjax.algebra.axes import Axes, Layout, Params, flatten, join, split
 from lagjax.growth.depth import Depth, Fresh, Interleave, Stack
 from lagjax.model import Model
 

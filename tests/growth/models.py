@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from lagjax.axes import Axes, Dot, Elementwise, Lookup, Params, Residual
+from lagjax.algebra.axes import Axes, Dot, Elementwise, Lookup, Params, Residual
 from lagjax.model import Batch, Key, Model
 
 EMBED, HEADS, HEAD_DIM, MLP, VOCAB, LENGTH = 6, 2, 5, 8, 7, 4

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from experiments.models import transformer
-from lagjax.axes import Axes
-from lagjax.growth import blame, width
-from lagjax.growth.certify import certify
+from lagjax.algebra.axes import Axes
+from lagjax.certify import blame
+from lagjax.certify.certify import certify
+from lagjax.growth import width
 from lagjax.growth.depth import Depth, Stack
 from lagjax.growth.width import Width
 from tests.growth import models
@@ -96,8 +97,8 @@ def test_exact_given_what_is_met():
 
 def test_splits_and_padding_separate_twins():
     for operator in (
-        Width({"mlp": width.Tile(width.Scalar(-0.5))}),
-        Width({"mlp": width.Tile(width.Elementwise(0.1))}),
+        Width({"mlp": width.Tile(width.ScalarSplit(-0.5))}),
+        Width({"mlp": width.Tile(width.NoisySplit(0.1))}),
         # Copies read new entries of the stream, each by fresh parameters of its own.
         Width({"mlp": width.Tile(), "embed": width.ZeroPad()}),
     ):
@@ -174,7 +175,7 @@ def test_heads_of_a_group_that_were_scrambled():
 
 
 def test_a_first_copy_that_is_not_read_is_no_mistake():
-    operator = Width({"mlp": width.Tile(width.Scalar(0.0))})
+    operator = Width({"mlp": width.Tile(width.ScalarSplit(0.0))})
     small, large = models.bare(4, 6), models.bare(4, 12)
     params = values(jax.eval_shape(small.init, KEY))
     plan = operator.plan(KEY, *(m.axes.layout(jax.eval_shape(m.init, KEY)) for m in (small, large)))

@@ -9,9 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from lagjax.growth import pools, state
+from lagjax import state
+from lagjax.algebra.plan import Layer, Word
+from lagjax.growth import pools
 from lagjax.growth.depth import Depth
-from lagjax.growth.plan import Layer, Word
 from tests.growth import models
 from tests.growth.models import BATCH, FAMILIES
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lagjax.axes import Axes
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.plan import Layer, Word
 from lagjax.growth import pools
 from lagjax.growth.depth import (
     Block,
@@ -22,7 +23,6 @@ from lagjax.growth.depth import (
     Shuffled,
     Stack,
 )
-from lagjax.growth.plan import Layer, Word
 from tests.growth import checks
 
 SOLAR = " ".join(map(str, [*range(24), *range(8, 32)]))

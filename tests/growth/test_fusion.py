@@ -10,11 +10,11 @@ import optax
 import pytest
 
 from experiments.models import transformer
-from lagjax.axes import Axes, Elementwise, Lookup, Residual
+from lagjax.algebra.axes import Axes, Elementwise, Lookup, Residual
 from lagjax.growth.depth import Depth, Scaled, Stack
 from lagjax.growth.fusion import Fuse, fuse_states
-from lagjax.growth.state import scale_by_growth
 from lagjax.model import Model
+from lagjax.state import scale_by_growth
 from tests.growth import checks
 from tests.growth.test_moe import DENSE, KEY, computed, difference, drawn, planned
 

@@ -10,10 +10,10 @@ import pytest
 
 from experiments.models import transformer
 from lagjax import Axes, Elementwise, Model, Residual
-from lagjax.axes import flatten
-from lagjax.growth import record
-from lagjax.growth.gradient import Given, gradmax
+from lagjax.algebra.axes import flatten
+from lagjax.growth.gradmax import Given, gradmax
 from lagjax.growth.width import RandomIn, Width, ZeroPad
+from lagjax.store import record
 
 KEY = jax.random.key(1)
 SMALL = transformer.Config(

@@ -11,11 +11,11 @@ import optax
 import pytest
 
 from experiments.models import transformer
-from lagjax.axes import Axes, flatten
+from lagjax.algebra.axes import Axes, flatten
 from lagjax.flops import flops
-from lagjax.growth import record
 from lagjax.growth.depth import Depth, Stack
 from lagjax.growth.learned import Ligo, fit, fit_ligo, ligo_start
+from lagjax.store import record
 from tests import toy
 from tests.growth import checks
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from experiments.models import transformer
-from lagjax.axes import flatten
+from lagjax.algebra.axes import flatten
 from lagjax.growth.depth import Depth, Fresh, Interleave, Reversed
 from lagjax.growth.masked import masked, ramp, silenced
 from lagjax.growth.width import Both, Paired, RandomIn, RandomPad, Width, ZeroPad

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from experiments.models import transformer
-from lagjax.axes import Axes, flatten
+from lagjax.algebra.axes import Axes, flatten
 from lagjax.growth.depth import Depth, Scaled, Stack
-from lagjax.growth.moe import Upcycle
+from lagjax.growth.experts import Upcycle
 from lagjax.growth.width import Isometric, Net2Net, Noisy, Tile, Width
 from tests.growth import checks
 

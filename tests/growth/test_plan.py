@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from lagjax.axes import Axes, Residual
+from lagjax.algebra.axes import Axes, Residual
+from lagjax.algebra.plan import Plan, Word
 from lagjax.growth.depth import Depth, Stack
-from lagjax.growth.plan import Plan, Word
 from tests.growth import checks, models
 
 ROWS = {

@@ -15,12 +15,13 @@ import pytest
 from flax.core import FrozenDict
 
 import lagjax
-from lagjax import directory, runs
-from lagjax.directory import Directory, LaneName
+from lagjax import runs
+from lagjax.algebra.plan import Layer, Word
 from lagjax.fingerprint import versions
 from lagjax.growth.depth import Block, Depth, Fresh, Midas, Scaled, Shuffled, Stack
-from lagjax.growth.plan import Layer, Word
-from lagjax.growth.record import Record, decode, encode, record
+from lagjax.store import directory
+from lagjax.store.directory import Directory, LaneName
+from lagjax.store.record import Record, decode, encode, record
 from tests import toy
 
 KEY = jax.random.key(3)

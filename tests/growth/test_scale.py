@@ -12,15 +12,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import scale, tables
 from experiments.models import transformer
-from lagjax.growth import apply as module
-from lagjax.growth.apply import CompiledGrowth, apply, compiled
+from lagjax.algebra.plan import Growth
+from lagjax.growth import leafwise as module
 from lagjax.growth.depth import Depth, Fresh, Scaled, Stack
-from lagjax.growth.plan import Growth
+from lagjax.growth.leafwise import CompiledGrowth, apply, compiled
 from lagjax.growth.width import (
     Both,
-    Elementwise,
     Isometric,
     Noisy,
+    NoisySplit,
     Tile,
     Width,
     ZeroPad,
@@ -51,7 +51,7 @@ CASES: dict[str, tuple[Growth, Model, Model]] = {
         toy.model(4, 2 * toy.WIDTH),
     ),
     "jittered": (Width(Noisy(Tile())), toy.SMALL, WIDE),
-    "noise": (Width(Isometric(Elementwise())), toy.SMALL, WIDE),
+    "noise": (Width(Isometric(NoisySplit())), toy.SMALL, WIDE),
 }
 """The operator, the small model, the large one."""
 

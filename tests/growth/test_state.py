@@ -10,13 +10,13 @@ import optax
 import pytest
 
 import lagjax
-from lagjax import directory
-from lagjax.axes import Axes, flatten
+from lagjax.algebra.axes import Axes, flatten
+from lagjax.algebra.provenance import step_sizes, unseen
 from lagjax.growth import width
 from lagjax.growth.depth import Depth
-from lagjax.growth.origin import step_sizes, unseen
-from lagjax.growth.state import carry, ema, measure, rewarmed, scale_by_growth
 from lagjax.growth.width import Width
+from lagjax.state import carry, ema, measure, rewarmed, scale_by_growth
+from lagjax.store import directory
 from tests import toy
 from tests.growth import checks, models
 from tests.growth.models import FAMILIES

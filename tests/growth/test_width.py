@@ -10,28 +10,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.models import transformer
-from lagjax.axes import Axes, Dot, Elementwise, Lookup, Residual, flatten
+from lagjax.algebra.axes import Axes, Dot, Elementwise, Lookup, Residual, flatten
+from lagjax.algebra.maps import AxisMap
+from lagjax.algebra.plan import Plan
+from lagjax.algebra.provenance import Origin, only, tree
 from lagjax.growth import pools, width
 from lagjax.growth.depth import Depth, Scaled, Stack
-from lagjax.growth.maps import Map
-from lagjax.growth.origin import Origin, only, tree
-from lagjax.growth.plan import Plan
 from lagjax.growth.width import Both, Width
 from tests.growth import checks
 
 KEY = jax.random.key(3)
 WAYS = [
     width.Tile(),
-    width.Tile(width.Elementwise(0.5)),
-    width.Tile(width.Scalar(-0.5)),
-    width.Tile(width.Scalar(0.0)),
+    width.Tile(width.NoisySplit(0.5)),
+    width.Tile(width.ScalarSplit(-0.5)),
+    width.Tile(width.ScalarSplit(0.0)),
     width.Net2Net(seed=1),
-    width.Net2Net(split=width.Scalar(0.3, noise=0.1)),
-    width.Isometric(width.Elementwise()),
+    width.Net2Net(split=width.ScalarSplit(0.3, noise=0.1)),
+    width.Isometric(width.NoisySplit()),
     width.ZeroPad(),
     width.RandomIn(),
     width.Paired(),
-    width.Average(width.Elementwise()),
+    width.Average(width.NoisySplit()),
     width.BlockDiagonal(),
 ]
 ROWS = {
@@ -94,7 +94,7 @@ def test_any_map_is_undone(more, random):
     scale = np.array([random.choice([0.5, 1.0, -2.0]) for _ in source])
     for j in range(3):
         share[source == j] /= share[source == j].sum()
-    made = Map(3, source, scale=scale * (source >= 0), share=share * (source >= 0), noise=1.0)
+    made = AxisMap(3, source, scale=scale * (source >= 0), share=share * (source >= 0), noise=1.0)
     assert made.counts.tolist() == [counts[j] if j >= 0 else 1 for j in source]
     kind = Elementwise("identity")
     w = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)), jnp.float32)
@@ -136,7 +136,7 @@ def test_depth_and_width_in_one_are_both_in_turn(first):
 def test_noise_is_the_keys_and_nothing_else_is():
     small, large = values(net(1, 2, 3)), net(1, 4, 6)
     target = checks.target(AXES, large)
-    for split, equal in ((width.Even(), True), (width.Elementwise(), False)):
+    for split, equal in ((width.EvenSplit(), True), (width.NoisySplit(), False)):
         operator = Width(width.Tile(split))
         one, same, other = (operator(jax.random.key(k), small, AXES, target) for k in (0, 0, 1))
         jax.tree.map(np.testing.assert_array_equal, one, same)
@@ -234,7 +234,7 @@ def test_permuting_hidden_units_permutes_nothing_observable():
         mlp = shuffled["layers"]["mlp"]
         mlp["up"] = jax.tree.map(lambda x: x[..., order], mlp["up"])
         mlp["down"]["kernel"] = mlp["down"]["kernel"][:, order]
-        operator = Width({"mlp": width.Net2Net(split=width.Elementwise())})
+        operator = Width({"mlp": width.Net2Net(split=width.NoisySplit())})
         _, one, other = outputs(operator, small, {"mlp": 9}, params)
         _, _, again = outputs(operator, small, {"mlp": 9}, shuffled)
         np.testing.assert_allclose(other, one, atol=1e-10)
@@ -378,7 +378,7 @@ def test_what_a_plan_requires():
 
 def test_a_plan_with_noise_needs_a_key():
     layouts = AXES.layout(net(1, 2, 3)), AXES.layout(net(1, 2, 6))
-    maps = {"mlp": width.Tile(width.Elementwise()).map(3, 6)}
+    maps = {"mlp": width.Tile(width.NoisySplit()).map(3, 6)}
     plan = Plan(*layouts, Depth("0").words(*layouts), maps)
     with pytest.raises(ValueError, match="'mlp' draws noise, but its plan has no key"):
         plan.params(values(net(1, 2, 3)), values(net(1, 2, 6)))

@@ -2,7 +2,7 @@
 
 from transformers import BertConfig
 
-from lagjax.axes import Axes, Dot, Elementwise, Lookup, Residual
+from lagjax.algebra.axes import Axes, Dot, Elementwise, Lookup, Residual
 
 _LAYER = r"bert/encoder/layer/(?P<layers>\d+)/"
 

@@ -2,7 +2,7 @@
 
 from transformers import GPT2Config
 
-from lagjax.axes import Axes, Dot, Elementwise, Lookup, Residual
+from lagjax.algebra.axes import Axes, Dot, Elementwise, Lookup, Residual
 
 _LAYER = r"transformer/h/(?P<layers>\d+)/"
 

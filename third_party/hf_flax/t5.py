@@ -4,7 +4,7 @@ The second number of a path, `block/3/layer/1`, tells sublayers apart and is lit
 positions of its whole stack; their row comes without a capture, so that they are no part of layer 0.
 """
 
-from lagjax.axes import Axes, Dot, Elementwise, Lookup, Residual
+from lagjax.algebra.axes import Axes, Dot, Elementwise, Lookup, Residual
 
 _ENC = r"encoder/block/(?P<enc>\d+)/layer/"
 _DEC = r"decoder/block/(?P<dec>\d+)/layer/"

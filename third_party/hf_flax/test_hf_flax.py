@@ -7,10 +7,10 @@ import pytest
 import transformers
 from transformers import BertConfig, GPT2Config, T5Config
 
-from lagjax.growth.certify import difference, plan_of
+from lagjax.certify.certify import difference, plan_of
 from lagjax.growth.depth import Depth, Fresh
 from lagjax.growth.width import Average, BlockDiagonal, Net2Net, Tile, Width
-from lagjax.growth.width import Elementwise as Noise
+from lagjax.growth.width import NoisySplit as Noise
 from lagjax.model import Model
 from tests.growth import checks
 from third_party.hf_flax import bert, gpt2, t5

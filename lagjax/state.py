@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lagjax.axes import Layout, Params, path_of
-from lagjax.growth.origin import step_sizes, unseen
-from lagjax.growth.plan import Plan
+from lagjax.algebra.axes import Layout, Params, path_of
+from lagjax.algebra.plan import Plan
+from lagjax.algebra.provenance import step_sizes, unseen
 from lagjax.model import Batch, Key, Model
 
 OptState: TypeAlias = Any

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.axes import (
+from lagjax.algebra import pieces, proof
+from lagjax.algebra.axes import (
     Axes,
     Dim,
     Layout,
@@ -27,9 +28,8 @@ from lagjax.axes import (
     split,
     unfold,
 )
-from lagjax.growth import factors, proof
-from lagjax.growth.factors import Factor
-from lagjax.growth.maps import Map
+from lagjax.algebra.maps import AxisMap
+from lagjax.algebra.pieces import GrownAxis
 from lagjax.model import Key, Model
 
 
@@ -109,7 +109,7 @@ class Plan:
     source: Layout
     target: Layout
     words: Mapping[str, Word]
-    maps: Mapping[str, Map] = field(default_factory=dict)
+    maps: Mapping[str, AxisMap] = field(default_factory=dict)
     key: Key | None = None
     invented: frozenset[str] = frozenset()
 
@@ -235,7 +235,7 @@ class Plan:
         """Grows statistics of the gradient: of order `power`, 1 for a mean, 2 for a mean of squares.
 
         A layer whose residual outputs are scaled by s sends s times the gradient back to its inner parameters, while
-        the outputs' own gradient stays. Along an axis the gradient goes by `Map.slopes`. What is new has seen no gradient:
+        the outputs' own gradient stays. Along an axis the gradient goes by `AxisMap.slopes`. What is new has seen no gradient:
         its statistics are fresh.
 
         Args:
@@ -328,13 +328,13 @@ class Plan:
         for part, (value, later, blank) in enumerate(zip(parts, ahead, made)):
             found = self.factors_of(new, part)
             if power is not None:
-                grown.append(factors.moment(value, blank, found, power))
+                grown.append(pieces.moment(value, blank, found, power))
                 continue
             key = None
             if self.key is not None:
                 number = self.target.leaves.index(new) if new in self.target.leaves else 0
                 key = jax.random.fold_in(jax.random.fold_in(self.key, number), part)
-            grown.append(factors.parameter(value, later, blank, found, key))
+            grown.append(pieces.parameter(value, later, blank, found, key))
         return join(grown, new.dims, sizes)
 
     def chosen(
@@ -362,7 +362,7 @@ class Plan:
         sizes = {**self.source.sizes, **self.target.stacks}
         return unfold(value, dims, new.dims, sizes)
 
-    def factors_of(self, leaf: Leaf, part: int) -> tuple[Factor, ...]:
+    def factors_of(self, leaf: Leaf, part: int) -> tuple[GrownAxis, ...]:
         """The grown axes of one concatenated part of a leaf, by their position in the unfolded array."""
         found, position = [], 0
         for dim in leaf.dims:
@@ -370,11 +370,11 @@ class Plan:
             for name, role in zip(dim.parts[index], dim.roles(index)):
                 if isinstance(name, str) and name in self.maps and role != "#":
                     kind = self.target.kinds.get(name)
-                    found.append(Factor(name, position, role, kind, self.maps[name]))
+                    found.append(GrownAxis(name, position, role, kind, self.maps[name]))
                 position += 1
         return tuple(found)
 
-    def _grown(self, leaf: Leaf) -> dict[str, Map]:
+    def _grown(self, leaf: Leaf) -> dict[str, AxisMap]:
         return {
             axis: self.maps[axis] for dim in leaf.dims for axis in dim.names if axis in self.maps
         }

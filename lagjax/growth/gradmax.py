@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.axes import (
+from lagjax.algebra.axes import (
     Axes,
     Elementwise,
     Layout,
@@ -30,10 +30,10 @@ from lagjax.axes import (
     join,
     split,
 )
+from lagjax.algebra.plan import Plan
 from lagjax.fingerprint import digest
 from lagjax.flops import flops
 from lagjax.growth.learned import ByContent
-from lagjax.growth.plan import Plan
 from lagjax.growth.width import Width, ZeroPad
 from lagjax.model import Batch, Key, Model
 

@@ -17,8 +17,8 @@ from jax.extend.random import define_prng_impl
 from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from lagjax.axes import Axes, Params
-from lagjax.growth.plan import Growth
+from lagjax.algebra.axes import Axes, Params
+from lagjax.algebra.plan import Growth
 from lagjax.model import Key, Model
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lagjax.axes import Axes, Layout, Leaf, Params
+from lagjax.algebra.axes import Axes, Layout, Leaf, Params
+from lagjax.algebra.maps import AxisMap
+from lagjax.algebra.plan import Plan, grow
 from lagjax.growth.depth import Depth, unchanged
-from lagjax.growth.maps import Map
-from lagjax.growth.plan import Plan, grow
 from lagjax.growth.width import Width
 from lagjax.model import Key, Model
 
@@ -64,7 +64,7 @@ class Upcycle:
             if leaf.name not in names and _writes(leaf, self.axis)
         )
         experts = np.zeros(target.sizes[self.axis], int)
-        maps = {self.axis: Map(1, experts, jitter=self.noise)}
+        maps = {self.axis: AxisMap(1, experts, jitter=self.noise)}
         # Layers are compared by their parameters, of which the source's lack the router.
         dense = dataclasses.replace(
             target, leaves=tuple(x for x in target.leaves if x.name not in routers)

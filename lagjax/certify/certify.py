@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lagjax.axes import Params, flatten, split
-from lagjax.growth import blame
-from lagjax.growth.factors import Factor
-from lagjax.growth.plan import Growth, Plan
-from lagjax.growth.proof import Requirement, Violation
+from lagjax.algebra.axes import Params, flatten, split
+from lagjax.algebra.pieces import GrownAxis
+from lagjax.algebra.plan import Growth, Plan
+from lagjax.algebra.proof import Requirement, Violation
+from lagjax.certify import blame
 from lagjax.model import Batch, Key, Model
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 0.1}
@@ -276,7 +276,7 @@ def _trained(
     return params
 
 
-def _written(plan: Plan, params: Params, axis: str) -> Iterator[tuple[np.ndarray, Factor]]:
+def _written(plan: Plan, params: Params, axis: str) -> Iterator[tuple[np.ndarray, GrownAxis]]:
     """Every array that writes along an axis, as a matrix `[size of the axis, rest]`."""
     values = flatten(params)
     sizes = {**plan.target.sizes, **plan.target.stacks}

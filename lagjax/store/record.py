@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 
-from lagjax.axes import Axes, Params
+from lagjax.algebra.axes import Axes, Params
+from lagjax.algebra.plan import Growth
 from lagjax.fingerprint import digest, versions
-from lagjax.growth.plan import Growth
 from lagjax.model import Key, Model
 
 MAPPINGS: dict[str, Callable[[dict[Any, Any]], Any]] = {

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lagjax.axes import Leaf, Params, join
-from lagjax.growth.factors import Factor
-from lagjax.growth.maps import Vector
-from lagjax.growth.plan import Layer, Plan
+from lagjax.algebra.axes import Leaf, Params, join
+from lagjax.algebra.maps import Vector
+from lagjax.algebra.pieces import GrownAxis
+from lagjax.algebra.plan import Layer, Plan
 
 
 class Origin(enum.IntEnum):
@@ -62,7 +62,7 @@ def step_sizes(plan: Plan, normalised: bool = True) -> list[Vector]:
         normalised: the optimizer's steps are free of the gradient's scale.
     """
 
-    def one(axis: Factor) -> Vector:
+    def one(axis: GrownAxis) -> Vector:
         rates = axis.map.rates(axis.role, axis.kind)
         slopes = axis.map.slopes(axis.role, axis.kind)
         return rates if normalised else rates / np.where(slopes == 0, 1.0, np.abs(slopes))
@@ -93,14 +93,14 @@ def _origins(plan: Plan, leaf: Leaf) -> Vector:
     if leaf.name in plan.invented:
         return np.full(leaf.shape, Origin.FRESH, np.int8)
 
-    def factors(axis: Factor) -> Vector:
+    def factors(axis: GrownAxis) -> Vector:
         return np.where(
             axis.map.fresh,
             axis.map.fill(axis.role, axis.kind),
             axis.map.factors(axis.role, axis.kind),
         )
 
-    def mixed(axis: Factor) -> Vector:
+    def mixed(axis: GrownAxis) -> Vector:
         noisy = (axis.map.counts > 1) & (axis.reads and axis.map.noise > 0)
         noisy = noisy | (axis.map.copy > 0) & (axis.map.jitter > 0)
         return noisy | (axis.map.mean != 0) & (not axis.reads and axis.role != "")
@@ -123,7 +123,7 @@ def _origins(plan: Plan, leaf: Leaf) -> Vector:
 def _entries(
     plan: Plan,
     leaf: Leaf,
-    vector: Callable[[Factor], Vector],
+    vector: Callable[[GrownAxis], Vector],
     combine: Callable[[Any, Any], Vector],
     start: float,
 ) -> Vector:

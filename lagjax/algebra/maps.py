@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.axes import Dot, Kind, Lookup, Residual
+from lagjax.algebra.axes import Dot, Kind, Lookup, Residual
 
 Vector: TypeAlias = Any
 """A numpy vector, an entry for each new index."""
 
 
 @dataclass(frozen=True, eq=False)
-class Map:
+class AxisMap:
     """One axis, from `old` entries to `len(source)`.
 
     A new entry copies an old one (`source` ≥ 0), or is new (−1). New entries come from the target's initialisation, as

@@ -20,7 +20,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from lagjax.fingerprint import digest
-from lagjax.growth import record
+from lagjax.store import record
 
 KEPT = 2
 """Checkpoints kept of each lane, so that one that is damaged has a predecessor."""

@@ -7,19 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.axes import Kind, Lookup
-from lagjax.growth.maps import Map, along, scaled
+from lagjax.algebra.axes import Kind, Lookup
+from lagjax.algebra.maps import AxisMap, along, scaled
 from lagjax.model import Key
 
 
-class Factor(NamedTuple):
+class GrownAxis(NamedTuple):
     """A grown axis of one leaf: its position in the unfolded array, its role there, its kind and its map."""
 
     name: str
     at: int
     role: str
     kind: Kind | None
-    map: Map
+    map: AxisMap
 
     @property
     def reads(self) -> bool:
@@ -34,7 +34,7 @@ class Factor(NamedTuple):
 
 
 def parameter(
-    value: Any, later: Any, fresh: Any, factors: Sequence[Factor], key: Key | None
+    value: Any, later: Any, fresh: Any, factors: Sequence[GrownAxis], key: Key | None
 ) -> Any:
     """Grows a parameter along its axes: first where it writes, then where it reads what is written."""
     size = jnp.sqrt(jnp.mean(jnp.square(value)))
@@ -72,7 +72,7 @@ def parameter(
     return value
 
 
-def _split(key: Key | None, axis: Factor) -> tuple[Key, Key]:
+def _split(key: Key | None, axis: GrownAxis) -> tuple[Key, Key]:
     if key is None:
         raise ValueError(
             f"the map of axis {axis.name!r} draws noise, but its plan has no key; give Plan(..., key=key)"
@@ -81,7 +81,7 @@ def _split(key: Key | None, axis: Factor) -> tuple[Key, Key]:
     return first, second
 
 
-def _diagonal(value: Any, reader: Factor, writing: Sequence[Factor]) -> Any:
+def _diagonal(value: Any, reader: GrownAxis, writing: Sequence[GrownAxis]) -> Any:
     """Lets each copy read of its own number only, where an axis that is written has as many copies."""
     count = int(reader.map.counts.max())
     for writer in writing:
@@ -97,7 +97,7 @@ def _diagonal(value: Any, reader: Factor, writing: Sequence[Factor]) -> Any:
     return value
 
 
-def moment(value: Any, fresh: Any, factors: Sequence[Factor], power: int) -> Any:
+def moment(value: Any, fresh: Any, factors: Sequence[GrownAxis], power: int) -> Any:
     """Grows statistics of the gradient along their parameter's axes."""
     blank = np.zeros((1,) * value.ndim, bool)
     for axis in factors:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from lagjax.axes import Dot, Elementwise, Experts, Leaf, Lookup, Residual
-from lagjax.growth.maps import Map
+from lagjax.algebra.axes import Dot, Elementwise, Experts, Leaf, Lookup, Residual
+from lagjax.algebra.maps import AxisMap
 
 if TYPE_CHECKING:
-    from lagjax.growth.plan import Plan
+    from lagjax.algebra.plan import Plan
 
 ZERO_AT_ZERO = (
     "gelu",
@@ -131,7 +131,7 @@ def _added(plan: "Plan", stack: str, leaf: Leaf) -> Iterator[Violation]:
             )
 
 
-def _axis(plan: "Plan", axis: str, grown: Map) -> Iterator[Violation]:
+def _axis(plan: "Plan", axis: str, grown: AxisMap) -> Iterator[Violation]:
     kind = plan.target.kinds.get(axis)
     leaves = [(leaf, role) for leaf in plan.target.leaves for role in _roles(leaf, axis)]
     copied = ~grown.fresh
@@ -190,7 +190,7 @@ def _axis(plan: "Plan", axis: str, grown: Map) -> Iterator[Violation]:
         yield from _fresh(axis, grown, leaves)
 
 
-def _residual(plan: "Plan", axis: str, grown: Map, kind: Residual) -> Iterator[Violation]:
+def _residual(plan: "Plan", axis: str, grown: AxisMap, kind: Residual) -> Iterator[Violation]:
     copied = ~grown.fresh
     if not np.allclose(grown.norms, grown.norms[0], rtol=1e-12) and kind.norm:
         yield Violation(
@@ -234,7 +234,7 @@ def _residual(plan: "Plan", axis: str, grown: Map, kind: Residual) -> Iterator[V
         )
 
 
-def _lookup(axis: str, grown: Map, leaves: list[tuple[Leaf, str]]) -> Iterator[Violation]:
+def _lookup(axis: str, grown: AxisMap, leaves: list[tuple[Leaf, str]]) -> Iterator[Violation]:
     kept = np.array_equal(grown.source[: grown.old], np.arange(grown.old))
     if not kept or (grown.scale[: grown.old] != 1).any():
         yield Violation(axis, leaves[0][0].name, "old entries must keep their places and values")
@@ -243,7 +243,9 @@ def _lookup(axis: str, grown: Map, leaves: list[tuple[Leaf, str]]) -> Iterator[V
             yield Violation(axis, leaf.name, "new outputs take part of the softmax's mass")
 
 
-def _dot(axis: str, grown: Map, kind: Dot, leaves: list[tuple[Leaf, str]]) -> Iterator[Violation]:
+def _dot(
+    axis: str, grown: AxisMap, kind: Dot, leaves: list[tuple[Leaf, str]]
+) -> Iterator[Violation]:
     for leaf, role in leaves:
         if role in ("", "+"):
             yield Violation(
@@ -261,7 +263,7 @@ def _dot(axis: str, grown: Map, kind: Dot, leaves: list[tuple[Leaf, str]]) -> It
             yield Violation(axis, None, "the two halves of a rotated pair grow differently")
 
 
-def _elementwise(plan: "Plan", axis: str, grown: Map, kind: Elementwise) -> Iterator[Violation]:
+def _elementwise(plan: "Plan", axis: str, grown: AxisMap, kind: Elementwise) -> Iterator[Violation]:
     copied = ~grown.fresh
     if kind.activation != "identity" and ((grown.scale[copied] != 1).any() or grown.mean.any()):
         yield Violation(axis, None, f"{kind.activation} is not linear: copies must be whole")
@@ -303,7 +305,7 @@ def _shared_values(plan: "Plan", axis: str) -> list[str]:
     ]
 
 
-def _fresh(axis: str, grown: Map, leaves: list[tuple[Leaf, str]]) -> Iterator[Violation]:
+def _fresh(axis: str, grown: AxisMap, leaves: list[tuple[Leaf, str]]) -> Iterator[Violation]:
     """What readers take of new entries must cancel over those that hold the same."""
     totals = np.zeros(grown.new)
     np.add.at(totals, grown.twin[grown.fresh], (grown.writes * grown.reads)[grown.fresh])
@@ -311,7 +313,7 @@ def _fresh(axis: str, grown: Map, leaves: list[tuple[Leaf, str]]) -> Iterator[Vi
         yield Violation(axis, _first(leaves, "<"), "new entries are written and read")
 
 
-def _pairs(grown: Map, kind: Dot) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(grown: AxisMap, kind: Dot) -> tuple[np.ndarray, np.ndarray]:
     """For each new rotated pair the old one, as its first and as its second half tell it; −1 for a new one."""
     half = grown.old // 2
     if kind.rope == "half":

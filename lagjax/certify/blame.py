@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.axes import Leaf, Lookup, Params, flatten, split
-from lagjax.growth.factors import Factor
-from lagjax.growth.plan import Plan
-from lagjax.growth.proof import Violation
+from lagjax.algebra.axes import Leaf, Lookup, Params, flatten, split
+from lagjax.algebra.pieces import GrownAxis
+from lagjax.algebra.plan import Plan
+from lagjax.algebra.proof import Violation
 
 NEAR = 1e-4
 """How far values may be from what they should be, relative to the largest of the leaf."""
@@ -79,7 +79,7 @@ def unmet(plan: Plan, outputs: Sequence[int]) -> Iterator[Violation]:
     )
 
 
-def _mistakes(value: Any, source: Any, factors: Sequence[Factor]) -> Iterator[tuple[str, str]]:
+def _mistakes(value: Any, source: Any, factors: Sequence[GrownAxis]) -> Iterator[tuple[str, str]]:
     """The axes along which one part of a leaf is wrong; `source` has no axis grown, `value` all."""
     reading = [axis for axis in factors if axis.reads]
     writing = [axis for axis in factors if not axis.reads]
@@ -88,7 +88,7 @@ def _mistakes(value: Any, source: Any, factors: Sequence[Factor]) -> Iterator[tu
     def near(one: Any, other: Any) -> bool:
         return bool(jnp.abs(one - other).max() <= NEAR * size)
 
-    def written(plain: Factor | None = None) -> Any:
+    def written(plain: GrownAxis | None = None) -> Any:
         """What readers' contraction must give, one axis without its factors."""
         grown = source
         for axis in writing:
@@ -96,7 +96,7 @@ def _mistakes(value: Any, source: Any, factors: Sequence[Factor]) -> Iterator[tu
             grown = axis.map.apply(grown, axis.at, copies) if axis is plain else axis.grow(grown)
         return _held(grown, writing)
 
-    def contracted(but: Factor | None = None) -> Any:
+    def contracted(but: GrownAxis | None = None) -> Any:
         found = value
         for axis in reading:
             if axis is not but:
@@ -129,7 +129,7 @@ def _mistakes(value: Any, source: Any, factors: Sequence[Factor]) -> Iterator[tu
             yield axis.name, "the grown parameter keeps neither W' R = W nor R W"
 
 
-def _held(value: Any, writing: Sequence[Factor]) -> Any:
+def _held(value: Any, writing: Sequence[GrownAxis]) -> Any:
     """The values, 0 where fresh ones may stand."""
     for axis in writing:
         free = axis.map.fresh & (axis.map.fill(axis.role, axis.kind) != 0)
@@ -139,7 +139,7 @@ def _held(value: Any, writing: Sequence[Factor]) -> Any:
     return value
 
 
-def _summed(value: Any, axis: Factor) -> Any:
+def _summed(value: Any, axis: GrownAxis) -> Any:
     """What is read of new entries that hold the same."""
     moved = jnp.moveaxis(value, axis.at, 0)
     weights = np.where(axis.map.fresh, axis.map.writes, 0.0)
