@@ -26,7 +26,7 @@ from experiments.models import transformer
 from experiments.models.transformer import Config
 from lagjax.algebra.plan import Growth
 from lagjax.certify.certify import certify, plan_of
-from lagjax.fingerprint import versions
+from lagjax.fingerprint import digest, versions
 from lagjax.growth import pools
 from lagjax.growth.depth import Depth, Fresh, Interleave, Scaled, Stack
 from lagjax.growth.experts import Upcycle
@@ -242,6 +242,9 @@ class Arguments:
     """The first two families only."""
     anew: bool = False
     """Make the rows that are there anew."""
+    digests: bool = False
+    """Instead of certifying, check that every operator still grows the trees of `digests.jsonl`, bit for bit; where that
+    file is missing, write it."""
 
 
 def families() -> list[Family]:
@@ -353,10 +356,57 @@ def refused(name: str, case: Case, family: Family, why: str) -> dict[str, Any]:
     }
 
 
+def grown(name: str, family: Family, key: Any) -> str | None:
+    """The digest of what an operator makes of a family's small model; None where it does not apply or refuses."""
+    small = config_of(family, **CASES[name].small)
+    if (changes := CASES[name].grown(small)) is None:
+        return None
+    models = transformer.model(small), transformer.model(dataclasses.replace(small, **changes))
+    params = drawn(models[0])
+    operator: Any = CASES[name].operator
+    try:
+        if not dataclasses.is_dataclass(operator):
+            operator = operator(params, *models)
+        call = jax.jit(lambda key, params: operator(key, params, models[0].axes, models[1]))
+        return digest(call(key, params))
+    except ValueError:
+        return None
+
+
+def check_digests(families: list[Family], path: Path) -> None:
+    """Grows every tree with two keys, and compares it with the one that was grown before; writes the file if it is new.
+
+    The bits are those of one kind of processor and of the versions in the rows.
+    """
+    before = (
+        {tuple(row[:3]): row[3] for row in map(json.loads, path.read_text().splitlines())}
+        if path.is_file()
+        else None
+    )
+    rows, differing = [], []
+    for family in families:
+        jax.clear_caches()
+        for name, seed in itertools.product(CASES, (1, 2)):
+            found = grown(name, family, jax.random.key(seed))
+            rows.append([name, name_of(family), seed, found])
+            if before is not None and before.get(tuple(rows[-1][:3]), found) != found:
+                differing.append(rows[-1])
+    if before is None:
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+    if differing:
+        raise ValueError(
+            f"{len(differing)} trees of {len(rows)} are others than before: {differing[:20]}"
+        )
+    print(f"{len(rows)} trees, none of them another than before")
+
+
 def main(arguments: Arguments) -> None:
     """Makes the rows that are missing."""
     # The models are so small that compiling them is most of the time.
     jax.config.update("jax_disable_most_optimizations", True)
+    if arguments.digests:
+        chosen = families()[: 2 if arguments.quick else None]
+        return check_digests(chosen, arguments.results.with_name("digests.jsonl"))
     path = arguments.results
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = path.read_text().splitlines() if path.is_file() and not arguments.anew else []
