@@ -24,7 +24,6 @@ from rich.console import Console
 
 from experiments.models import transformer
 from experiments.models.transformer import Config
-from lagjax.algebra.plan import Growth
 from lagjax.certify.certify import certify, plan_of
 from lagjax.fingerprint import digest, versions
 from lagjax.growth import pools
@@ -51,7 +50,7 @@ from lagjax.growth.width import (
     Width,
     ZeroPad,
 )
-from lagjax.model import Model
+from lagjax.model import Growth, Model
 from lagjax.store.directory import write_atomically
 
 CHOICES: dict[str, tuple[Any, ...]] = {

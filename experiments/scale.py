@@ -31,11 +31,10 @@ from experiments import tables
 from experiments.models import transformer
 from lagjax import runs
 from lagjax.algebra.axes import Params
-from lagjax.algebra.plan import Growth
 from lagjax.growth.depth import Depth, Stack
 from lagjax.growth.leafwise import compiled
 from lagjax.growth.width import Tile, Width
-from lagjax.model import Model
+from lagjax.model import Growth, Model
 
 CASES: dict[str, Growth] = {
     "depth, scanned": Depth(Stack()),

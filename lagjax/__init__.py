@@ -2,7 +2,18 @@
 
 __version__ = "0.1.0"
 
-from lagjax.algebra.axes import Axes, Dot, Elementwise, Experts, Lookup, Residual
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.kinds import (
+    Channels,
+    Dot,
+    Experts,
+    Heads,
+    LayerNorm,
+    Lookup,
+    Residual,
+    RMSNorm,
+    Units,
+)
 from lagjax.certify.certify import Certificate, certify
 from lagjax.growth import pools
 from lagjax.growth.depth import Depth
@@ -24,18 +35,22 @@ __all__ = [
     "Both",
     "Candidate",
     "Certificate",
+    "Channels",
     "Decision",
     "Depth",
     "Dot",
-    "Elementwise",
     "Engine",
     "Experts",
     "FixedLag",
     "Fuse",
+    "Heads",
+    "LayerNorm",
     "Lookup",
     "Model",
+    "RMSNorm",
     "Residual",
     "Task",
+    "Units",
     "Upcycle",
     "Width",
     "certify",

@@ -31,7 +31,6 @@ The first matching row wins, and a pattern must match the whole path, its keys j
 
 import difflib
 import functools
-import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -39,49 +38,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+
+from lagjax.algebra.kinds import Kind, Unknown
 
 Params: TypeAlias = Any
 """A pytree of arrays, or of `jax.ShapeDtypeStruct`."""
-
-
-class Residual(NamedTuple):
-    """The residual stream: which norm it meets, before each sublayer (`pre`) or after the addition."""
-
-    norm: Literal["rms", "layer"] | None
-    pre: bool
-
-
-class Dot(NamedTuple):
-    """An axis contracted between queries and keys; `rope` is the layout of rotated pairs, `scaled` says whether scores are divided by
-    the root of its size.
-    """
-
-    rope: Literal["half", "interleaved"] | None = None
-    scaled: bool = True
-
-
-class Elementwise(NamedTuple):
-    """An axis whose entries act alone: `activation` is gelu, relu, silu, tanh, identity (a value's channels), attention (heads, groups of
-    heads); `gated` where it is one factor of a product.
-    """
-
-    activation: str
-    gated: bool = False
-
-
-class Lookup(NamedTuple):
-    """An axis that the data index: tokens, positions, buckets."""
-
-
-class Experts(NamedTuple):
-    """An axis of experts, of which each token takes the `top` by its router, with weights that sum to 1."""
-
-    top: int = 1
-
-
-Kind: TypeAlias = Residual | Dot | Elementwise | Lookup | Experts
 
 
 class Dim(NamedTuple):
@@ -159,6 +120,19 @@ class Layout:
     stacks: Mapping[str, int]
     kinds: Mapping[str, Kind]
 
+    @functools.cached_property
+    def extents(self) -> Mapping[str, int]:
+        """The size of every axis, and the number of layers of every stack."""
+        return {**self.sizes, **self.stacks}
+
+    def kind(self, axis: str | int) -> Kind:
+        """What an axis meets; `Unknown` where the table does not say."""
+        return self.kinds.get(str(axis), Unknown())
+
+    def having(self, axis: str) -> list[Leaf]:
+        """The parameters that have an axis."""
+        return [leaf for leaf in self.leaves if any(axis in dim.names for dim in leaf.dims)]
+
     def layer_kinds(self, stack: str) -> list[frozenset[tuple[str, Any]]]:
         """For each layer of the stack, the names of the parameters it has: layers of one kind have the same."""
         found: list[set[tuple[str, Any]]] = [set() for _ in range(self.stacks[stack])]
@@ -179,7 +153,7 @@ class Axes:
 
     Args:
         rows: pattern of paths → axes, the first match wins.
-        kinds: axis → `Residual`, `Dot`, `Elementwise`, `Lookup` or `Experts`: from these exactness is proved.
+        kinds: axis → one of `lagjax.algebra.kinds`, from which exactness is proved.
         sizes: sizes that shapes cannot tell, such as the heads inside a flattened axis.
     """
 
@@ -323,71 +297,8 @@ def path_of(keys: Sequence[Any]) -> str:
     return jax.tree_util.keystr(tuple(keys[:-1] if boxed else keys), simple=True, separator="/")
 
 
-def split(array: Any, dims: Sequence[Dim], sizes: Mapping[str, int]) -> tuple[Any, ...]:
-    """Unfolds an array into its concatenated parts, each with one array axis for each named axis."""
-    parts = [array]
-    for axis, dim in enumerate(dims):
-        if len(dim.parts) > 1:
-            ends = [0]
-            for part in dim.parts:
-                ends.append(ends[-1] + _extent(part, sizes))
-            before = (slice(None),) * axis
-            parts = [array[(*before, slice(a, b))] for a, b in itertools.pairwise(ends)]
-    shapes = [[_length(x, sizes) for x in factors] for factors in _factors(dims)]
-    return tuple(part.reshape(shape) for part, shape in zip(parts, shapes))
-
-
-def join(parts: Sequence[Any], dims: Sequence[Dim], sizes: Mapping[str, int]) -> Any:
-    """Folds what `split` unfolded."""
-    along = next((axis for axis, dim in enumerate(dims) if len(dim.parts) > 1), 0)
-    folded = []
-    for index, part in enumerate(parts):
-        shape = [_extent(dim.parts[index if len(dim.parts) > 1 else 0], sizes) for dim in dims]
-        folded.append(part.reshape(shape))
-    if len(folded) == 1:
-        return folded[0]
-    # Masks stay in numpy, under a trace too.
-    host = all(isinstance(part, np.ndarray) for part in folded)
-    return (np if host else jnp).concatenate(folded, axis=along)
-
-
-def rearrange(array: Any, old: Sequence[Dim], new: Sequence[Dim], sizes: Mapping[str, int]) -> Any:
-    """Brings an array from one codebase's order and folding of axes into another's."""
-    if [dim.parts for dim in old] == [dim.parts for dim in new]:
-        return array
-    return join(unfold(array, old, new, sizes), new, sizes)
-
-
-def unfold(
-    array: Any, old: Sequence[Dim], new: Sequence[Dim], sizes: Mapping[str, int]
-) -> tuple[Any, ...]:
-    """Splits an array and brings each part's axes into another codebase's order; an axis that only that one has is of size 1."""
-    moved = []
-    for part, have, want in zip(
-        split(array, old, sizes), _factors(old), _factors(new), strict=True
-    ):
-        missing = [name for name in _numbered(want) if name not in _numbered(have)]
-        part = jnp.reshape(part, (*part.shape, *[1] * len(missing)))
-        names = [*_numbered(have), *missing]
-        moved.append(jnp.transpose(part, [names.index(name) for name in _numbered(want)]))
-    return tuple(moved)
-
-
-def _numbered(names: Sequence[str | int]) -> list[tuple[str | int, int]]:
-    """Tells equal names apart: the second `3` of a kernel `3 3 <cin >cout` is not the first."""
-    return [(name, names[:position].count(name)) for position, name in enumerate(names)]
-
-
-def _factors(dims: Sequence[Dim]) -> list[list[str | int]]:
-    """For each concatenated part, the named axes of the unfolded array."""
-    count = max((len(dim.parts) for dim in dims), default=1)
-    return [
-        [x for dim in dims for x in dim.parts[index if len(dim.parts) > 1 else 0]]
-        for index in range(count)
-    ]
-
-
-def _length(factor: str | int, sizes: Mapping[str, int]) -> int:
+def length(factor: str | int, sizes: Mapping[str, int]) -> int:
+    """The size of one factor of an axis; raises ValueError where it is not known."""
     if isinstance(factor, int):
         return factor
     if factor not in sizes:
@@ -397,8 +308,9 @@ def _length(factor: str | int, sizes: Mapping[str, int]) -> int:
     return sizes[factor]
 
 
-def _extent(part: Sequence[str | int], sizes: Mapping[str, int]) -> int:
-    return math.prod(_length(x, sizes) for x in part)
+def extent(part: Sequence[str | int], sizes: Mapping[str, int]) -> int:
+    """The size of axes that are flattened into one."""
+    return math.prod(length(x, sizes) for x in part)
 
 
 def _bind(path: str, value: Any, match: re.Match[str], axes: str) -> Leaf:
@@ -470,8 +382,8 @@ def _sizes(leaves: Sequence[Leaf], given: Mapping[str, int]) -> dict[str, int]:
             if unknown and (axis := unknown.pop()):
                 times = [part.count(axis) for part in dim.parts]
                 ones = {**sizes, axis: 1}
-                slope = sum(_extent(part, ones) for part, k in zip(dim.parts, times) if k)
-                fixed = sum(_extent(part, ones) for part, k in zip(dim.parts, times) if not k)
+                slope = sum(extent(part, ones) for part, k in zip(dim.parts, times) if k)
+                fixed = sum(extent(part, ones) for part, k in zip(dim.parts, times) if not k)
                 size, remainder = divmod(n - fixed, slope)
                 if remainder or size < 1 or max(times) > 1:
                     known = {x: sizes[x] for x in dim.names if x in sizes}
@@ -479,7 +391,7 @@ def _sizes(leaves: Sequence[Leaf], given: Mapping[str, int]) -> dict[str, int]:
                         f"{leaf}: its axis {dim} of size {n} cannot be made of {known}"
                     )
                 sizes[axis], source[axis] = size, str(leaf)
-            elif (found := sum(_extent(part, sizes) for part in dim.parts)) != n:
+            elif (found := sum(extent(part, sizes) for part in dim.parts)) != n:
                 why = "".join(
                     f"; {x} = {sizes[x]} (from {source[x]})" for x in dict.fromkeys(dim.names)
                 )

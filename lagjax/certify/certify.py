@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lagjax.algebra.axes import Params, flatten, split
-from lagjax.algebra.pieces import GrownAxis
-from lagjax.algebra.plan import Growth, Plan
+from lagjax.algebra.axes import Params, flatten
+from lagjax.algebra.pieces import GrownAxis, split
+from lagjax.algebra.plan import Plan
 from lagjax.algebra.proof import Requirement, Violation
 from lagjax.certify import blame
-from lagjax.model import Batch, Key, Model
+from lagjax.model import Batch, Growth, Key, Model
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 0.1}
 """How far outputs may be apart, relative to their scale, where a plan is exact."""
@@ -279,16 +279,14 @@ def _trained(
 def _written(plan: Plan, params: Params, axis: str) -> Iterator[tuple[np.ndarray, GrownAxis]]:
     """Every array that writes along an axis, as a matrix `[size of the axis, rest]`."""
     values = flatten(params)
-    sizes = {**plan.target.sizes, **plan.target.stacks}
-    for leaf in plan.target.leaves:
-        if not any(axis in dim.names for dim in leaf.dims):
-            continue
-        parts = split(np.asarray(values[leaf.path], np.float64), leaf.dims, sizes)
-        for part, value in enumerate(parts):
-            for factor in plan.factors_of(leaf, part):
-                if factor.name == axis and not factor.reads:
-                    rows = np.moveaxis(value, factor.at, 0)
-                    yield rows.reshape(len(rows), -1), factor
+    for leaf in plan.target.having(axis):
+        array = np.asarray(values[leaf.path], np.float64)
+        parts = split(array, leaf.dims, plan.target.extents)
+        for value, axes in zip(parts, plan.grown(leaf)):
+            for one in axes:
+                if one.name == axis and not one.reads:
+                    rows = np.moveaxis(value, one.at, 0)
+                    yield rows.reshape(len(rows), -1), one
 
 
 def _twins(plan: Plan, params: Params) -> dict[str, float]:
@@ -301,9 +299,8 @@ def _twins(plan: Plan, params: Params) -> dict[str, float]:
             [np.flatnonzero(grown.source == grown.source[index])[0] for index in again]
         )
         apart, length = np.zeros(len(again)), np.zeros(len(again))
-        for value, factor in _written(plan, params, axis):
-            scale = grown.factors(factor.role, factor.kind)
-            rows = np.asarray(value, np.float64) / np.where(scale == 0, 1, scale)[:, None]
+        for value, one in _written(plan, params, axis):
+            rows = value / np.where(one.factor == 0, 1, one.factor)[:, None]
             apart += ((rows[again] - rows[first]) ** 2).sum(1)
             length += (rows[first] ** 2).sum(1)
         found[axis] = float(np.sqrt(apart / np.maximum(length, 1e-30)).min())

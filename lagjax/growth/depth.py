@@ -12,8 +12,9 @@ from typing import Protocol
 import numpy as np
 
 from lagjax.algebra.axes import Axes, Layout, Params
-from lagjax.algebra.plan import Layer, Plan, Word, grow
-from lagjax.model import Key, Model
+from lagjax.algebra.plan import Plan
+from lagjax.algebra.words import Layer, Word
+from lagjax.model import Key, Model, grow
 
 
 class Strategy(Protocol):

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lagjax.algebra.axes import Axes, Layout, Leaf, Params
+from lagjax.algebra.axes import Axes, Layout, Params
 from lagjax.algebra.maps import AxisMap
-from lagjax.algebra.plan import Plan, grow
+from lagjax.algebra.pieces import pieces_of
+from lagjax.algebra.plan import Plan
 from lagjax.growth.depth import Depth, unchanged
 from lagjax.growth.width import Width
-from lagjax.model import Key, Model
+from lagjax.model import Key, Model, grow
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,12 @@ class Upcycle:
 
     def plan(self, key: Key, source: Layout, target: Layout, /) -> Plan:
         """The map of the experts; raises ValueError for a source that has some, a target without, and as `Width` and `Depth` do."""
-        if has := _first(source, self.axis):
+        if has := source.having(self.axis):
             raise ValueError(
-                f"axis {self.axis!r} is in the source already, in its {has}; to have more of them, use "
+                f"axis {self.axis!r} is in the source already, in its {has[0]}; to have more of them, use "
                 f"Width({{{self.axis!r}: Tile()}})"
             )
-        if self.axis not in target.sizes or not _first(target, self.axis):
+        if self.axis not in target.sizes or not target.having(self.axis):
             raise ValueError(
                 f"the target has no axis {self.axis!r}, though it should have many for {source.leaves[0]} and the source's "
                 f"other leaves to become; its table has {sorted(target.sizes)}: name another, Upcycle(axis=...), or mark it"
@@ -61,7 +62,8 @@ class Upcycle:
         routers = frozenset(
             leaf.name
             for leaf in target.leaves
-            if leaf.name not in names and _writes(leaf, self.axis)
+            if leaf.name not in names
+            and any((self.axis, ">") in piece.axes for piece in pieces_of(leaf.dims))
         )
         experts = np.zeros(target.sizes[self.axis], int)
         maps = {self.axis: AxisMap(1, experts, jitter=self.noise)}
@@ -73,19 +75,3 @@ class Upcycle:
         if self.width:
             maps |= self.width.maps(source, target)
         return Plan(source, target, words, maps, key, routers)
-
-
-def _first(layout: Layout, axis: str) -> Leaf | None:
-    return next(
-        (leaf for leaf in layout.leaves if any(axis in dim.names for dim in leaf.dims)),
-        None,
-    )
-
-
-def _writes(leaf: Leaf, axis: str) -> bool:
-    return any(
-        (name, role) == (axis, ">")
-        for dim in leaf.dims
-        for part, names in enumerate(dim.parts)
-        for name, role in zip(names, dim.roles(part))
-    )

@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from lagjax.algebra.axes import Axes, Layout, Leaf, Lookup, Params, join, split
+from lagjax.algebra.axes import Axes, Layout, Leaf, Params
+from lagjax.algebra.maps import column
+from lagjax.algebra.pieces import join, split
 from lagjax.algebra.plan import Plan
 from lagjax.growth.depth import Depth, unchanged
 from lagjax.growth.width import BlockDiagonal, Width
 from lagjax.model import Key, Model
-from lagjax.state import OptState, _keys, _owner, carry
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,11 @@ class Fuse:
             raise ValueError(
                 "no axis of the target is larger than the sources'; n models fuse to one whose axes are n times as large"
             )
-        data = [axis for axis, kind in target.kinds.items() if isinstance(kind, Lookup)]
         first = next(iter(grown))
         times = max(grown[first] // source.sizes[first], 2)
         for axis, size in grown.items():
-            leaf = next(x for x in target.leaves if any(axis in dim.names for dim in x.dims))
-            if axis in data:
+            leaf = target.having(axis)[0]
+            if target.kind(axis).indexed:
                 raise ValueError(
                     f"axis {axis!r} grows from {source.sizes[axis]} to {size} in {leaf}, but the data index it; the fused model "
                     "takes the same data: give a target of equal size"
@@ -85,64 +84,26 @@ class Fuse:
         return Plan(source, target, words, Width(BlockDiagonal()).maps(source, target), key)
 
 
-def fuse_states(
-    plan: Plan,
-    states: Sequence[OptState],
-    params: Sequence[Params],
-    large: Params,
-    tx: optax.GradientTransformation,
-    schedule: Literal["restart", "continue"],
-) -> OptState:
-    """The optimizer state with which a fused model begins: each model's own, as `carry` has it, in that model's part.
-
-    Args:
-        plan: of `Fuse`.
-        states: the sources' optimizer states, in the order of `params`; step counts are the first one's.
-        params: the sources' parameters.
-        large: the fused parameters.
-        tx: the transformation that trains the fused model.
-        schedule: as in `carry`.
-
-    Right for a model fused with itself. Of different ones, nobody has seen the gradients of the connections between them:
-    they are taken to be like those within the model that is written.
-    """
-    leaves = {leaf.path: leaf for leaf in plan.target.leaves}
-    paths = _keys(large)
-    grown = [
-        carry(plan, state, one, large, tx, schedule)
-        for state, one in zip(states, params, strict=True)
-    ]
-
-    def fused(keys: Any, *values: Any) -> Any:
-        _, path = _owner(keys, paths)
-        return values[0] if path is None else _fused(plan, leaves[path], values)
-
-    return jax.tree_util.tree_map_with_path(fused, *grown)
-
-
 def _fused(plan: Plan, leaf: Leaf, values: Sequence[Any]) -> Any:
     """One leaf out of those of all sources' grown trees: block s is the tree's of source s.
 
     Blocks lie along the first axis that grew of those that the leaf writes or acts on, else of those that it reads, whose
     even shares make an average. Without any, the leaves are averaged.
     """
-    if not any(axis in plan.maps for dim in leaf.dims for axis in dim.names):
+    grown = plan.grown(leaf)
+    if not any(grown):
         return _mean(values)
-    sizes = {**plan.target.sizes, **plan.target.stacks}
-    parts = []
-    for part, blocks in enumerate(zip(*(split(value, leaf.dims, sizes) for value in values))):
-        factors = sorted(plan.factors_of(leaf, part), key=lambda factor: factor.reads)
-        if not factors:
+    extents, parts = plan.target.extents, []
+    for axes, *blocks in zip(grown, *(split(value, leaf.dims, extents) for value in values)):
+        if not axes:
             parts.append(_mean(blocks))
             continue
-        column = [1] * blocks[0].ndim
-        column[factors[0].at] = -1
-        copy = factors[0].map.copy.reshape(column)
-        value = blocks[0]
+        axis = min(axes, key=lambda axis: axis.reads)
+        copy, value = column(axis.map.copy, blocks[0].ndim, axis.at), blocks[0]
         for number, block in enumerate(blocks):
             value = jnp.where(copy == number, block, value)
         parts.append(value)
-    return join(parts, leaf.dims, sizes)
+    return join(parts, leaf.dims, extents)
 
 
 def _mean(values: Sequence[Any]) -> Any:

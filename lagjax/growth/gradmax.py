@@ -12,7 +12,7 @@ one column, and all layers are measured at once.
 """
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -20,16 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.algebra.axes import (
-    Axes,
-    Elementwise,
-    Layout,
-    Leaf,
-    Params,
-    flatten,
-    join,
-    split,
-)
+from lagjax.algebra.axes import Axes, Layout, Leaf, Params, flatten
+from lagjax.algebra.kinds import Units
+from lagjax.algebra.pieces import join, pieces_of, split
 from lagjax.algebra.plan import Plan
 from lagjax.fingerprint import digest
 from lagjax.flops import flops
@@ -126,7 +119,7 @@ def gradmax(
         source: the small model's table.
         target: the large model; larger on this axis only.
         batches: at least one.
-        axis: with the kind `Elementwise`, not gated.
+        axis: of units, heads or channels (`lagjax.algebra.kinds`), not gated.
         scale: of the new fan-outs.
 
     Raises ValueError for another axis, where new units without a fan-in are not silent, and where all gradients are 0.
@@ -141,9 +134,8 @@ def gradmax(
             f"new units without a fan-in change the function: {'; '.join(map(str, plan.violations))}; {REMEDY}"
         )
     first, count = old.sizes[axis], new.sizes[axis] - old.sizes[axis]
-    sizes = {**new.sizes, **new.stacks}
     reads, writes = (
-        {leaf.path: leaf for leaf in new.leaves if _orders(leaf, axis, role)} for role in ("<", ">")
+        {leaf.path: leaf for leaf in new.leaves if _having(leaf, axis, role)} for role in ("<", ">")
     )
     zeros = {leaf.path: np.zeros(leaf.shape, leaf.dtype) for leaf in new.leaves}
     structure = jax.tree.structure(shapes)
@@ -152,16 +144,15 @@ def gradmax(
         """The readers, their new entries filled from `[layers, new units, fan-out]` by site."""
         made, starts = {}, dict.fromkeys(fan_outs, 0)
         for path, leaf in reads.items():
-            parts = list(split(zeros[path], leaf.dims, sizes))
-            for part, order in _orders(leaf, axis, "<").items():
-                site = _site(leaf)
+            parts, site = list(split(zeros[path], leaf.dims, new.extents)), _site(leaf)
+            for part, order in _having(leaf, axis, "<").items():
                 rows = _rows(parts[part], order)
                 end = starts[site] + rows.shape[2]
                 mine = fan_outs[site][:, :, starts[site] : end].astype(leaf.dtype)
                 rows = jnp.concatenate([rows[:, :first], mine], axis=1)
                 parts[part] = _unrows(rows, order, parts[part].shape)
                 starts[site] = end
-            made[path] = join(parts, leaf.dims, sizes)
+            made[path] = join(parts, leaf.dims, new.extents)
         return made
 
     def gathered(
@@ -170,8 +161,8 @@ def gradmax(
         """All that writes or reads the units, `[layers, units, fan-in or fan-out]` by site."""
         found: dict[Site, list[Any]] = {}
         for path, leaf in leaves.items():
-            parts = split(values[path], leaf.dims, sizes)
-            for part, order in _orders(leaf, axis, role).items():
+            parts = split(values[path], leaf.dims, new.extents)
+            for part, order in _having(leaf, axis, role).items():
                 found.setdefault(_site(leaf), []).append(_rows(parts[part], order))
         return {site: jnp.concatenate(rows, axis=2) for site, rows in found.items()}
 
@@ -249,13 +240,13 @@ def gradmax(
 
 
 def _check(axis: str, source: Layout, target: Layout) -> None:
-    kind = target.kinds.get(axis)
-    if not isinstance(kind, Elementwise):
-        raise ValueError(  # noqa: TRY004
-            f"axis {axis!r} has the kind {kind}; GradMax grows axes whose entries act alone: say it in the table, "
-            f"kinds={{{axis!r}: Elementwise(...)}}, or name another axis"
+    kind = target.kind(axis)
+    if not kind.alone:
+        raise ValueError(
+            f"axis {axis!r} has the kind {kind}; GradMax grows axes whose entries act alone: say it "
+            f"in the table, kinds={{{axis!r}: Units(...)}}, or name another axis"
         )
-    if kind.gated:
+    if isinstance(kind, Units) and kind.gated:
         raise ValueError(
             f"axis {axis!r} is gated: where a gate and what it lets through are both 0, so are their gradients; {REMEDY}"
         )
@@ -305,42 +296,28 @@ def _label(site: Site, layer: int, layout: Layout) -> str:
 
 
 class Order(NamedTuple):
-    """Where an unfolded array has its stacks, the units' axis, and the rest."""
+    """How `_rows` sees an unfolded array: so many stacks, the units' axis, the rest."""
 
-    stacks: tuple[int, ...]
-    units: int
-    rest: tuple[int, ...]
-
-    @property
-    def axes(self) -> tuple[int, ...]:
-        return (*self.stacks, self.units, *self.rest)
+    stacks: int
+    axes: tuple[int, ...]
 
 
-def _orders(leaf: Leaf, axis: str, role: str) -> dict[int, Order]:
-    """The parts of a leaf that have the axis in this role."""
+def _having(leaf: Leaf, axis: str, role: str) -> dict[int, Order]:
+    """The pieces of a leaf that have the axis in this role."""
     found = {}
-    for part in range(max((len(dim.parts) for dim in leaf.dims), default=1)):
-        factors = list(_factors(leaf, part))
-        units = [at for at, x in enumerate(factors) if x == (axis, role)]
-        if units:
-            stacks = tuple(at for at, x in enumerate(factors) if x[1] == "#")
-            others = (at for at in range(len(factors)) if at not in stacks)
-            rest = tuple(at for at in others if at != units[0])
-            found[part] = Order(stacks, units[0], rest)
+    for part, piece in enumerate(pieces_of(leaf.dims)):
+        if (units := piece.at(axis, role)) is not None:
+            first = (*piece.stacks, units)
+            rest = (at for at in range(len(piece.names)) if at not in first)
+            found[part] = Order(len(piece.stacks), (*first, *rest))
     return found
-
-
-def _factors(leaf: Leaf, part: int) -> Iterator[tuple[str | int, str]]:
-    """Each axis of the unfolded array with its role."""
-    for dim in leaf.dims:
-        index = part if len(dim.parts) > 1 else 0
-        yield from zip(dim.parts[index], dim.roles(index))
 
 
 def _rows(value: Any, order: Order) -> Any:
     """`[layers, units, rest]` of an unfolded array."""
-    layers = math.prod(value.shape[axis] for axis in order.stacks)
-    return value.transpose(order.axes).reshape(layers, value.shape[order.units], -1)
+    moved = value.transpose(order.axes)
+    stacks, units = moved.shape[: order.stacks], moved.shape[order.stacks]
+    return moved.reshape(math.prod(stacks), units, -1)
 
 
 def _unrows(rows: Any, order: Order, shape: tuple[int, ...]) -> Any:

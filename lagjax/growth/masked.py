@@ -20,10 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.algebra.axes import Layout, Leaf, Lookup, Params, Residual, join, split
-from lagjax.algebra.maps import AxisMap
-from lagjax.algebra.pieces import GrownAxis
-from lagjax.algebra.plan import Plan, Word
+from lagjax.algebra.axes import Leaf, Params
+from lagjax.algebra.kinds import Kind
+from lagjax.algebra.maps import AxisMap, Vector, column
+from lagjax.algebra.pieces import GrownAxis, join, split
+from lagjax.algebra.plan import Plan
+from lagjax.algebra.words import Word, by_layer
 from lagjax.model import Model
 
 Mask: TypeAlias = Any
@@ -82,10 +84,11 @@ def silenced(plan: Plan) -> Plan:
     """The plan as a mask of 0 leaves it: nothing takes part that is masked."""
     maps = {}
     for axis, grown in plan.maps.items():
-        kept = np.where(_entries(plan.target, axis, grown), 0.0, 1.0)
+        kind = plan.target.kind(axis)
+        kept = np.where(_entries(kind, grown), 0.0, 1.0)
         maps[axis] = (
             dataclasses.replace(grown, writes=grown.writes * kept)
-            if isinstance(plan.target.kinds.get(axis), Residual)
+            if kind.stream
             else dataclasses.replace(grown, reads=grown.reads * kept)
         )
     words = {
@@ -100,61 +103,44 @@ def silenced(plan: Plan) -> Plan:
     return dataclasses.replace(plan, maps=maps, words=words)
 
 
-def _entries(target: Layout, axis: str, grown: AxisMap) -> np.ndarray:
+def _entries(kind: Kind, grown: AxisMap) -> Vector:
     """`[new]` which entries of an axis are masked: those that are new and take part."""
-    kind = target.kinds.get(axis)
-    if isinstance(kind, Lookup):
+    if kind.indexed:
         # The data choose among these.
         return np.zeros(grown.new, bool)
     # A norm notices what is written, read or not.
-    read = isinstance(kind, Residual) | (grown.reads != 0)
-    found: np.ndarray = grown.fresh & (grown.writes != 0) & read
-    return found
+    entries: Vector = grown.fresh & (grown.writes != 0) & (kind.stream | (grown.reads != 0))
+    return entries
 
 
 def _added(word: Word) -> list[bool]:
     """Which layers are masked: those that are not the first of their source, and do something."""
-    seen: set[int | None] = {None}
-    added = []
-    for layer in word.layers:
-        added.append(layer.source in seen and layer.scale != 0)
-        seen.add(layer.source)
-    return added
+    return [new and scale != 0 for new, scale in zip(word.added, word.scales)]
 
 
 def _masked(plan: Plan, leaf: Leaf, value: Any, mask: Mask) -> Any:
     """One parameter as the masked model uses it."""
     if leaf.residual:
-        for stack, index in leaf.layer:
-            if _added(plan.words[stack])[index]:
-                value = value * jnp.asarray(mask, value.dtype)
-        for axis, dim in enumerate(leaf.dims):
-            if dim.stack:
-                value = _weighted(value, axis, _added(plan.words[dim.stack]), mask)
-    if not any(axis in plan.maps for dim in leaf.dims for axis in dim.names):
+        added = {stack: _added(word) for stack, word in plan.words.items()}
+        for layers in by_layer(leaf, added):
+            value = _weighted(value, layers, mask)
+    if not any(grown := plan.grown(leaf)):
         return value
-    sizes = {**plan.target.sizes, **plan.target.stacks}
-    parts = list(split(value, leaf.dims, sizes))
-    for index in range(len(parts)):
-        for factor in plan.factors_of(leaf, index):
-            if _masks(factor):
-                entries = _entries(plan.target, factor.name, factor.map)
-                parts[index] = _weighted(parts[index], factor.at, entries, mask)
-    return join(parts, leaf.dims, sizes)
+    parts = list(split(value, leaf.dims, plan.target.extents))
+    for index, axes in enumerate(grown):
+        for axis in filter(_masks, axes):
+            entries = column(_entries(axis.kind, axis.map), parts[index].ndim, axis.at)
+            parts[index] = _weighted(parts[index], entries, mask)
+    return join(parts, leaf.dims, plan.target.extents)
 
 
-def _masks(factor: GrownAxis) -> bool:
-    """Whether a parameter is masked along an axis: it writes or adds to the residual stream, or reads any other axis."""
-    if isinstance(factor.kind, Residual):
-        return factor.role in (">", "+")
-    return factor.reads
+def _masks(axis: GrownAxis) -> bool:
+    """Whether a parameter is masked along an axis: it writes or adds to a stream, or reads another."""
+    return axis.role in (">", "+") if axis.kind.stream else axis.reads
 
 
-def _weighted(value: Any, axis: int, entries: Any, mask: Mask) -> Any:
-    """Multiplies some entries along an axis by the mask."""
-    if not np.any(entries):
+def _weighted(value: Any, entries: Vector, mask: Mask) -> Any:
+    """Multiplies some entries by the mask."""
+    if not entries.any():
         return value
-    shape = [1] * value.ndim
-    shape[axis] = -1
-    weights = jnp.where(np.reshape(entries, shape), mask, 1.0)
-    return value * weights.astype(value.dtype)
+    return value * jnp.where(entries, mask, 1.0).astype(value.dtype)

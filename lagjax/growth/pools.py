@@ -7,7 +7,6 @@ from typing import NamedTuple
 import jax
 
 from lagjax.algebra.axes import Axes, Params
-from lagjax.algebra.plan import Growth
 from lagjax.algebra.proof import Requirement
 from lagjax.growth.depth import (
     Block,
@@ -41,7 +40,7 @@ from lagjax.growth.width import (
     Width,
     ZeroPad,
 )
-from lagjax.model import Model
+from lagjax.model import Growth, Model
 
 
 class Candidate(NamedTuple):

@@ -10,21 +10,12 @@ from typing import Protocol
 
 import numpy as np
 
-from lagjax.algebra.axes import (
-    Axes,
-    Dot,
-    Elementwise,
-    Experts,
-    Kind,
-    Layout,
-    Lookup,
-    Params,
-    Residual,
-)
+from lagjax.algebra.axes import Axes, Layout, Params
+from lagjax.algebra.kinds import Kind
 from lagjax.algebra.maps import AxisMap, Vector
-from lagjax.algebra.plan import Plan, grow
+from lagjax.algebra.plan import Plan
 from lagjax.growth.depth import Depth, unchanged
-from lagjax.model import Key, Model
+from lagjax.model import Key, Model, grow
 
 
 class Way(Protocol):
@@ -49,15 +40,16 @@ class ByKind:
     size: Way
     layer: Way | None = None
 
-    def way(self, kind: Kind | None) -> Way:
+    def way(self, kind: Kind) -> Way:
         """The way for an axis of a kind; one that the data index is extended, experts are duplicated."""
-        if isinstance(kind, Residual):
-            return self.layer if self.layer and kind.norm == "layer" else self.residual
-        if isinstance(kind, Dot) or kind == Elementwise("identity"):
-            return self.size
-        if isinstance(kind, Lookup):
-            return Extend()
-        return Tile() if isinstance(kind, Experts) else self.units
+        ways: dict[str, Way] = {
+            "residual": self.layer if self.layer and kind.centred else self.residual,
+            "units": self.units,
+            "size": self.size,
+            "data": Extend(),
+            "experts": Tile(),
+        }
+        return ways[kind.group]
 
 
 @dataclass(frozen=True)
@@ -87,16 +79,14 @@ class Width:
         ]
         for axis in grown:
             if target.sizes[axis] < source.sizes[axis]:
-                leaf = next(
-                    leaf for leaf in target.leaves if any(axis in dim.names for dim in leaf.dims)
-                )
+                leaf = target.having(axis)[0]
                 raise ValueError(
                     f"axis {axis!r} has size {source.sizes[axis]} in the source and {target.sizes[axis]} in the target's {leaf}; "
                     "growth adds entries: give a target that is smaller on no axis"
                 )
         how = self.how
         if isinstance(how, ByKind):
-            ways = {axis: how.way(target.kinds.get(axis)) for axis in grown}
+            ways = {axis: how.way(target.kind(axis)) for axis in grown}
         else:
             ways = dict(how) if isinstance(how, tuple) else dict.fromkeys(grown, how)
         if unknown := ways.keys() - dict(target.sizes).keys():
@@ -128,43 +118,11 @@ class Both:
 
 
 def _map(way: Way, axis: str, source: Layout, target: Layout) -> AxisMap:
-    """The map of one axis; rotated pairs grow as pairs."""
-    old, new = source.sizes[axis], target.sizes[axis]
-    kind = target.kinds.get(axis)
+    """The map of one axis, as its kind has it: rotated pairs grow as pairs."""
     try:
-        if isinstance(kind, Dot) and kind.rope:
-            return _of_pairs(way.map(old // 2, new // 2), kind.rope == "half")
-        return way.map(old, new)
+        return target.kind(axis).expanded(way.map, source.sizes[axis], target.sizes[axis])
     except ValueError as error:
-        leaf = next(leaf for leaf in target.leaves if any(axis in dim.names for dim in leaf.dims))
-        raise ValueError(f"axis {axis!r} of {leaf}: {error}") from None
-
-
-def _of_pairs(pairs: AxisMap, half: bool) -> AxisMap:
-    """The map of an axis of rotated pairs from that of the pairs."""
-
-    def both(vector: Vector) -> Vector:
-        return np.concatenate([vector] * 2) if half else np.repeat(vector, 2)
-
-    def places(vector: Vector, size: int) -> Vector:
-        second = vector + size if half else 2 * vector + 1
-        first = vector if half else 2 * vector
-        columns = [np.where(vector < 0, -1, x) for x in (first, second)]
-        return np.concatenate(columns) if half else np.stack(columns, 1).reshape(-1)
-
-    vectors = {
-        name: both(getattr(pairs, name))
-        for name in ("scale", "mean", "share", "writes", "reads", "ahead")
-    }
-    return AxisMap(
-        2 * pairs.old,
-        places(pairs.source, pairs.old),
-        twin=places(pairs.twin, pairs.new),
-        noise=pairs.noise,
-        jitter=pairs.jitter,
-        diagonal=pairs.diagonal,
-        **vectors,
-    )
+        raise ValueError(f"axis {axis!r} of {target.having(axis)[0]}: {error}") from None
 
 
 class Split(Protocol):

@@ -19,9 +19,8 @@ import numpy as np
 from flax.core import FrozenDict
 
 from lagjax.algebra.axes import Axes, Params
-from lagjax.algebra.plan import Growth
 from lagjax.fingerprint import digest, versions
-from lagjax.model import Key, Model
+from lagjax.model import Growth, Key, Model
 
 MAPPINGS: dict[str, Callable[[dict[Any, Any]], Any]] = {
     "dict": dict,

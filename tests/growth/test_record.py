@@ -16,7 +16,7 @@ from flax.core import FrozenDict
 
 import lagjax
 from lagjax import runs
-from lagjax.algebra.plan import Layer, Word
+from lagjax.algebra.words import Layer, Word
 from lagjax.fingerprint import versions
 from lagjax.growth.depth import Block, Depth, Fresh, Midas, Scaled, Shuffled, Stack
 from lagjax.store import directory

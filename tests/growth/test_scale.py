@@ -12,7 +12,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import scale, tables
 from experiments.models import transformer
-from lagjax.algebra.plan import Growth
 from lagjax.growth import leafwise as module
 from lagjax.growth.depth import Depth, Fresh, Scaled, Stack
 from lagjax.growth.leafwise import CompiledGrowth, apply, compiled
@@ -25,7 +24,7 @@ from lagjax.growth.width import (
     Width,
     ZeroPad,
 )
-from lagjax.model import Model
+from lagjax.model import Growth, Model
 from tests import toy
 
 MESH = Mesh(np.array(jax.devices()), ("data",))
