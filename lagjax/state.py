@@ -5,19 +5,21 @@ far as before; and a statistic that starts at 0 under an old step count makes th
 too long. `scale_by_growth` at the end of a chain mends both: `carry` tells it of the growth.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lagjax.algebra.axes import Layout, Params, path_of
+from lagjax.algebra.axes import Axes, Layout, Params, flatten, path_of
 from lagjax.algebra.plan import Plan
 from lagjax.algebra.provenance import step_sizes, unseen
 from lagjax.model import Batch, Key, Model
 
 OptState: TypeAlias = Any
+PyTree: TypeAlias = Any
 Schedule: TypeAlias = Literal["restart", "continue"] | int
 
 ORDER = {
@@ -165,9 +167,54 @@ def measure(
     return _schedules(found, state)
 
 
-def ema(plan: Plan, average: Params, large: Params) -> Params:
-    """A running average of the small model's parameters for the large one; what is new begins at its value in `large`."""
-    return plan.params(average, large)
+def collections(
+    plan: Plan,
+    found: Mapping[str, PyTree],
+    fresh: Mapping[str, PyTree],
+    source: Axes,
+    target: Axes,
+) -> dict[str, PyTree]:
+    """State that is no parameter, grown: batch statistics, averages of the parameters.
+
+    A leaf with a row of its own in the axes table, under `collection/path`, is a statistic of what is
+    along its axes and grows as that does, a variance by the square. Any other is a copy of the
+    parameter at its path, and grows as this does. A collection that the large model lacks is left out.
+
+    Args:
+        plan: of the parameters' growth.
+        found: the small model's collections by name.
+        fresh: the large model's before the first step; what is new stays as it is there, with the
+            factors that new entries of parameters have.
+        source: the small model's axes table.
+        target: the large model's.
+
+    Raises ValueError for a collection that the small model lacks, and for a leaf that has neither row
+    nor parameter.
+    """
+    if lacking := fresh.keys() - found.keys():
+        raise ValueError(
+            f"the large model has the collections {sorted(fresh)}, the small one {sorted(found)}; give "
+            f"{sorted(lacking)} of the small one too, or start them by the engine's init"
+        )
+    whole = dataclasses.replace(
+        plan,
+        source=source.with_state(plan.source, {name: found[name] for name in fresh}),
+        target=target.with_state(plan.target, fresh),
+        invented=plan.invented | {f"{name}/{one}" for name in fresh for one in plan.invented},
+    )
+    grown = whole.state(_by_path(found), _by_path(fresh))
+    return {
+        name: jax.tree.unflatten(
+            jax.tree.structure(tree), [grown[f"{name}/{path}"] for path in flatten(tree)]
+        )
+        for name, tree in fresh.items()
+    }
+
+
+def _by_path(trees: Mapping[str, PyTree]) -> dict[str, Any]:
+    return {
+        f"{name}/{path}": x for name, tree in trees.items() for path, x in flatten(tree).items()
+    }
 
 
 def _of_growth(node: Any) -> bool:
@@ -258,16 +305,6 @@ def _no_rule(keys: tuple[Any, ...]) -> str:
         f"no rule grows the optimizer state {path_of(keys)!r}; reset the moments, or use a transformation whose "
         f"statistics are among {', '.join(ORDER)}"
     )
-
-
-def rewarmed(schedule: optax.Schedule, start: int, steps: int) -> optax.Schedule:
-    """A schedule that is entered at `start` and comes to its own values from 0 over `steps`: a warm-up after a growth.
-
-    Raises ValueError for fewer than one step.
-    """
-    if steps < 1:
-        raise ValueError(f"steps={steps}: a warm-up takes at least one step")
-    return lambda count: schedule(count) * jnp.clip((count - start + 1) / steps, 0, 1)
 
 
 def _rewound(state: OptState, step: int) -> OptState:

@@ -9,8 +9,9 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lagjax.algebra.axes import Axes, Dim, flatten, parse
+from lagjax.algebra.axes import Axes, flatten
 from lagjax.algebra.kinds import Dot, Residual, RMSNorm
+from lagjax.algebra.notation import Dim, parse
 from lagjax.algebra.pieces import join, rearrange, split
 from tests.growth.checks import shapes
 

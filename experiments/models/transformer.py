@@ -28,7 +28,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from lagjax.algebra.axes import Axes, Params, parse
+from lagjax.algebra.axes import Axes, Params
 from lagjax.algebra.kinds import (
     Channels,
     Dot,
@@ -41,6 +41,7 @@ from lagjax.algebra.kinds import (
     RMSNorm,
     Units,
 )
+from lagjax.algebra.notation import parse
 from lagjax.algebra.proof import Requirement
 from lagjax.model import Key, Model
 

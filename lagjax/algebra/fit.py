@@ -3,8 +3,9 @@
 import re
 from collections.abc import Mapping
 
-from lagjax.algebra.axes import Dim, Layout, Leaf
+from lagjax.algebra.axes import Layout, Leaf
 from lagjax.algebra.maps import AxisMap
+from lagjax.algebra.notation import Dim
 from lagjax.algebra.words import Word
 
 

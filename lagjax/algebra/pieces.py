@@ -16,16 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.algebra.axes import Dim, Layout, extent, length
+from lagjax.algebra.axes import Layout, extent, length
 from lagjax.algebra.kinds import Kind
 from lagjax.algebra.maps import AxisMap, Vector, column, divided
+from lagjax.algebra.notation import Dim
 
 
 class Piece(NamedTuple):
-    """One unfolded part of a parameter: the name and the role of the axis at each position."""
+    """One unfolded part of a parameter: the name, role and order of the axis at each position."""
 
     names: tuple[str | int, ...]
     roles: tuple[str, ...]
+    orders: tuple[int, ...]
 
     @property
     def axes(self) -> tuple[tuple[str | int, str], ...]:
@@ -48,7 +50,7 @@ class Piece(NamedTuple):
     def grown(self, layout: Layout, maps: Mapping[str, AxisMap]) -> tuple["GrownAxis", ...]:
         """Its axes that have a map."""
         return tuple(
-            GrownAxis(str(name), at, role, layout.kind(name), maps[str(name)])
+            GrownAxis(str(name), at, role, layout.kind(name), maps[str(name)], self.orders[at])
             for at, (name, role) in enumerate(self.axes)
             if name in maps and role != "#"
         )
@@ -61,7 +63,9 @@ def pieces_of(dims: tuple[Dim, ...]) -> tuple[Piece, ...]:
     for part in range(max((len(dim.parts) for dim in dims), default=1)):
         at = [(dim, part if len(dim.parts) > 1 else 0) for dim in dims]
         names = tuple(name for dim, index in at for name in dim.parts[index])
-        made.append(Piece(names, tuple(role for dim, index in at for role in dim.roles(index))))
+        roles = tuple(role for dim, index in at for role in dim.roles(index))
+        orders = tuple(dim.order for dim, index in at for _ in dim.parts[index])
+        made.append(Piece(names, roles, orders))
     return tuple(made)
 
 
@@ -131,6 +135,7 @@ class GrownAxis:
         role: what the parameter does along it.
         kind: what it meets.
         map: how it grows.
+        order: of a statistic.
     """
 
     name: str
@@ -138,11 +143,20 @@ class GrownAxis:
     role: str
     kind: Kind
     map: AxisMap
+    order: int = 1
 
     @property
     def reads(self) -> bool:
         """Whether the parameter reads along it; what the data index is written."""
         return self.role == "<" and not self.kind.indexed
+
+    @property
+    def averages(self) -> bool:
+        """Whether means that the map adds are means of its values.
+
+        Not so of what acts elementwise, and not of squares.
+        """
+        return self.role in ("<", "=", ">", "~") and not self.reads and self.order == 1
 
     @property
     def factor(self) -> Vector:
@@ -151,7 +165,7 @@ class GrownAxis:
             return divided(self.map.share, self.map.scale) * self.kind.root(self.map)
         if self.role == "":
             return (~self.map.fresh).astype(float) * self.kind.gain(self.map)
-        return self.map.scale
+        return self.map.scale**self.order
 
     @property
     def slope(self) -> Vector:
@@ -186,6 +200,9 @@ class GrownAxis:
             filled = np.zeros(self.map.new)
         elif self.role == "":
             filled = np.full(self.map.new, self.kind.gain(self.map))
+        elif self.role == "~":
+            # Where activations are a mean of others, so is theirs.
+            filled = np.where((self.map.mean != 0) & self.averages, 0.0, 1.0)
         else:
             filled = self.map.reads if self.reads else self.map.writes
         return np.where(self.map.fresh, filled, 1.0)
@@ -207,7 +224,7 @@ class GrownAxis:
     def grow(self, x: Any) -> Any:
         """What comes from the small model: new entries are 0 or, if the map says so, means."""
         value = self.copies(x, self.factor)
-        if self.role in ("<", "=", ">") and not self.reads and self.map.mean.any():
+        if self.averages and self.map.mean.any():
             value = value + self.column(self.map.mean, value) * jnp.mean(x, self.at, keepdims=True)
         return value
 
@@ -291,7 +308,7 @@ def parameter(
         if axis.map.noise:
             value = value + axis.free(drawn(axis, axis.map.noise))
     for axis in axes:
-        if axis.map.jitter:
+        if axis.map.jitter and axis.role != "~":
             value = value + drawn(axis, axis.map.jitter) * axis.column(axis.map.copy > 0, value)
     if (blank := new_entries(axes, value.ndim)).any():
         made = fresh.astype(value.dtype)

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lagjax.algebra import fit, pieces, proof, words
-from lagjax.algebra.axes import Dim, Layout, Leaf, Params, flatten
+from lagjax.algebra.axes import Layout, Leaf, Params, flatten
 from lagjax.algebra.maps import AxisMap, column
+from lagjax.algebra.notation import Dim
 from lagjax.algebra.pieces import GrownAxis
 from lagjax.algebra.words import Layer, Word
 
@@ -69,8 +70,28 @@ class Plan:
 
     def params(self, params: Params, fresh: Params) -> Params:
         """The large model's parameters: copies of `params`, and `fresh` where the plan says new."""
-        arrays = flatten(params)
         numbers = {leaf.path: number for number, leaf in enumerate(self.target.leaves)}
+        grown = self._values(flatten(params), flatten(fresh), numbers)
+        return jax.tree.unflatten(jax.tree.structure(fresh), list(grown.values()))
+
+    def state(self, arrays: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
+        """Grows state that is no parameter, of a plan whose layouts have it (`Axes.with_state`).
+
+        A statistic grows as the activations that it is of, a copy of a parameter as this does, and
+        with the same noise. What is new is `fresh`.
+
+        Args:
+            arrays: the source's state by path, which begins with the collection's name.
+            fresh: the target's.
+        """
+        numbers = {leaf.path: number for number, leaf in enumerate(self.target.leaves)}
+        same = {path: numbers.get(path.partition("/")[2], numbers[path]) for path in fresh}
+        return self._values(arrays, fresh, same)
+
+    def _values(
+        self, arrays: Mapping[str, Any], fresh: Mapping[str, Any], numbers: Mapping[str, int]
+    ) -> dict[str, Any]:
+        """Grows parameters; a leaf's number tells its noise from others'."""
         following = {
             stack: word.following(self.source.layer_kinds(stack))
             for stack, word in self.words.items()
@@ -87,8 +108,7 @@ class Plan:
         def factor(leaf: Leaf, layer: Layer) -> float:
             return layer.scale if leaf.residual else 1.0
 
-        grown = self._grow(arrays, flatten(fresh), factor, along)
-        return jax.tree.unflatten(jax.tree.structure(fresh), list(grown.values()))
+        return self._grow(arrays, fresh, factor, along)
 
     def moments(
         self, arrays: Mapping[str, Any], fresh: Mapping[str, Any], power: int

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.algebra.axes import Dim, Layout, Leaf
+from lagjax.algebra.axes import Layout, Leaf
 from lagjax.algebra.maps import Vector, column
+from lagjax.algebra.notation import Dim
 
 
 class Layer(NamedTuple):

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lagjax.algebra.axes import Axes, Dim, Layout, Leaf, Params, flatten
+from lagjax.algebra.axes import Axes, Layout, Leaf, Params, flatten
 from lagjax.algebra.maps import AxisMap
+from lagjax.algebra.notation import Dim
 from lagjax.algebra.pieces import join, pieces_of, rearrange, unfold
 from lagjax.algebra.plan import Plan
 from lagjax.algebra.words import layers_of, pick
