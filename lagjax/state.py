@@ -1,8 +1,11 @@
-"""The optimizer state of a grown model: grown by the same Plan as the parameters, measured, or reset.
+"""The optimizer state of a grown model: grown by the parameters' Plan, measured, or reset.
 
-Adam's steps are free of the gradient's scale, so that a matrix of which each copy is read for a half moves the function twice as
-far as before; and a statistic that starts at 0 under an old step count makes the first steps of what is new several times
-too long. `scale_by_growth` at the end of a chain mends both: `carry` tells it of the growth.
+State of the model that is no parameter grows by it too: `collections`.
+
+Adam's steps are free of the gradient's scale, so that a matrix of which each copy is read for a
+half moves the function twice as far as before; and a statistic that starts at 0 under an old step
+count makes the first steps of what is new several times too long. `scale_by_growth` at the end of a
+chain mends both: `carry` tells it of the growth.
 """
 
 import dataclasses
@@ -31,11 +34,11 @@ ORDER = {
     "nu_max": 2,
     "sum_of_squares": 2,
 }
-"""Fields of optax states that hold one array a parameter → the order of the gradient's moment they estimate."""
+"""Fields of optax states, one array a parameter → the order of the gradient's moment in them."""
 
 
 class ScaleByGrowthState(NamedTuple):
-    """Steps since growing, and before; the factor of each parameter's steps; which parameters have no statistics from before."""
+    """Steps since growing, and before; each parameter's factor; which ones have no statistics."""
 
     steps: jax.Array
     before: jax.Array
@@ -50,16 +53,19 @@ def scale_by_growth(
 ) -> optax.GradientTransformation:
     """Scales the steps of a grown model: `optax.chain(optax.adam(1e-3), scale_by_growth())`.
 
-    Before growing it changes nothing; `carry` fills its state. Put it before decoupled weight decay, which would be scaled too.
+    Before growing it changes nothing; `carry` fills its state. Put it before decoupled weight
+    decay, which would be scaled too.
 
     Args:
-        follow: multiply each parameter's steps so that training goes on as the small model's did: 1/k for a
-            matrix whose inputs were copied k times, the rule of µP (Yang et al. 2022, arXiv 2203.03466).
-        betas: of Adam: what is new is corrected for its own number of steps, in place of the old count; None for
-            optimizers without such a correction.
+        follow: multiply each parameter's steps so that training goes on as the small model's did:
+            1/k for a matrix whose inputs were copied k times, the rule of µP (Yang et al. 2022,
+            arXiv 2203.03466).
+        betas: of Adam: what is new is corrected for its own number of steps, in place of the old
+            count; None for optimizers without such a correction.
         warmup: steps over which what is new comes to its full rate.
 
-    The optimizer's steps must be free of the gradient's scale, as Adam's are and SGD's are not: for those see `origin.step_sizes`.
+    The optimizer's steps must be free of the gradient's scale, as Adam's are and SGD's are not: for
+    those see `provenance.step_sizes`.
     """
 
     def init(params: Params) -> ScaleByGrowthState:
@@ -107,18 +113,21 @@ def carry(
         params: the small model's parameters.
         large: the large model's parameters.
         tx: the transformation that trains the large model.
-        schedule: "restart" begins the learning-rate schedules of `tx` at 0; "continue" at the small model's step; a number at that
-            step, so that a schedule is rewound to where a model of this loss would be (Shen et al. 2022, arXiv 2203.06211).
+        schedule: "restart" begins the learning-rate schedules of `tx` at 0; "continue" at the small
+            model's step; a number at that step, so that a schedule is rewound to where a model of
+            this loss would be (Shen et al. 2022, arXiv 2203.06211).
 
     Raises:
-        ValueError: for a state that has no rule, by its name; and where the structure of the state is not `tx`'s.
+        ValueError: for a state that has no rule, by its name; and where the structure of the state
+            is not `tx`'s.
     """
     fresh = tx.init(large)
     wanted: Any = jax.tree.structure(jax.eval_shape(tx.init, params))
     if wanted != jax.tree.structure(state):
         raise ValueError(
-            "the source's optimizer state was not made by tx.init for the source's parameters: found\n"
-            f"  {jax.tree.structure(state)}\nGive the transformation that made it, or reset the moments"
+            "the source's optimizer state was not made by tx.init for the source's parameters: "
+            f"found\n  {jax.tree.structure(state)}\nGive the transformation that made it, or reset "
+            "the moments"
         )
     grown = fresh if plan is None else _moments(plan, state, params, large, fresh)
     if isinstance(schedule, int):
@@ -139,9 +148,11 @@ def measure(
     tx: optax.GradientTransformation,
     key: Key,
 ) -> OptState:
-    """The state of `tx` with statistics measured on the grown model itself, at a learning rate of zero.
+    """The state of `tx` with statistics measured on the grown model itself, at a learning rate of
+    zero.
 
-    An alternative to growing them that needs no rule: as many updates as there are batches, none of them applied.
+    An alternative to growing them that needs no rule: as many updates as there are batches, none of
+    them applied.
 
     Args:
         model: the large model.
@@ -168,7 +179,7 @@ def measure(
 
 
 def collections(
-    plan: Plan,
+    plan: Plan | None,
     found: Mapping[str, PyTree],
     fresh: Mapping[str, PyTree],
     source: Axes,
@@ -176,25 +187,28 @@ def collections(
 ) -> dict[str, PyTree]:
     """State that is no parameter, grown: batch statistics, averages of the parameters.
 
-    A leaf with a row of its own in the axes table, under `collection/path`, is a statistic of what is
-    along its axes and grows as that does, a variance by the square. Any other is a copy of the
-    parameter at its path, and grows as this does. A collection that the large model lacks is left out.
+    A leaf with a row of its own in the axes table, under `collection/path`, is a statistic of what
+    is along its axes and grows as that does, a variance by the square. Any other is a copy of the
+    parameter at its path, and grows as this does. A collection that the large model lacks is left
+    out.
 
     Args:
-        plan: of the parameters' growth.
+        plan: of the parameters' growth; None starts the collections anew.
         found: the small model's collections by name.
         fresh: the large model's before the first step; what is new stays as it is there, with the
             factors that new entries of parameters have.
         source: the small model's axes table.
         target: the large model's.
 
-    Raises ValueError for a collection that the small model lacks, and for a leaf that has neither row
-    nor parameter.
+    Raises ValueError for a collection that the small model lacks, and for a leaf that has neither
+    row nor parameter.
     """
+    if plan is None:
+        return dict(fresh)
     if lacking := fresh.keys() - found.keys():
         raise ValueError(
-            f"the large model has the collections {sorted(fresh)}, the small one {sorted(found)}; give "
-            f"{sorted(lacking)} of the small one too, or start them by the engine's init"
+            f"the large model has the collections {sorted(fresh)}, the small one {sorted(found)}; "
+            f"give {sorted(lacking)} of the small one too, or start them by the engine's init"
         )
     whole = dataclasses.replace(
         plan,
@@ -275,7 +289,7 @@ def _keys(params: Params) -> dict[Any, str]:
 
 
 def _owner(keys: tuple[Any, ...], paths: dict[Any, str]) -> tuple[tuple[Any, ...], str | None]:
-    """Splits the path of a state's leaf into the field that holds it and the parameter it belongs to."""
+    """Splits the path of a state's leaf into the field that holds it and its parameter's path."""
     for start in range(len(keys) + 1):
         if keys[start:] in paths and start:
             return keys[:start], paths[keys[start:]]
@@ -302,8 +316,8 @@ def _order(prefix: tuple[Any, ...]) -> int:
 
 def _no_rule(keys: tuple[Any, ...]) -> str:
     return (
-        f"no rule grows the optimizer state {path_of(keys)!r}; reset the moments, or use a transformation whose "
-        f"statistics are among {', '.join(ORDER)}"
+        f"no rule grows the optimizer state {path_of(keys)!r}; reset the moments, or use a "
+        f"transformation whose statistics are among {', '.join(ORDER)}"
     )
 
 

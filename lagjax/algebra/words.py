@@ -142,9 +142,9 @@ def pick(
     ) -> tuple[Any, tuple[Dim, ...]]:
         if not rest:
             return one(chosen)
-        several = layers[rest[0]]
-        made = [many(rest[1:], {**chosen, rest[0]: index}) for index in several]  # type: ignore[union-attr]
-        front = Dim("#", ((rest[0],),))
+        stack, front = rest[0], Dim("#", ((rest[0],),))
+        every = np.ravel(layers[stack]).tolist()
+        made = [many(rest[1:], {**chosen, stack: index}) for index in every]
         return jnp.stack([value for value, _ in made]), (front, *made[0][1])
 
     return many([stack for stack in unrolled if not isinstance(layers[stack], int)], layers)

@@ -17,10 +17,10 @@ NEAR = 1e-4
 
 
 def broken(plan: Plan, params: Params, grown: Params) -> Iterator[Violation]:
-    """Where grown parameters are not what the plan says: R W where they write, W' with W' R = W where they read.
+    """Where grown parameters are not what the plan says: no R W, or no W' with W' R = W.
 
-    The axis is found by asking which mistake explains the values: a factor that was forgotten along it, or entries in
-    another order. Where none does, every grown axis of the leaf is named.
+    The axis is found by asking which mistake explains the values: a factor that was forgotten along
+    it, or entries in another order. Where none does, every grown axis of the leaf is named.
     """
     values, sources = flatten(grown), flatten(params)
     told: set[tuple[str, str]] = set()
@@ -37,7 +37,7 @@ def broken(plan: Plan, params: Params, grown: Params) -> Iterator[Violation]:
 
 
 def unmet(plan: Plan, outputs: Sequence[int]) -> Iterator[Violation]:
-    """Why outputs differ though all parameters are as planned: what the large model was to do differently, or the table.
+    """Why outputs differ though all parameters are as planned: what was required, or the table.
 
     Args:
         plan: with every parameter as it says.
@@ -62,7 +62,8 @@ def unmet(plan: Plan, outputs: Sequence[int]) -> Iterator[Violation]:
                 yield Violation(
                     axis,
                     leaf.name,
-                    f"is read as an embedding only, yet there are as many outputs; if it is the head too, mark it tied: '={axis}'",
+                    "is read as an embedding only, yet there are as many outputs; if it is the "
+                    f"head too, mark it tied: '={axis}'",
                 )
                 return
     yield Violation(

@@ -1,4 +1,4 @@
-"""Certificates: what a growth operator keeps, proved from table and plan, then measured on the models themselves."""
+"""Certificates: what a growth operator keeps, proved from table and plan, then measured."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,17 +26,21 @@ class Certificate(NamedTuple):
     """What an operator keeps of one small model in one large model.
 
     Attributes:
-        kind: `exact`; `exact given` what `requires` names; `approximate`, but for noise of a chosen size; `none`.
-        violations: why it is not exact, by axis; also where the proof says exact and the models disagree.
+        kind: `exact`; `exact given` what `requires` names; `approximate`, but for noise of a chosen
+            size; `none`.
+        violations: why it is not exact, by axis; also where the proof says exact and the models
+            disagree.
         requires: what the large model must do differently to be exact.
-        max_diff: dtype → largest difference of outputs, relative to the largest output; of mean losses where the shapes differ.
-        dead: path → share of its entries whose gradient is 0 before, after one and after two steps, though it is not 0 in a
-            large model drawn at random; leaves without any are left out.
+        max_diff: dtype → largest difference of outputs, relative to the largest output; of mean
+            losses where the shapes differ.
+        dead: path → share of its entries whose gradient is 0 before, after one and after two steps,
+            though it is not 0 in a large model drawn at random; leaves without any are left out.
         dead_fraction: the same over all parameters.
-        twins: axis → after `steps` steps, the smallest distance of two copies of one entry, in what writes them, relative to
-            their length; 0 means that they never separate. Axes without copies are left out.
-        ranks: axis → effective rank (exponential of the entropy of singular values; Roy and Vetterli 2007) of all that writes
-            along it after `steps` steps, over its size.
+        twins: axis → after `steps` steps, the smallest distance of two copies of one entry, in what
+            writes them, relative to their length; 0 means that they never separate. Axes without
+            copies are left out.
+        ranks: axis → effective rank (exponential of the entropy of singular values; Roy and
+            Vetterli 2007) of all that writes along it after `steps` steps, over its size.
     """
 
     kind: Literal["exact", "exact given", "approximate", "none"]
@@ -87,11 +91,12 @@ def certify(
         operator: what is certified; with a `plan`, it is proved too.
         small: the small model; needs `apply`.
         large: the large model, as `requires` asks; needs `apply`.
-        params: the small model's parameters. Trained ones, or drawn at random: those of an initialisation have zero biases and
-            equal scales, in which mistakes hide.
+        params: the small model's parameters. Trained ones, or drawn at random: those of an
+            initialisation have zero biases and equal scales, in which mistakes hide.
         batches: of training data; outputs are compared on the first, the others train, in turn.
         key: of the growth.
-        factory: dtype → the two models computing in it; then outputs are compared in float64, float32 and bfloat16.
+        factory: dtype → the two models computing in it; then outputs are compared in float64,
+            float32 and bfloat16.
         steps: how long the grown model is trained before twins and ranks are looked at.
         tx: by which; Adam unless given.
 
@@ -101,7 +106,8 @@ def certify(
     for name, model in (("small", small), ("large", large)):
         if model.apply is None:
             raise ValueError(
-                f"the {name} model has no apply; give Model(..., apply=lambda params, batch: outputs)"
+                f"the {name} model has no apply; "
+                "give Model(..., apply=lambda params, batch: outputs)"
             )
     if not batches:
         raise ValueError("no batches are given; certificates are measured on at least one")
@@ -175,7 +181,7 @@ def _in_precisions(
     batch: Batch,
     key: Key,
 ) -> dict[str, float]:
-    """The difference in float64, where everything is computed in it, and of the grown parameters cast to the others."""
+    """The difference in float64, computed in it throughout, and of parameters cast to others."""
     found = {}
     for name in ("float64", "float32", "bfloat16"):
 

@@ -1,14 +1,14 @@
 """GradMax: new units that learn as fast as possible (Evci et al. 2022, arXiv 2201.05125).
 
-New units of an axis start with a fan-in of 0, so that the function is kept, and with the fan-out that makes the gradient of this
-fan-in the largest::
+New units of an axis start with a fan-in of 0, so that the function is kept, and with the fan-out
+that makes the gradient of this fan-in the largest::
 
     found = gradmax(key, params, source, target, batches, axis="mlp")
     candidate = Candidate("gradmax", found.operator, target, fit_flops=found.flops)
 
-That gradient is G ω, linear in the fan-out ω of a unit, and does not depend on the other new units, which are all 0. So G is
-measured column by column without a change to the forward pass: new units get basis vectors as fan-outs, each shows
-one column, and all layers are measured at once.
+That gradient is G ω, linear in the fan-out ω of a unit, and does not depend on the other new units,
+which are all 0. So G is measured column by column without a change to the forward pass: new units
+get basis vectors as fan-outs, each shows one column, and all layers are measured at once.
 """
 
 import math
@@ -37,7 +37,8 @@ REMEDY = "grow it by RandomIn() or Paired() instead"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Given(ByContent):
-    """Another linear operator with given values in place of the target's initialisation, path by path.
+    """Another linear operator with given values in place of the target's initialisation, path by
+    path.
 
     They show where the operator takes fresh values only.
 
@@ -66,9 +67,10 @@ class Given(ByContent):
         fresh, given = flatten(target.init(key)), dict(self.fresh)
         for path, value in given.items():
             if path not in fresh or np.shape(fresh[path]) != np.shape(value):
+                has = np.shape(fresh[path]) if path in fresh else "no parameter"
                 raise ValueError(
-                    f"{self} has a value of shape {np.shape(value)} for {path!r}, where the target has "
-                    f"{np.shape(fresh[path]) if path in fresh else 'no parameter'}; make it for this target"
+                    f"{self} has a value of shape {np.shape(value)} for {path!r}, where the target "
+                    f"has {has}; make it for this target"
                 )
         plan = self.plan(key, source.layout(params), target.axes.layout(shapes))
         made = [given.get(path, value) for path, value in fresh.items()]
@@ -81,8 +83,8 @@ class GradMax(NamedTuple):
     Attributes:
         operator: linear and exact.
         flops: what the measurement cost, for `Candidate.fit_flops`.
-        scores: layer → sum of the squares of the singular values that were taken: by how much the loss falls, to first order
-            and for fan-outs of norm 1, for each unit of learning rate.
+        scores: layer → sum of the squares of the singular values that were taken: by how much the
+            loss falls, to first order and for fan-outs of norm 1, for each unit of learning rate.
     """
 
     operator: Given
@@ -106,10 +108,11 @@ def gradmax(
 ) -> GradMax:
     """Grows one axis by GradMax.
 
-    In each layer new units get the top right singular vectors of G as fan-outs, G `[fan-in, fan-out]` the mean gradient over
-    the batches, each of `scale` times the mean norm of the old units' fan-outs. The fan-in is all that writes a
-    unit in its layer, the biases too; the fan-out all that reads it. Where G has fewer singular values above 0 than there
-    are new units, the rest get random mixtures of the vectors found: the same vector twice would make twins.
+    In each layer new units get the top right singular vectors of G as fan-outs, G `[fan-in,
+    fan-out]` the mean gradient over the batches, each of `scale` times the mean norm of the old
+    units' fan-outs. The fan-in is all that writes a unit in its layer, the biases too; the fan-out
+    all that reads it. Where G has fewer singular values above 0 than there are new units, the rest
+    get random mixtures of the vectors found: the same vector twice would make twins.
 
     It takes ⌈fan-out / new units⌉ gradients of the large model for each batch.
 
@@ -122,7 +125,8 @@ def gradmax(
         axis: of units, heads or channels (`lagjax.algebra.kinds`), not gated.
         scale: of the new fan-outs.
 
-    Raises ValueError for another axis, where new units without a fan-in are not silent, and where all gradients are 0.
+    Raises ValueError for another axis, where new units without a fan-in are not silent, and where
+    all gradients are 0.
     """
     shapes = jax.eval_shape(target.init, key)
     old, new = source.layout(params), target.axes.layout(shapes)
@@ -131,7 +135,8 @@ def gradmax(
     plan = base.plan(key, old, new)
     if plan.violations:
         raise ValueError(
-            f"new units without a fan-in change the function: {'; '.join(map(str, plan.violations))}; {REMEDY}"
+            "new units without a fan-in change the function: "
+            f"{'; '.join(map(str, plan.violations))}; {REMEDY}"
         )
     first, count = old.sizes[axis], new.sizes[axis] - old.sizes[axis]
     reads, writes = (
@@ -173,7 +178,7 @@ def gradmax(
     def columns(
         params: Params, offset: jax.Array, batch: Batch
     ) -> tuple[dict[Site, Any], Any, dict[Site, Any]]:
-        """Columns of G from `offset` on, summed over the batch, with its count; and the grown fan-outs."""
+        """Columns of G from `offset` on, summed over the batch; its count; the grown fan-outs."""
         basis = {
             site: jnp.broadcast_to(
                 jax.nn.one_hot(offset + jnp.arange(count), width),
@@ -198,8 +203,8 @@ def gradmax(
 
     if missing := sites.keys() - {_site(leaf) for leaf in writes.values()}:
         raise ValueError(
-            f"axis {axis!r} is read in {', '.join(_label(site, 0, new) for site in missing)}, where nothing writes it: its units "
-            f"have no fan-in of their own; {REMEDY}"
+            f"axis {axis!r} is read in {', '.join(_label(site, 0, new) for site in missing)}, "
+            f"where nothing writes it: its units have no fan-in of their own; {REMEDY}"
         )
     passes = math.ceil(max(width for _, width in sites.values()) / count)
     sums: dict[tuple[Site, int], Any] = {}
@@ -232,8 +237,8 @@ def gradmax(
         chosen[site] = jnp.asarray(np.stack(rows))
     if not any(scores.values()):
         raise ValueError(
-            f"all gradients of new units of axis {axis!r} are 0: the activation has no slope at 0, as relu, or its layers' "
-            f"outputs have no effect; {REMEDY}"
+            f"all gradients of new units of axis {axis!r} are 0: the activation has no slope at 0, "
+            f"as relu, or its layers' outputs have no effect; {REMEDY}"
         )
     made = jax.device_get(jax.jit(fresh)(chosen))
     return GradMax(Given(base, tuple(made.items())), spent, scores)
@@ -243,24 +248,26 @@ def _check(axis: str, source: Layout, target: Layout) -> None:
     kind = target.kind(axis)
     if not kind.alone:
         raise ValueError(
-            f"axis {axis!r} has the kind {kind}; GradMax grows axes whose entries act alone: say it "
-            f"in the table, kinds={{{axis!r}: Units(...)}}, or name another axis"
+            f"axis {axis!r} has the kind {kind}; GradMax grows axes whose entries act alone: say "
+            f"it in the table, kinds={{{axis!r}: Units(...)}}, or name another axis"
         )
     if isinstance(kind, Units) and kind.gated:
         raise ValueError(
-            f"axis {axis!r} is gated: where a gate and what it lets through are both 0, so are their gradients; {REMEDY}"
+            f"axis {axis!r} is gated: where a gate and what it lets through are both 0, so are "
+            f"their gradients; {REMEDY}"
         )
     if source.sizes.get(axis, 0) >= target.sizes.get(axis, 0):
         raise ValueError(
-            f"axis {axis!r} has size {source.sizes.get(axis)} in the source and {target.sizes.get(axis)} in the target; GradMax "
-            "adds units: give a target that is larger on it"
+            f"axis {axis!r} has size {source.sizes.get(axis)} in the source and "
+            f"{target.sizes.get(axis)} in the target; GradMax adds units: give a target that is "
+            "larger on it"
         )
 
 
 def _directions(
     gradient: np.ndarray, count: int, random: np.random.Generator
 ) -> tuple[np.ndarray, float]:
-    """`count` fan-outs of norm 1, `[count, fan-out]`, from G `[fan-in, fan-out]`; and their score."""
+    """`count` fan-outs of norm 1, `[count, fan-out]`, from G `[fan-in, fan-out]`; their score."""
     _, values, vectors = np.linalg.svd(gradient, full_matrices=False)
     # Below this a singular value is rounding, in float32 at least.
     rank = int((values > 1e-6 * max(values[0], np.finfo(float).tiny)).sum())

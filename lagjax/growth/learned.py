@@ -1,4 +1,5 @@
-"""Learned growth: operators with parameters of their own, fitted to the loss of the model that they grow.
+"""Learned growth: operators with parameters of their own, fitted to the loss of the model that they
+grow.
 
 `fit` takes any parametrised operator; `fit_ligo` fits LiGO's (Wang et al. 2023, arXiv 2303.00980)::
 
@@ -56,7 +57,8 @@ def fit(
     batches: Iterable[Batch],
     tx: optax.GradientTransformation,
 ) -> Fitted:
-    """Fits an operator's parameters by the gradient of the target's mean loss; the small model stays as it is.
+    """Fits an operator's parameters by the gradient of the target's mean loss; the small model
+    stays as it is.
 
     Args:
         make: parameters → operator; is called under `jax.jit`.
@@ -68,7 +70,8 @@ def fit(
         batches: one for each step.
         tx: the optimizer of the operator's parameters.
 
-    FLOPs are counted by step from what is traced: where the growth calls `target.init`, this is counted as well.
+    FLOPs are counted by step from what is traced: where the growth calls `target.init`, this is
+    counted as well.
 
     Raises ValueError where there are no batches.
     """
@@ -122,13 +125,16 @@ class ByContent:
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
 class Ligo(ByContent):
-    """LiGO (Wang et al. 2023, arXiv 2303.00980): W'_l = Σ_j w_lj B_out W_j B_inᵀ, linear in the small model's parameters.
+    """LiGO (Wang et al. 2023, arXiv 2303.00980): W'_l = Σ_j w_lj B_out W_j B_inᵀ, linear in the
+    small model's parameters.
 
-    Every array goes by the matrix of each axis that it has, whatever its role there; nothing is fresh and no key is used.
+    Every array goes by the matrix of each axis that it has, whatever its role there; nothing is
+    fresh and no key is used.
 
     Attributes:
         axes: axis that grows → `[new, old]`.
-        mixing: (stack that grows, name of a parameter) → `[new layers, old layers]`, of the layers that have it.
+        mixing: (stack that grows, name of a parameter) → `[new layers, old layers]`, of the layers
+            that have it.
     """
 
     axes: tuple[tuple[str, Any], ...]
@@ -163,8 +169,9 @@ class Ligo(ByContent):
             for name in known.keys() | shapes.keys():
                 if known.get(name) != shapes.get(name):
                     raise ValueError(
-                        f"the matrix for {what} {name!r} has shape {shapes.get(name)}; growing this source into this target "
-                        f"takes {known.get(name)}: fit the operator to these two, or start from ligo_start"
+                        f"the matrix for {what} {name!r} has shape {shapes.get(name)}; growing "
+                        f"this source into this target takes {known.get(name)}: fit the operator "
+                        "to these two, or start from ligo_start"
                     )
 
     def _grown(
@@ -201,9 +208,9 @@ class Ligo(ByContent):
 def ligo_start(key: Key, source: Layout, target: Layout, noise: float = 0.03) -> dict[str, Any]:
     """Where LiGO's fit starts; `Ligo(**start)` makes the operator.
 
-    New entries of an axis are copies of the old ones in turn, for those that read too (the authors' code also has a random
-    start, and learns only the rows of new entries). Layers are stacked: row l of a mixing matrix is 1 at l mod L and noise
-    from U(0, `noise`) elsewhere, divided by its sum.
+    New entries of an axis are copies of the old ones in turn, for those that read too (the authors'
+    code also has a random start, and learns only the rows of new entries). Layers are stacked: row
+    l of a mixing matrix is 1 at l mod L and noise from U(0, `noise`) elsewhere, divided by its sum.
 
     Raises ValueError where source and target do not fit each other.
     """
@@ -225,7 +232,9 @@ def fit_ligo(
     tx: optax.GradientTransformation | None = None,
     noise: float = 0.03,
 ) -> Fitted:
-    """Fits LiGO; the authors take 100 batches. By default AdamW with their published commands' rate of 2e-4."""
+    """Fits LiGO; the authors take 100 batches. By default AdamW with their published commands' rate
+    of 2e-4.
+    """
     start_key, fit_key = jax.random.split(key)
     shapes = jax.eval_shape(target.init, key)
     start = ligo_start(start_key, source.layout(params), target.axes.layout(shapes), noise)
@@ -252,7 +261,9 @@ class _InTurn:
 def _selection(
     source: Layout, target: Layout
 ) -> tuple[dict[str, np.ndarray], dict[tuple[str, str], np.ndarray]]:
-    """Matrices of zeros and ones that copy entries in turn and stack layers, for every axis and stack that grows."""
+    """Matrices of zeros and ones that copy entries in turn and stack layers, for every axis and
+    stack that grows.
+    """
     check_stacks(source, target)
     words = Depth(Stack()).words(source, target) if source.stacks else {}
     # A plan checks that the two fit each other.
@@ -280,6 +291,8 @@ def _placed(leaf: Leaf, layout: Layout, value: Any, dims: tuple[Dim, ...]) -> An
 
 
 def _contracted(matrix: Any, value: Any, at: int) -> Any:
-    """`matrix`, `[new, old]`, applied along an axis; where it copies, copies are exact on every device."""
+    """`matrix`, `[new, old]`, applied along an axis; where it copies, copies are exact on every
+    device.
+    """
     grown = jnp.tensordot(matrix, value, ((1,), (at,)), precision="highest")
     return jnp.moveaxis(grown, 0, at)

@@ -1,15 +1,17 @@
-"""Masked growth (MSG, Yao et al. 2023, arXiv 2305.02869): what is new takes part with a weight that goes from 0 to 1.
+"""Masked growth (MSG, Yao et al. 2023, arXiv 2305.02869): what is new takes part with a weight that
+goes from 0 to 1.
 
-New entries and layers start as the target's initialisation has them, and are multiplied into the function by a mask, so that the
-function is kept at 0, whatever they hold::
+New entries and layers start as the target's initialisation has them, and are multiplied into the
+function by a mask, so that the function is kept at 0, whatever they hold::
 
     operator = Both(Depth(Fresh("top")), Width({"mlp": RandomPad()}))
     plan = operator.plan(key, source.layout(params), target.axes.layout(shapes))
     engine = from_loss(ramp(target, plan, steps=1000), tx)
 
-The authors mask activations, which takes a forward pass written for it. Here the mask multiplies parameters: along an axis
-between two of them those that read it, which is the same thing, along the residual stream those that write it. The
-mean that LayerNorm takes over the stream cannot be masked in this way.
+The authors mask activations, which takes a forward pass written for it. Here the mask multiplies
+parameters: along an axis between two of them those that read it, which is the same thing, along the
+residual stream those that write it. The mean that LayerNorm takes over the stream cannot be masked
+in this way.
 """
 
 import dataclasses
@@ -33,18 +35,22 @@ Mask: TypeAlias = Any
 
 
 def masked(target: Model, plan: Plan) -> Callable[[Mask], Model]:
-    """Mask → the target in which what the plan adds takes part with this weight; at 1 the target itself.
+    """Mask → the target in which what the plan adds takes part with this weight; at 1 the target
+    itself.
 
-    Masked are entries that are new and that the plan has both written and read (`RandomPad`), and the residual outputs of
-    added layers, fresh or copies. What the plan keeps silent of itself is left alone. At 0 the function is that of the small
-    model, the plan's `requires` met, until what was copied is trained.
+    Masked are entries that are new and that the plan has both written and read (`RandomPad`), and
+    the residual outputs of added layers, fresh or copies. What the plan keeps silent of itself is
+    left alone. At 0 the function is that of the small model, the plan's `requires` met, until what
+    was copied is trained.
 
-    Raises ValueError where the plan does not keep the function even without what it adds, with the axis or stack.
+    Raises ValueError where the plan does not keep the function even without what it adds, with the
+    axis or stack.
     """
     if found := silenced(plan).violations:
         raise ValueError(
-            f"a mask of 0 does not keep the function: {'; '.join(map(str, found))}. Grow this without a mask: a residual axis by "
-            "Isometric, Average or Centred, layers by Scaled(...) or Fresh(zero=True), others by RandomIn"
+            f"a mask of 0 does not keep the function: {'; '.join(map(str, found))}. Grow this "
+            "without a mask: a residual axis by Isometric, Average or Centred, layers by "
+            "Scaled(...) or Fresh(zero=True), others by RandomIn"
         )
 
     def at(mask: Mask) -> Model:
@@ -70,7 +76,8 @@ def masked(target: Model, plan: Plan) -> Callable[[Mask], Model]:
 
 
 def ramp(target: Model, plan: Plan, steps: int) -> Callable[[jax.Array], Model]:
-    """Training step → the masked target, its mask step / steps and 1 from then on; `from_loss` makes an engine of it.
+    """Training step → the masked target, its mask step / steps and 1 from then on; `from_loss`
+    makes an engine of it.
 
     Raises ValueError as `masked` does, and for fewer than one step.
     """
@@ -135,7 +142,7 @@ def _masked(plan: Plan, leaf: Leaf, value: Any, mask: Mask) -> Any:
 
 
 def _masks(axis: GrownAxis) -> bool:
-    """Whether a parameter is masked along an axis: it writes or adds to a stream, or reads another."""
+    """Whether a parameter is masked along an axis: it writes a stream, or reads another axis."""
     return axis.role in (">", "+") if axis.kind.stream else axis.reads
 
 
