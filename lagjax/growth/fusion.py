@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lagjax.algebra.axes import Axes, Layout, Leaf, Params
+from lagjax.algebra.axes import Array, Axes, Layout, Leaf, Params
 from lagjax.algebra.maps import column
 from lagjax.algebra.pieces import join, split
 from lagjax.algebra.plan import Plan
@@ -84,7 +83,7 @@ class Fuse:
         return Plan(source, target, words, Width(BlockDiagonal()).maps(source, target), key)
 
 
-def _fused(plan: Plan, leaf: Leaf, values: Sequence[Any]) -> Any:
+def _fused(plan: Plan, leaf: Leaf, values: Sequence[Array]) -> Array:
     """One leaf out of those of all sources' grown trees: block s is the tree's of source s.
 
     Blocks lie along the first axis that grew of those that the leaf writes or acts on, else of those that it reads, whose
@@ -106,7 +105,7 @@ def _fused(plan: Plan, leaf: Leaf, values: Sequence[Any]) -> Any:
     return join(parts, leaf.dims, extents)
 
 
-def _mean(values: Sequence[Any]) -> Any:
+def _mean(values: Sequence[Array]) -> Array:
     total = sum(values[1:], values[0])
     return (total / len(values)).astype(values[0].dtype)
 
