@@ -306,3 +306,8 @@ def _schedules(state: OptState, like: OptState) -> OptState:
         return others[keys]
 
     return jax.tree_util.tree_map_with_path(swap, state, is_leaf=_scheduled)
+
+
+def collections(plan: Plan, found: Any, fresh: Any) -> Any:
+    """Replaced by the algebra's."""
+    raise NotImplementedError

@@ -2,12 +2,10 @@
 
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 
 from lagjax.algebra.axes import Axes, Params
-from lagjax.algebra.plan import Growth
 from lagjax.algebra.proof import Requirement
 from lagjax.growth.depth import (
     Block,
@@ -42,25 +40,7 @@ from lagjax.growth.width import (
     ZeroPad,
 )
 from lagjax.model import Model
-
-
-class Candidate(NamedTuple):
-    """An operator applied to one small model.
-
-    Attributes:
-        name: in tables, curves and checkpoints.
-        operator: fills the target's parameters.
-        target: the large model; candidates of one target are probed under one compiled step.
-        control: it is only there to be beaten, and cannot win.
-        fit_flops: what making the operator cost, for the ledger.
-    """
-
-    name: str
-    operator: Growth
-    target: Model
-    control: bool = False
-    fit_flops: float = 0.0
-
+from lagjax.task import Candidate
 
 DEPTH: dict[str, Strategy] = {
     "zeroed-interleave": Scaled(Interleave()),
@@ -180,5 +160,5 @@ def depth(
         reverse = Depth(CONTROLS["reversed"])
         words = tuple(reverse.plan(key, small, large).words.items())
         # One layer has no order to destroy.
-        pool.setdefault(words, Candidate("reversed", reverse, target, control=True))
+        pool.setdefault(words, Candidate("reversed", reverse, target, role="control"))
     return tuple(pool.values())

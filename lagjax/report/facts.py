@@ -82,12 +82,12 @@ class Facts(NamedTuple):
         return frozenset(entry.name for entry in self.pool if entry.control)
 
 
-def gather(record: directory.Record) -> Facts:
+def gather(record: directory.RunData) -> Facts:
     """Works out the facts of a run.
 
     Raises ValueError where the files are not those of a run.
     """
-    config, lines, decision = record
+    config, lines, decision, _ = record
     _check(config, lines, decision)
     pool = _pool(config, lines, decision)
     names = [entry.name for entry in pool]
@@ -193,7 +193,9 @@ def _pool(
     """The pool as configured, then whoever else turns up in the files."""
     entries = {
         entry["name"]: Entry(
-            entry["name"], str(entry.get("operator", "")), bool(entry.get("control"))
+            entry["name"],
+            str(entry.get("operator", "")),
+            entry.get("role") not in (None, "candidate"),
         )
         for entry in config.get("pool") or []
     }

@@ -1,6 +1,6 @@
 """Growth records: how a tree was grown, as plain JSON from which it can be grown again, bit for bit.
 
-`Record.operator` and `Record.key` hold values as `encode` writes them: numbers, strings and None as they are, a tuple
+`GrowthRecord.operator` and `GrowthRecord.key` hold values as `encode` writes them: numbers, strings and None as they are, a tuple
 as a list, everything else as an object that says what it is, `{"class": "lagjax.growth.depth:Stack", "fields": {}}`.
 """
 
@@ -30,7 +30,7 @@ MAPPINGS: dict[str, Callable[[dict[Any, Any]], Any]] = {
 }
 
 
-class Record(NamedTuple):
+class GrowthRecord(NamedTuple):
     """How a tree was grown.
 
     Attributes:
@@ -78,12 +78,12 @@ class Record(NamedTuple):
         return call(decode(self.key), params)
 
 
-def record(operator: Growth, key: Key, params: Params) -> Record:
+def record(operator: Growth, key: Key, params: Params) -> GrowthRecord:
     """The record of the operator's call on these parameters.
 
     Raises ValueError, with the field, for an operator that holds what cannot be encoded.
     """
-    return Record(encode(operator), encode(key, "key"), digest(params), versions())
+    return GrowthRecord(encode(operator), encode(key, "key"), digest(params), versions())
 
 
 def encode(value: Any, where: str = "operator") -> Any:
