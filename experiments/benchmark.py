@@ -29,14 +29,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 import lagjax
-from experiments import quickstart, tables
+from experiments import quickstart
+from experiments.cli import command
 from experiments.data import text
 from experiments.models import gpt
+from experiments.rows import RESULTS, Row, environment, markdown, store
 from lagjax import runs
 from lagjax.growth.depth import Stack
 from lagjax.probe import (
@@ -339,8 +340,8 @@ def data_vs_step(bench: Bench) -> list[float]:
     return paired(batches, bench.probe(bench.program(1)), bench.config.rounds)
 
 
-def main(config: Config) -> dict[str, Any]:
-    """Measures, and prints the table; returns the row."""
+def main(config: Config) -> None:
+    """Measures, and prints the table and, as the last line, the row."""
     for name in config.only:
         if name not in GOALS:
             near = difflib.get_close_matches(name, GOALS, n=1, cutoff=0)[0]
@@ -349,7 +350,7 @@ def main(config: Config) -> dict[str, Any]:
             )
     bench, console = Bench(config), Console(soft_wrap=True)
     table = Table("ratio", "median", "lowest to highest", "goal", "")
-    row: dict[str, Any] = {}
+    row: Row = {}
     for name, goal in GOALS.items():
         measured = []
         if not config.only or name in config.only:
@@ -365,19 +366,12 @@ def main(config: Config) -> dict[str, Any]:
         shown = "–" if median is None else f"{median:.4g}"
         table.add_row(name, shown, spread, f"≤ {goal:g}", met)
     console.print(table)
-    environment = runs.environment()
-    row |= {"device": environment["device"], "cores": environment["cores"]}
-    row |= {"commit": environment["versions"].pop("commit")}
-    row |= {"versions": environment["versions"] | {"torch": _torch()}}
-    sizes = dataclasses.asdict(config)
+    here, sizes = environment(), dataclasses.asdict(config)
+    row |= here | {"versions": here["versions"] | {"torch": _torch()}}
     row |= {"config": {key: sizes[key] for key in sizes.keys() - {"record", "only"}}}
     if config.record:
-        (tables.HERE / "results").mkdir(exist_ok=True)
-        tables.store(
-            tables.HERE / "results" / "benchmark.jsonl",
-            [{"question": "benchmark"} | row],
-        )
-    return row
+        store(RESULTS / "benchmark.jsonl", [{"question": "benchmark"} | row])
+    print(json.dumps(row, sort_keys=True))
 
 
 def _torch() -> str | None:
@@ -388,17 +382,28 @@ def _torch() -> str | None:
     return str(torch.__version__)
 
 
-def cli() -> int:
-    """The command line: exit code 2 for a name that does not exist."""
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        row = main(config)
-    except ValueError as error:
-        console = Console(stderr=True, soft_wrap=True, highlight=False)
-        console.print(f"benchmark: {error}", markup=False)
-        return 2
-    print(json.dumps(row, sort_keys=True))
-    return 0
+def sections(rows: list[Row]) -> list[str]:
+    """The table of all rows, below the goals."""
+    if not rows:
+        return []
+    head = ("Device", "Commit", *(f"`{name}`" for name in GOALS))
+    goals = ("goal", "", *(f"≤ {goal:g}" for goal in GOALS.values()))
+    lines = [
+        (
+            f"{row['device']}, {row['cores']} cores",
+            str(row["commit"])[:12],
+            *("–" if row[name] is None else f"{row[name]:.3g}" for name in GOALS),
+        )
+        for row in rows
+    ]
+    return [
+        "## Benchmark\n"
+        "`python -m experiments.benchmark`: ratios, each measured within one run.\n\n"
+        + markdown(head, [goals, *lines])
+    ]
+
+
+cli = command(main, "benchmark", Config, __doc__)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,9 @@ from typing import Literal
 import jax
 import numpy as np
 import optax
-import tyro
-from rich.console import Console
 
 import lagjax
+from experiments.cli import command
 from experiments.data import text
 from experiments.models import gpt
 from lagjax import report
@@ -89,8 +88,8 @@ class Config:
     """Seconds between checkpoints."""
 
 
-def main(config: Config) -> lagjax.Decision:
-    """Runs the experiment, or goes on with it."""
+def main(config: Config) -> None:
+    """Runs the experiment, or goes on with it, and prints what came of it."""
     corpus = load(config)
     batch = text.batches(corpus, config.batch, config.window)
     valid = text.shards(corpus, config.shards, config.batch, config.window)
@@ -146,7 +145,7 @@ def main(config: Config) -> lagjax.Decision:
         moments=config.moments,
         schedule=config.schedule,
     )
-    return lagjax.run(
+    lagjax.run(
         task,
         pool,
         policy,
@@ -154,6 +153,8 @@ def main(config: Config) -> lagjax.Decision:
         lanes=config.lanes,
         **options,
     )
+    report.show(config.workdir)
+    print(f"report: {config.workdir / 'report.html'}")
 
 
 def load(config: Config) -> text.Corpus:
@@ -192,24 +193,13 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformation:
     )
 
 
-def cli() -> int:
-    """The command line: exit code 2 for input that does not fit, 130 when interrupted."""
-    config = tyro.cli(Config, description=__doc__)
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
-    try:
-        main(config)
-    except ValueError as error:
-        errors.print(f"quickstart: {error}", markup=False)
-        return 2
-    except KeyboardInterrupt:
-        errors.print(
-            "\ninterrupted; the same command goes on from the last checkpoint",
-            markup=False,
-        )
-        return 130
-    report.show(config.workdir)
-    print(f"report: {config.workdir / 'report.html'}")
-    return 0
+cli = command(
+    main,
+    "quickstart",
+    Config,
+    __doc__,
+    "interrupted; the same command goes on from the last checkpoint",
+)
 
 
 if __name__ == "__main__":

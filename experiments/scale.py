@@ -23,13 +23,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import tables
+from experiments.cli import command
 from experiments.models import transformer
-from lagjax import runs
+from experiments.rows import RESULTS, Row, environment, markdown, store
 from lagjax.algebra.axes import Params
 from lagjax.algebra.plan import Growth
 from lagjax.growth.depth import Depth, Stack
@@ -92,7 +91,7 @@ def filled(model: Model) -> Params:
     return jax.block_until_ready(jax.tree.map(one, shapes))
 
 
-def measure(case: str, parameters: float, rounds: int) -> dict[str, Any]:
+def measure(case: str, parameters: float, rounds: int) -> Row:
     """Grows one case in this process, whose memory shall not have been used before."""
     jax.config.update("jax_platforms", "cpu")
     # Arrays get new memory from the system, as they do the first time that a model is grown; memory that was just freed is
@@ -130,7 +129,6 @@ def measure(case: str, parameters: float, rounds: int) -> dict[str, Any]:
             # Memory that nobody has used since the machine started is slower still.
             if turn >= 0:
                 times[name].append(taken)
-    environment = runs.environment()
     return {
         "source_parameters": sum(x.size for x in jax.tree.leaves(params)),
         "target_parameters": numbers,
@@ -147,10 +145,7 @@ def measure(case: str, parameters: float, rounds: int) -> dict[str, Any]:
         "compile_seconds": round(compiling, 3),
         "programs": len({id(program.run) for program in growth.programs}),
         "leaves": len(growth.programs),
-        "commit": environment["versions"]["commit"],
-        "versions": environment["versions"],
-        "device": environment["device"],
-        "cores": environment["cores"],
+        **environment(),
     }
 
 
@@ -198,8 +193,8 @@ def _available() -> int | None:
     return found[0] * 1024 if found else None
 
 
-def main(config: Config) -> list[dict[str, Any]]:
-    """Measures, and prints the table; returns the rows."""
+def main(config: Config) -> None:
+    """Measures, and prints the table and, as the last line, the rows."""
     for name in config.only:
         if name not in CASES:
             raise ValueError(f"there is no case {name!r}; there are {', '.join(map(repr, CASES))}")  # fmt: skip
@@ -224,9 +219,8 @@ def main(config: Config) -> list[dict[str, Any]]:
         table.add_row(*line(row))
     console.print(table)
     if config.record:
-        (tables.HERE / "results").mkdir(exist_ok=True)
-        tables.store(tables.HERE / "results" / "scale.jsonl", rows)
-    return rows
+        store(RESULTS / "scale.jsonl", rows)
+    print(json.dumps(rows, sort_keys=True))
 
 
 HEADINGS = (
@@ -240,7 +234,7 @@ HEADINGS = (
 )
 
 
-def line(row: dict[str, Any]) -> tuple[str, ...]:
+def line(row: Row) -> tuple[str, ...]:
     """A row as the table shows it."""
     return (
         row["config"]["case"],
@@ -253,17 +247,24 @@ def line(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def cli() -> int:
-    """The command line: exit code 2 for a case that does not exist, and where memory is short."""
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        rows = main(config)
-    except ValueError as error:
-        console = Console(stderr=True, soft_wrap=True, highlight=False)
-        console.print(f"scale: {error}", markup=False)
-        return 2
-    print(json.dumps(rows, sort_keys=True))
-    return 0
+def sections(rows: list[Row]) -> list[str]:
+    """The table of all rows."""
+    if not rows:
+        return []
+    lines = [
+        (*line(row), f"{row['device']}, {row['cores']} cores, {str(row['commit'])[:12]}")
+        for row in rows
+    ]
+    return [
+        "## Scale\n"
+        "`python -m experiments.scale`: growing by `lagjax.growth.leafwise` in a process of its own. "
+        "Bytes moved are the source's, read, and the target's,\n"
+        "written. Memory is that of the whole process. A copy is of as many bytes as the target has, "
+        "into new memory, as growing is.\n\n" + markdown((*HEADINGS, "Device, commit"), lines)
+    ]
+
+
+cli = command(main, "scale", Config, __doc__)
 
 
 if __name__ == "__main__":

@@ -34,12 +34,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
-from rich.console import Console
 
-from experiments import tables
+from experiments.cli import command
 from experiments.data import text
 from experiments.models import transformer
+from experiments.rows import RESULTS, Row, alike, environment, markdown, read, store
 from lagjax.algebra.axes import Params
 from lagjax.algebra.plan import Plan
 from lagjax.analysis.margin import Margin, margin
@@ -67,10 +66,8 @@ from lagjax.probe import (
     steps_of,
 )
 from lagjax.progress import Display, Event, Progress
-from lagjax.runs import LENGTH, environment
+from lagjax.runs import LENGTH
 from lagjax.state import carry, scale_by_growth
-
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +76,7 @@ class Config:
 
     data: str | None = None
     """A file or a folder of text; by default the standard library's source."""
-    results: Path = tables.HERE / "results" / "width.jsonl"
+    results: Path = RESULTS / "width.jsonl"
     """Where the rows go, one for each arm and seed; what has a row is not run again."""
     seeds: int = 3
     """How often everything is trained; a seed fixes the initialisation, the fresh entries and the order of the data."""
@@ -235,7 +232,7 @@ class Experiment:
         here = environment()
         had = {
             (row["candidate"], row["seed"])
-            for row in tables.read(self.config.results)
+            for row in read(self.config.results)
             if row["config"] == self.recorded and row["device"] == here["device"]
         }
         todo = [
@@ -264,10 +261,7 @@ class Experiment:
                 "seed": seed,
                 **found,
                 "seconds": round(time.monotonic() - start, 1),
-                "commit": here["versions"]["commit"],
-                "versions": here["versions"],
-                "device": here["device"],
-                "cores": here["cores"],
+                **here,
             }
 
     def _arm(self, arm: Arm, seed: int) -> Row:
@@ -648,31 +642,50 @@ def _interval(found: Margin) -> str:
     return f"{_signed(found.low)} to {_signed(found.high)}"
 
 
-def main(config: Config, progress: Progress | None = None) -> int:
-    """Runs what has no row yet, and returns how many rows it added."""
-    experiment = Experiment(config, progress or Display())
+def sections(rows: list[Row]) -> list[str]:
+    """A part for each configuration and device of which three seeds are whole."""
+    parts = []
+    for group in alike(rows):
+        found, row = Findings(group), group[0]
+        if not found.seeds:
+            continue
+        config = row["config"]
+        commits = ", ".join(dict.fromkeys(str(each["commit"])[:12] for each in group))
+        parts.append(
+            "## Width against depth\n"
+            f"`python -m experiments.width`: a transformer of {config['layers']} layers and "
+            f"{config['heads']} heads of size {config['head_dim']} grows after "
+            f"{config['source_steps']} steps to\n"
+            f"{config['grown_layers']} layers, or to {config['grown_heads']} heads and "
+            f"{config['grown_heads'] / config['heads']:g} times its width. Every arm costs "
+            f"{row['budget']:.3g} FLOPs, {config['budget_steps']} steps of the small model,\n"
+            "of which the small model's training takes its part. "
+            f"{len(found.seeds)} seeds, text {config['corpus'][:12]}. "
+            f"Commit {commits}, jax {row['versions']['jax']}, {row['device']}, "
+            f"{row['cores']} cores.\n\n"
+            f"{' '.join(found.sentences())}\n\n"
+            f"{markdown(HEADINGS, found.lines())}\n"
+            "Jump is the change of the loss by growing; above and its interval are against the "
+            "small model, continued. Intervals are 95 %, of\n"
+            "differences paired by seed and validation shard.\n\n"
+            f"{markdown(PARTS, found.parts())}\n"
+            "Differences of final losses, the arm's less the other's: below 0 the arm is better.\n"
+        )
+    return parts
+
+
+def main(config: Config) -> None:
+    """Runs what has no row yet, and prints how many rows it added."""
     count = 0
-    for row in experiment.run():
-        config.results.parent.mkdir(parents=True, exist_ok=True)
-        tables.store(config.results, [row])
+    for row in Experiment(config, Display()).run():
+        store(config.results, [row])
         count += 1
-    return count
+    print(f"{count} rows added to {config.results}; now python -m experiments.tables")
 
 
-def cli() -> int:
-    """The command line: exit code 2 for input that does not fit, 130 when interrupted."""
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
-    try:
-        config = tyro.cli(Config, description=__doc__)
-        added = main(config)
-    except ValueError as error:
-        errors.print(f"width: {error}", markup=False)
-        return 2
-    except KeyboardInterrupt:
-        errors.print("\ninterrupted; the same command goes on after the last arm", markup=False)
-        return 130
-    print(f"{added} rows added to {config.results}; now python -m experiments.tables")
-    return 0
+cli = command(
+    main, "width", Config, __doc__, "interrupted; the same command goes on after the last arm"
+)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 import tyro
-from rich.console import Console
 
+from experiments.cli import command
 from experiments.data import text
 
 
@@ -155,19 +155,15 @@ class Arguments:
     """Where datasets are kept; by default TFDS's own place."""
 
 
-def cli() -> int:
-    """The command line: exit code 2 for input that does not fit."""
-    given = tyro.cli(Arguments, description=__doc__)
+def main(given: Arguments) -> None:
+    """Prepares the folder, and prints the command that reads it."""
     name = given.name or given.folder.resolve().stem
-    try:
-        found = prepare(given.folder, name, given.data_dir)
-    except ValueError as error:
-        console = Console(stderr=True, soft_wrap=True, highlight=False)
-        console.print(f"text_folder: {error}", markup=False)
-        return 2
+    found = prepare(given.folder, name, given.data_dir)
     where = ["--data-dir", str(given.data_dir)] if given.data_dir else []
     print("python -m experiments.quickstart", shlex.join(["--data", found, *where]))
-    return 0
+
+
+cli = command(main, "text_folder", Arguments, __doc__)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from experiments import quickstart, tables
+from experiments.rows import read
 from lagjax.store import directory
 from tests import quick
 
@@ -126,7 +127,7 @@ def test_audit_over_devices_to_rows_and_tables(
     for _ in range(2):
         monkeypatch.setattr(sys, "argv", ["tables", str(run), *more])
         assert tables.cli() == 0
-    rows = tables.read(results / "audit.jsonl")
+    rows = read(results / "audit.jsonl")
     assert len(rows) == len(ends)
     assert all(len(row["losses"]) == len(row["steps"]) for row in rows)
     assert {row["commit"] for row in rows} == {record.config["versions"]["commit"]}
@@ -148,7 +149,3 @@ def test_a_mesh_of_more_devices_than_there_are(
     assert quickstart.cli() == 2
     assert "needs 16 devices, and there are 8" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-def test_the_committed_tables_are_those_of_the_committed_rows() -> None:
-    assert (tables.HERE / "README.md").read_text() == tables.render(tables.HERE / "results")
