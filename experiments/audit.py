@@ -1,7 +1,9 @@
 """The audit: every candidate of the quickstart trained to the horizon, as rows and as a section.
 
-python -m experiments.quickstart --audit --workdir RUN
-python -m experiments.tables RUN      # adds its rows, and makes the tables
+    python -m experiments.quickstart --audit --workdir RUN
+    python -m experiments.tables RUN
+
+The second adds the rows of a finished audit, and makes the tables.
 """
 
 from pathlib import Path
@@ -17,7 +19,7 @@ from lagjax.store import directory
 FINAL = ("Candidate", "Final loss", "of the seeds", "Above the best")
 
 
-def rows(run: Path) -> list[Row]:
+def rows_of(run: Path) -> list[Row]:
     """A row for each candidate and seed; raises ValueError for no audit, or one not finished."""
     config, lines, decision = directory.read(run)
     horizon = config.get("task", {}).get("horizon")

@@ -1,13 +1,18 @@
 """How fast lagjax is, as ratios measured within one run.
 
-    python -m experiments.benchmark         # about five minutes on 2 quiet CPU cores; the last line is one JSON object
+    python -m experiments.benchmark     # five minutes on 2 quiet CPU cores; ends with a JSON object
 
-probe_vs_loop_single    time of a training step in the probe, against a minimal hand-written loop that scans: ≤ 1.02
-probe_vs_loop_group     8 candidates in the probe, against that loop for one after another: ≤ 1 (on a GPU ≤ 0.25)
+probe_vs_loop_single    time of a training step in the probe, against a minimal hand-written loop
+                        that scans: ≤ 1.02
+probe_vs_loop_group     8 candidates in the probe, against that loop for one after another: ≤ 1
+                        (on a GPU ≤ 0.25)
 compilations_per_group  compilations of the training step while 8 candidates are probed: 1
-peak_memory_ratio       the probe's peak, against parameters, optimizer state, and one step's gradients and activations: ≤ 1.2
-growth_vs_copy          stacking 200 million parameters to twice their depth, against a copy of the result: ≤ 1.5
-step_vs_torch           a training step, against PyTorch with fused attention; null where it is not installed: ≤ 1.1
+peak_memory_ratio       the probe's peak, against parameters, optimizer state, and one step's
+                        gradients and activations: ≤ 1.2
+growth_vs_copy          stacking 200 million parameters to twice their depth, against a copy of the
+                        result: ≤ 1.5
+step_vs_torch           a training step, against PyTorch with fused attention; null where it is not
+                        installed: ≤ 1.1
 data_vs_step            making a batch, against a training step: ≤ 0.05
 
 Both sides of a ratio are timed in turn; a ratio is the median over rounds, and its spread is shown.
@@ -136,7 +141,7 @@ class Bench:
     def probe(
         self, compiled: Program, candidates: int = 1, steps: int | None = None
     ) -> Callable[[], None]:
-        """A call that makes some steps, by default all, for each candidate, chunk by chunk, as a run does."""
+        """A call that makes some steps, by default all, for each candidate, in a run's chunks."""
         count = np.int32(steps or self.config.steps)
         several = compiled.lanes > 1
         order = np.zeros(compiled.lanes, np.int32) if several else np.int32(0)
@@ -183,7 +188,7 @@ class Bench:
 
 
 def paired(one: Callable[[], None], other: Callable[[], None], rounds: int) -> list[float]:
-    """Ratios of the time of `one` to that of `other`, measured in turn after a first call of each."""
+    """Ratios of the time of `one` to that of `other`, in turn after a first call of each."""
     ratios = []
     for turn in range(-1, rounds):
         first, second = (one, other) if turn % 2 else (other, one)
@@ -346,7 +351,8 @@ def main(config: Config) -> None:
         if name not in GOALS:
             near = difflib.get_close_matches(name, GOALS, n=1, cutoff=0)[0]
             raise ValueError(
-                f"there is no measurement {name!r}; did you mean {near!r}? There are {', '.join(GOALS)}"
+                f"there is no measurement {name!r}; did you mean {near!r}? There are "
+                f"{', '.join(GOALS)}"
             )
     bench, console = Bench(config), Console(soft_wrap=True)
     table = Table("ratio", "median", "lowest to highest", "goal", "")

@@ -19,9 +19,9 @@ def command(
     """The function that `python -m experiments.NAME` calls; it returns the exit code.
 
     Flags and their help are the fields of `config` with the text below each. The exit code is 0; 2
-    for input that does not fit or a file that cannot be read or written, with the reason on standard
-    error and no traceback; 130 when interrupted, with `interrupted` there, which says what of the
-    work is kept.
+    for input that does not fit or a file that cannot be read or written, with the reason on
+    standard error and no traceback; 130 when interrupted, with `interrupted` there, which says what
+    of the work is kept.
     """
 
     def cli() -> int:

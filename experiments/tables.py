@@ -20,10 +20,12 @@ from experiments.cli import command
 from experiments.rows import HERE, RESULTS, Row, markdown, read, store
 from lagjax.store import directory
 
-HEAD = """# What the experiments found
-Made by `python -m experiments.tables` from the rows in `results/`; do not edit. Losses are validation losses in nats per
-token. Every row has its configuration, seed, commit, versions and device.
-"""
+HEAD = (
+    "# What the experiments found\n"
+    "Made by `python -m experiments.tables` from the rows in `results/`; do not edit. "
+    "Losses are validation losses in nats per\n"
+    "token. Every row has its configuration, seed, commit, versions and device.\n"
+)
 SECTIONS: dict[str, Callable[[list[Row]], list[str]]] = {
     "audit": audit.sections,
     "benchmark": benchmark.sections,
@@ -51,7 +53,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Adds rows and writes the tables; raises ValueError for a run that is no finished audit."""
     # All are read before any is written: one bad directory changes nothing.
-    if added := [row for run in arguments.runs for row in audit.rows(run)]:
+    if added := [row for run in arguments.runs for row in audit.rows_of(run)]:
         store(arguments.results / "audit.jsonl", added)
     directory.write_atomically(arguments.readme, render(arguments.results))
     if found := read(arguments.results / "conformance.jsonl"):
@@ -73,13 +75,18 @@ def with_operators(text: str, rows: list[Row]) -> str:
     _, end, after = rest.partition(MARKS[1])
     if not found or not end:
         raise ValueError(
-            f"the text has no marks {MARKS[0]} and {MARKS[1]}; put them where the table of operators is to go"
+            f"the text has no marks {MARKS[0]} and {MARKS[1]}; put them where the table of "
+            "operators is to go"
         )
     return f"{before}{MARKS[0]}\n{_operators(rows)}{MARKS[1]}{after}"
 
 
 def _operators(rows: list[Row]) -> str:
-    """A line for each operator: where it is exact, what it then asks, what was measured there; else how far off it is."""
+    """A line for each operator.
+
+    It says where the operator is exact, what it then asks and what was measured there; elsewhere,
+    how far off it is.
+    """
     head = (
         "Operator",
         "Exact on",

@@ -14,7 +14,10 @@ from tests import quick
 
 compile_quickly = quick.compile_quickly
 
-SMALL = ["--rounds", "1", "--steps", "2", "--layers", "1", "--width", "16", "--grown-parameters", "100000", "--candidates", "2"]  # fmt: skip
+SMALL = [
+    "--rounds", "1", "--steps", "2", "--layers", "1", "--width", "16",
+    "--grown-parameters", "100000", "--candidates", "2",
+]  # fmt: skip
 
 
 def test_the_last_line_is_the_row(

@@ -1,4 +1,4 @@
-"""Width against depth in small, from its command line: equal FLOPs, going on, and the answer from rows."""
+"""Width against depth in small, from its command line: equal FLOPs, going on, what rows say."""
 
 import json
 import pathlib
