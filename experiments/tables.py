@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from experiments import audit, benchmark, scale, width
+from experiments import audit, benchmark, scale, width_findings
 from experiments.cli import command
 from experiments.rows import HERE, RESULTS, Row, markdown, read, store
 from lagjax.store import directory
@@ -29,7 +29,7 @@ HEAD = (
 SECTIONS: dict[str, Callable[[list[Row]], list[str]]] = {
     "audit": audit.sections,
     "benchmark": benchmark.sections,
-    "width": width.sections,
+    "width": width_findings.sections,
     "scale": scale.sections,
 }
 """What makes the parts of a file of rows, in the order of the page."""

@@ -9,6 +9,7 @@ import pytest
 
 from experiments import width
 from experiments.rows import Row, read
+from experiments.width_findings import sections
 from lagjax.progress import Silent
 
 SMALL = {
@@ -72,7 +73,7 @@ def test_rows_of_equal_cost_that_are_made_once(
         assert str(corpus) not in json.dumps(row)
         assert row["requires"] == ["epsilon × 0.5 (embed)"]
     # Three seeds of every arm are the least that makes a table.
-    assert width.sections(rows) == []
+    assert sections(rows) == []
 
 
 def test_arms_are_what_they_are_called(corpus: pathlib.Path) -> None:
@@ -146,12 +147,12 @@ def made(**finals: float) -> list[Row]:
     ],
 )
 def test_the_answer_follows_the_rows(ends: dict[str, float], verdict: str) -> None:
-    (part,) = width.sections(made(**ends))
+    (part,) = sections(made(**ends))
     assert verdict in part
     assert all(f"| {name} |" in part for name in width.ARMS)
     assert "| 0.2500 |" in part
     # A seed that lacks an arm does not count.
-    assert width.sections(made(**ends)[:-1]) == []
+    assert sections(made(**ends)[:-1]) == []
 
 
 def test_an_arm_that_failed_is_said_to_have() -> None:
@@ -159,6 +160,6 @@ def test_an_arm_that_failed_is_said_to_have() -> None:
     for row in rows:
         if row["candidate"].startswith("zero-pad"):
             row |= {"last_shards": None, "losses": [None, None]}
-    (part,) = width.sections(rows)
+    (part,) = sections(rows)
     assert part.count("failed, failed, failed") == 3
     assert "the best exact width arm (isometric, reset)" in part
