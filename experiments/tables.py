@@ -18,11 +18,12 @@ import tyro
 from rich.console import Console
 
 from lagjax.analysis.audit import Audit, audit
-from lagjax.report import audit as words
+from lagjax.report import content, sentences
 from lagjax.store import directory
 
 HERE = Path(__file__).parent
 Row = dict[str, Any]
+UNIT = "nats per token"
 
 HEAD = """# What the experiments found
 Made by `python -m experiments.tables` from the rows in `results/`; do not edit. Losses are validation losses in nats per
@@ -186,6 +187,7 @@ def _operators(rows: list[Row]) -> str:
 def _audit(rows: list[Row]) -> str:
     config, versions = rows[0]["config"], rows[0]["versions"]
     found, names, ends = _computed(rows)
+    told = content.audit_table(found)
     state = {"reset": "reset", "grow": "grown"}[config["moments"]]
     rate = {"restart": "warmed up again", "continue": "continued"}[config["schedule"]]
     data = "the standard library" if config["data"] is None else config["data"]
@@ -194,10 +196,10 @@ def _audit(rows: list[Row]) -> str:
 {config["grown_layers"]} layers after {config["source_steps"]} steps on {data}, {config["horizon"]} steps more,
 {len(names)} candidates, {found.seeds} seeds. Commit {str(rows[0]["commit"])[:12]}, jax {versions["jax"]}, {rows[0]["device"]}, {rows[0]["cores"]} cores.
 
-{" ".join(words.sentences(found))}
+{" ".join(sentences.audited(found, UNIT))}
 
-{_table(words.HEADINGS, words.rows(found))}
-{words.ABOUT}
+{_table(told.headings, [row.cells for row in told.rows])}
+{sentences.audit_about(UNIT)}
 
 {_table(("Candidate", "Final loss", "of the seeds", "Above the best"), _finals(found, names, ends))}"""
 

@@ -173,5 +173,7 @@ def start_choice(
     }
     if not losses:
         return None
-    bound = min(losses.values()) * (1 + START_TOLERANCE)
+    lowest = min(losses.values())
+    # A loss may be negative: the tolerance is a share of its size.
+    bound = lowest + START_TOLERANCE * abs(lowest)
     return min(name for name, loss in losses.items() if loss <= bound)

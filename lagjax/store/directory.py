@@ -2,6 +2,7 @@
 
 RUN/config.json    everything needed to repeat the run
 RUN/curves.jsonl   one line per evaluation
+RUN/rounds.jsonl   each answer of the policy
 RUN/checkpoints/   Orbax: the source model and each candidate's full training state, with the record of its growth
 RUN/decision.json  what was chosen, and how surely
 RUN/report.html    the page made from the files above
@@ -26,15 +27,16 @@ KEPT = 2
 """Checkpoints kept of each lane, so that one that is damaged has a predecessor."""
 
 
-class Record(NamedTuple):
-    """What a run directory says, as plain Python data."""
+class RunData(NamedTuple):
+    """What a run directory says, as plain Python data; `rounds` are the policy's answers so far."""
 
     config: dict[str, Any]
     curves: list[dict[str, Any]]
     decision: dict[str, Any] | None
+    rounds: list[dict[str, Any]]
 
 
-def read(path: str | pathlib.Path) -> Record:
+def read(path: str | pathlib.Path) -> RunData:
     """Reads a run directory; `decision` is None where the run has not come that far.
 
     Raises ValueError where `path` is no run directory.
@@ -44,10 +46,11 @@ def read(path: str | pathlib.Path) -> Record:
         raise ValueError(
             f"{root} is no run directory: it has no config.json. Give the directory that the run was given as workdir"
         )
-    return Record(
+    return RunData(
         _read_json(root / "config.json") or {},
         _read_lines(root / "curves.jsonl"),
         _read_json(root / "decision.json"),
+        _read_lines(root / "rounds.jsonl"),
     )
 
 
