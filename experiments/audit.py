@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 
 from experiments.rows import Row, alike, markdown
 from lagjax.analysis.audit import Audit, audit, matrix
-from lagjax.report import audit as words
+from lagjax.report import content, sentences
 from lagjax.store import directory
 
+UNIT = "nats per token"
 FINAL = ("Candidate", "Final loss", "of the seeds", "Above the best")
 
 
 def rows_of(run: Path) -> list[Row]:
     """A row for each candidate and seed; raises ValueError for no audit, or one not finished."""
-    config, lines, decision = directory.read(run)
+    config, lines, decision, _ = directory.read(run)
     horizon = config.get("task", {}).get("horizon")
     if config.get("compare") != "all" or decision is None:
         raise ValueError(f"{run} is no finished audit; run it with --audit to its end")
@@ -44,7 +45,7 @@ def rows_of(run: Path) -> list[Row]:
                     "config": config["arguments"],
                     "candidate": member["name"],
                     "operator": member["operator"],
-                    "control": member["control"],
+                    "control": member["role"] != "candidate",
                     "seed": seed,
                     "steps": [line["step"] for line in curve],
                     "losses": [line["valid_loss"] for line in curve],
@@ -75,6 +76,7 @@ def _section(rows: list[Row]) -> str:
     found = audit(names, controls, steps, losses_TxCxS)
     if found is None:
         raise ValueError(f"fewer than two of {names} have ended; add an audit that has")
+    told = content.audit_table(found)
     state = {"reset": "reset", "grow": "grown"}[config["moments"]]
     rate = {"restart": "warmed up again", "continue": "continued"}[config["schedule"]]
     data = "the standard library" if config["data"] is None else config["data"]
@@ -86,9 +88,9 @@ def _section(rows: list[Row]) -> str:
         f"{config['horizon']} steps more,\n"
         f"{len(names)} candidates, {found.seeds} seeds. Commit {str(row['commit'])[:12]}, "
         f"jax {row['versions']['jax']}, {row['device']}, {row['cores']} cores.\n\n"
-        f"{' '.join(words.sentences(found))}\n\n"
-        f"{markdown(words.HEADINGS, words.rows(found))}\n"
-        f"{words.ABOUT}\n\n"
+        f"{' '.join(sentences.audited(found, UNIT))}\n\n"
+        f"{markdown(told.headings, [each.cells for each in told.rows])}\n"
+        f"{sentences.audit_about(UNIT)}\n\n"
         f"{markdown(FINAL, _finals(found, dict(zip(names, losses_TxCxS[-1]))))}"
     )
 
