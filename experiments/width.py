@@ -44,17 +44,9 @@ from lagjax.algebra.axes import Params
 from lagjax.algebra.plan import Plan
 from lagjax.analysis.margin import Margin, margin
 from lagjax.flops import flops
-from lagjax.growth.depth import Depth, Interleave, Scaled, Stack
-from lagjax.growth.width import (
-    Isometric,
-    Net2Net,
-    NoisySplit,
-    Paired,
-    RandomIn,
-    RandomPad,
-    Width,
-    ZeroPad,
-)
+from lagjax.growth.depth import Interleave, Scaled, Stack
+from lagjax.growth.operator import Grow
+from lagjax.growth.width import Isometric, Net2Net, NoisySplit, Paired, RandomIn, RandomPad, ZeroPad
 from lagjax.model import Key, Model
 from lagjax.probe import (
     Lane,
@@ -129,24 +121,24 @@ class Arm(NamedTuple):
 
     family: Literal["scratch", "depth", "added depth", "width", "inexact width"]
     target: Literal["small", "deep", "wide"]
-    operator: Depth | Width | None = None
+    operator: Grow | None = None
     state: Literal["reset", "grown", "rule"] = "reset"
 
 
 SPLIT = NoisySplit(0.1)
-ZERO = Width({"embed": ZeroPad(), "kv": RandomIn(), "mlp": Paired()})
-COPY = Width({"embed": Isometric(SPLIT), "kv": Net2Net(split=SPLIT), "mlp": Net2Net(split=SPLIT)})  # fmt: skip
-FPI = Width({"embed": Net2Net(), "kv": Net2Net(), "mlp": Net2Net()})
-RANDOM = Width({"embed": RandomPad(), "kv": RandomPad(), "mlp": RandomPad()})
+ZERO = Grow(width={"embed": ZeroPad(), "kv": RandomIn(), "mlp": Paired()})
+COPY = Grow(width={"embed": Isometric(SPLIT), "kv": Net2Net(split=SPLIT), "mlp": Net2Net(split=SPLIT)})  # fmt: skip
+FPI = Grow(width={"embed": Net2Net(), "kv": Net2Net(), "mlp": Net2Net()})
+RANDOM = Grow(width={"embed": RandomPad(), "kv": RandomPad(), "mlp": RandomPad()})
 
 ARMS: dict[str, Arm] = {
     "small, continued": Arm("scratch", "small"),
     "deep from scratch": Arm("scratch", "deep"),
     "wide from scratch": Arm("scratch", "wide"),
-    "stack, reset": Arm("depth", "deep", Depth(Stack())),
-    "stack, grown": Arm("depth", "deep", Depth(Stack()), "rule"),
-    "zeroed-interleave, reset": Arm("depth", "deep", Depth(Scaled(Interleave()))),
-    "zeroed-interleave, grown": Arm("depth", "deep", Depth(Scaled(Interleave())), "rule"),
+    "stack, reset": Arm("depth", "deep", Grow(depth=Stack())),
+    "stack, grown": Arm("depth", "deep", Grow(depth=Stack()), "rule"),
+    "zeroed-interleave, reset": Arm("depth", "deep", Grow(depth=Scaled(Interleave()))),
+    "zeroed-interleave, grown": Arm("depth", "deep", Grow(depth=Scaled(Interleave())), "rule"),
     "zero-pad, reset": Arm("width", "wide", ZERO),
     "zero-pad, grown": Arm("width", "wide", ZERO, "grown"),
     "zero-pad, grown, rule": Arm("width", "wide", ZERO, "rule"),
@@ -155,7 +147,7 @@ ARMS: dict[str, Arm] = {
     "isometric, grown, rule": Arm("width", "wide", COPY, "rule"),
     "Net2Net (FPI), reset": Arm("inexact width", "wide", FPI),
     "random, reset": Arm("inexact width", "wide", RANDOM),
-    "zeroed-interleave, grown, no rule": Arm("added depth", "deep", Depth(Scaled(Interleave())), "grown"),
+    "zeroed-interleave, grown, no rule": Arm("added depth", "deep", Grow(depth=Scaled(Interleave())), "grown"),
 }  # fmt: skip
 
 
@@ -468,7 +460,7 @@ def _size(config: Config, layers: int, heads: int) -> transformer.Config:
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def _grown(
-    operator: Depth | Width,
+    operator: Grow,
     key: Key,
     params: Params,
     small: transformer.Config,

@@ -16,7 +16,6 @@ from lagjax import report
 from lagjax.algebra.axes import Axes, Params
 from lagjax.analysis.ledger import Ledger, ledger
 from lagjax.fingerprint import digest, versions
-from lagjax.growth.pools import Candidate
 from lagjax.lanes import Course
 from lagjax.mesh import DATA, Placement, placement
 from lagjax.model import Batch, Model
@@ -37,6 +36,7 @@ from lagjax.select.decision import Decision, Policy, Probes, start_choice
 from lagjax.state import OptState, Schedule, carry, measure
 from lagjax.store import record
 from lagjax.store.directory import Directory, LaneName, write_atomically
+from lagjax.task import Candidate
 
 LENGTH = 32
 """Steps that one call of the compiled loop makes at most: the batches of so many are made and held at a time."""
@@ -333,7 +333,7 @@ class _Search:
                     {
                         "name": candidate.name,
                         "operator": repr(candidate.operator),
-                        "control": candidate.control,
+                        "control": candidate.role == "control",
                         "target": _shapes(group.like.state),
                     }
                     for candidate in self.candidates.values()
@@ -423,7 +423,9 @@ class _Search:
             return
         names = [decision.winner]
         if compare == "start":
-            controls = [name for name, candidate in self.candidates.items() if candidate.control]
+            controls = [
+                name for name, candidate in self.candidates.items() if candidate.role == "control"
+            ]
             names += [name for name in [start_choice(decision.losses_at_start, controls)] if name]
         self._drive(
             [LaneName(name, 0) for name in dict.fromkeys(names)],
@@ -520,7 +522,7 @@ class _Search:
                     status[name] = line["status"] + (
                         f" with seed {seed}" if len(self.seeds) > 1 else ""
                     )
-        controls = frozenset(name for name in names if self.candidates[name].control)
+        controls = frozenset(name for name in names if self.candidates[name].role == "control")
         return Probes(names, controls, steps, losses, self.tokens, status)
 
     def _ledger(self, decision: Decision) -> Ledger:
