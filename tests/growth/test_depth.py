@@ -139,15 +139,6 @@ def test_midas_takes_the_middle_block(blocks, more):
     assert {layer.source // size for layer in added} <= {middle}
 
 
-def test_operators_print_as_written_and_compare_by_value():
-    assert repr(Grow(depth=Scaled(Stack(), 0.5))) == (
-        "Grow(depth=Scaled(strategy=Stack(), scale=0.5))"
-    )
-    assert Grow(depth={"enc": Stack(), "dec": "0 0"}) == Grow(depth={"enc": Stack(), "dec": "0 0"})
-    assert hash(Grow(depth={"enc": Stack()})) == hash(Grow(depth={"enc": Stack()}))
-    assert Grow(depth=Block(0)) != Grow(depth=Block(1))
-
-
 # Layers of two kinds, in turn; the first layer of another kind than the rest.
 IN_TURN = {0: "local", 1: "global"}
 ROWS = Axes({r"(?P<layers>\d+)/\w+": ">embed+"})
