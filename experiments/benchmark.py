@@ -66,7 +66,7 @@ GOALS = {
     "step_vs_torch": 1.1,
     "data_vs_step": 0.05,
 }
-STACK = lagjax.Depth(Stack())
+STACK = lagjax.Grow(depth=Stack())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,17 +47,9 @@ from experiments.rows import RESULTS, Row, environment, read, store
 from lagjax.algebra.axes import Params
 from lagjax.algebra.plan import Plan
 from lagjax.flops import flops
-from lagjax.growth.depth import Depth, Interleave, Scaled, Stack
-from lagjax.growth.width import (
-    Isometric,
-    Net2Net,
-    NoisySplit,
-    Paired,
-    RandomIn,
-    RandomPad,
-    Width,
-    ZeroPad,
-)
+from lagjax.growth.depth import Interleave, Scaled, Stack
+from lagjax.growth.operator import Grow
+from lagjax.growth.width import Isometric, Net2Net, NoisySplit, Paired, RandomIn, RandomPad, ZeroPad
 from lagjax.model import Key, Model
 from lagjax.probe import (
     Lane,
@@ -133,16 +125,16 @@ class Arm(NamedTuple):
 
     family: Literal["scratch", "depth", "added depth", "width", "inexact width"]
     target: Literal["small", "deep", "wide"]
-    operator: Depth | Width | None = None
+    operator: Grow | None = None
     state: Literal["reset", "grown", "rule"] = "reset"
 
 
 SPLIT = NoisySplit(0.1)
-ZERO = Width({"embed": ZeroPad(), "kv": RandomIn(), "mlp": Paired()})
-COPY = Width({"embed": Isometric(SPLIT), **dict.fromkeys(("kv", "mlp"), Net2Net(split=SPLIT))})
-FPI = Width(dict.fromkeys(("embed", "kv", "mlp"), Net2Net()))
-RANDOM = Width(dict.fromkeys(("embed", "kv", "mlp"), RandomPad()))
-STACK, ZEROED = Depth(Stack()), Depth(Scaled(Interleave()))
+ZERO = Grow(width={"embed": ZeroPad(), "kv": RandomIn(), "mlp": Paired()})
+COPY = Grow(width={"embed": Isometric(SPLIT), **dict.fromkeys(("kv", "mlp"), Net2Net(split=SPLIT))})
+FPI = Grow(width=dict.fromkeys(("embed", "kv", "mlp"), Net2Net()))
+RANDOM = Grow(width=dict.fromkeys(("embed", "kv", "mlp"), RandomPad()))
+STACK, ZEROED = Grow(depth=Stack()), Grow(depth=Scaled(Interleave()))
 
 ARMS: dict[str, Arm] = {
     "small, continued": Arm("scratch", "small"),
@@ -467,7 +459,7 @@ def _size(config: Config, layers: int, heads: int) -> transformer.Config:
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def _grown(
-    operator: Depth | Width,
+    operator: Grow,
     key: Key,
     params: Params,
     small: transformer.Config,

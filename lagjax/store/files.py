@@ -34,7 +34,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is no JSON object")  # noqa: TRY004
     except ValueError as error:
         raise ValueError(
             f"{path} is damaged: {error}; restore it, or start in a new directory"
