@@ -25,7 +25,6 @@ from experiments.cli import command
 from experiments.models import transformer
 from experiments.models.transformer import Config
 from experiments.rows import RESULTS
-from lagjax.algebra.plan import Growth
 from lagjax.certify.certify import certify, plan_of
 from lagjax.fingerprint import digest, versions
 from lagjax.growth import pools
@@ -50,7 +49,7 @@ from lagjax.growth.width import (
     Tile,
     ZeroPad,
 )
-from lagjax.model import Model
+from lagjax.model import Growth, Model
 from lagjax.store.directory import write_atomically
 
 CHOICES: dict[str, tuple[Any, ...]] = {

@@ -1,24 +1,29 @@
-"""The optimizer state of a grown model: grown by the same Plan as the parameters, measured, or reset.
+"""The optimizer state of a grown model: grown by the parameters' Plan, measured, or reset.
 
-Adam's steps are free of the gradient's scale, so that a matrix of which each copy is read for a half moves the function twice as
-far as before; and a statistic that starts at 0 under an old step count makes the first steps of what is new several times
-too long. `scale_by_growth` at the end of a chain mends both: `carry` tells it of the growth.
+State of the model that is no parameter grows by it too: `collections`.
+
+Adam's steps are free of the gradient's scale, so that a matrix of which each copy is read for a
+half moves the function twice as far as before; and a statistic that starts at 0 under an old step
+count makes the first steps of what is new several times too long. `scale_by_growth` at the end of a
+chain mends both: `carry` tells it of the growth.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lagjax.algebra.axes import Layout, Params, path_of
+from lagjax.algebra.axes import Axes, Layout, Params, flatten, path_of
 from lagjax.algebra.plan import Plan
 from lagjax.algebra.provenance import step_sizes, unseen
 from lagjax.buffers import own
 from lagjax.model import Batch, Key, Model
 
 OptState: TypeAlias = Any
+PyTree: TypeAlias = Any
 Schedule: TypeAlias = Literal["restart", "continue"] | int
 
 ORDER = {
@@ -30,11 +35,11 @@ ORDER = {
     "nu_max": 2,
     "sum_of_squares": 2,
 }
-"""Fields of optax states that hold one array a parameter → the order of the gradient's moment they estimate."""
+"""Fields of optax states, one array a parameter → the order of the gradient's moment in them."""
 
 
 class ScaleByGrowthState(NamedTuple):
-    """Steps since growing, and before; the factor of each parameter's steps; which parameters have no statistics from before."""
+    """Steps since growing, and before; each parameter's factor; which ones have no statistics."""
 
     steps: jax.Array
     before: jax.Array
@@ -49,16 +54,19 @@ def scale_by_growth(
 ) -> optax.GradientTransformation:
     """Scales the steps of a grown model: `optax.chain(optax.adam(1e-3), scale_by_growth())`.
 
-    Before growing it changes nothing; `carry` fills its state. Put it before decoupled weight decay, which would be scaled too.
+    Before growing it changes nothing; `carry` fills its state. Put it before decoupled weight
+    decay, which would be scaled too.
 
     Args:
-        follow: multiply each parameter's steps so that training goes on as the small model's did: 1/k for a
-            matrix whose inputs were copied k times, the rule of µP (Yang et al. 2022, arXiv 2203.03466).
-        betas: of Adam: what is new is corrected for its own number of steps, in place of the old count; None for
-            optimizers without such a correction.
+        follow: multiply each parameter's steps so that training goes on as the small model's did:
+            1/k for a matrix whose inputs were copied k times, the rule of µP (Yang et al. 2022,
+            arXiv 2203.03466).
+        betas: of Adam: what is new is corrected for its own number of steps, in place of the old
+            count; None for optimizers without such a correction.
         warmup: steps over which what is new comes to its full rate.
 
-    The optimizer's steps must be free of the gradient's scale, as Adam's are and SGD's are not: for those see `origin.step_sizes`.
+    The optimizer's steps must be free of the gradient's scale, as Adam's are and SGD's are not: for
+    those see `provenance.step_sizes`.
     """
 
     def init(params: Params) -> ScaleByGrowthState:
@@ -106,18 +114,21 @@ def carry(
         params: the small model's parameters.
         large: the large model's parameters.
         tx: the transformation that trains the large model.
-        schedule: "restart" begins the learning-rate schedules of `tx` at 0; "continue" at the small model's step; a number at that
-            step, so that a schedule is rewound to where a model of this loss would be (Shen et al. 2022, arXiv 2203.06211).
+        schedule: "restart" begins the learning-rate schedules of `tx` at 0; "continue" at the small
+            model's step; a number at that step, so that a schedule is rewound to where a model of
+            this loss would be (Shen et al. 2022, arXiv 2203.06211).
 
     Raises:
-        ValueError: for a state that has no rule, by its name; and where the structure of the state is not `tx`'s.
+        ValueError: for a state that has no rule, by its name; and where the structure of the state
+            is not `tx`'s.
     """
     fresh = tx.init(large)
     wanted: Any = jax.tree.structure(jax.eval_shape(tx.init, params))
     if wanted != jax.tree.structure(state):
         raise ValueError(
-            "the source's optimizer state was not made by tx.init for the source's parameters: found\n"
-            f"  {jax.tree.structure(state)}\nGive the transformation that made it, or reset the moments"
+            "the source's optimizer state was not made by tx.init for the source's parameters: "
+            f"found\n  {jax.tree.structure(state)}\nGive the transformation that made it, or reset "
+            "the moments"
         )
     grown = fresh if plan is None else _moments(plan, state, params, large, fresh)
     if isinstance(schedule, int):
@@ -140,9 +151,11 @@ def measure(
     tx: optax.GradientTransformation,
     key: Key,
 ) -> OptState:
-    """The state of `tx` with statistics measured on the grown model itself, at a learning rate of zero.
+    """The state of `tx` with statistics measured on the grown model itself, at a learning rate of
+    zero.
 
-    An alternative to growing them that needs no rule: as many updates as there are batches, none of them applied.
+    An alternative to growing them that needs no rule: as many updates as there are batches, none of
+    them applied.
 
     Args:
         model: the large model.
@@ -168,9 +181,57 @@ def measure(
     return _schedules(found, state)
 
 
-def ema(plan: Plan, average: Params, large: Params) -> Params:
-    """A running average of the small model's parameters for the large one; what is new begins at its value in `large`."""
-    return plan.params(average, large)
+def collections(
+    plan: Plan | None,
+    found: Mapping[str, PyTree],
+    fresh: Mapping[str, PyTree],
+    source: Axes,
+    target: Axes,
+) -> dict[str, PyTree]:
+    """State that is no parameter, grown: batch statistics, averages of the parameters.
+
+    A leaf with a row of its own in the axes table, under `collection/path`, is a statistic of what
+    is along its axes and grows as that does, a variance by the square. Any other is a copy of the
+    parameter at its path, and grows as this does. A collection that the large model lacks is left
+    out.
+
+    Args:
+        plan: of the parameters' growth; None starts the collections anew.
+        found: the small model's collections by name.
+        fresh: the large model's before the first step; what is new stays as it is there, with the
+            factors that new entries of parameters have.
+        source: the small model's axes table.
+        target: the large model's.
+
+    Raises ValueError for a collection that the small model lacks, and for a leaf that has neither
+    row nor parameter.
+    """
+    if plan is None:
+        return dict(fresh)
+    if lacking := fresh.keys() - found.keys():
+        raise ValueError(
+            f"the large model has the collections {sorted(fresh)}, the small one {sorted(found)}; "
+            f"give {sorted(lacking)} of the small one too, or start them by the engine's init"
+        )
+    whole = dataclasses.replace(
+        plan,
+        source=source.with_state(plan.source, {name: found[name] for name in fresh}),
+        target=target.with_state(plan.target, fresh),
+        invented=plan.invented | {f"{name}/{one}" for name in fresh for one in plan.invented},
+    )
+    grown = whole.state(_by_path(found), _by_path(fresh))
+    return {
+        name: jax.tree.unflatten(
+            jax.tree.structure(tree), [grown[f"{name}/{path}"] for path in flatten(tree)]
+        )
+        for name, tree in fresh.items()
+    }
+
+
+def _by_path(trees: Mapping[str, PyTree]) -> dict[str, Any]:
+    return {
+        f"{name}/{path}": x for name, tree in trees.items() for path, x in flatten(tree).items()
+    }
 
 
 def _of_growth(node: Any) -> bool:
@@ -231,7 +292,7 @@ def _keys(params: Params) -> dict[Any, str]:
 
 
 def _owner(keys: tuple[Any, ...], paths: dict[Any, str]) -> tuple[tuple[Any, ...], str | None]:
-    """Splits the path of a state's leaf into the field that holds it and the parameter it belongs to."""
+    """Splits the path of a state's leaf into the field that holds it and its parameter's path."""
     for start in range(len(keys) + 1):
         if keys[start:] in paths and start:
             return keys[:start], paths[keys[start:]]
@@ -258,19 +319,9 @@ def _order(prefix: tuple[Any, ...]) -> int:
 
 def _no_rule(keys: tuple[Any, ...]) -> str:
     return (
-        f"no rule grows the optimizer state {path_of(keys)!r}; reset the moments, or use a transformation whose "
-        f"statistics are among {', '.join(ORDER)}"
+        f"no rule grows the optimizer state {path_of(keys)!r}; reset the moments, or use a "
+        f"transformation whose statistics are among {', '.join(ORDER)}"
     )
-
-
-def rewarmed(schedule: optax.Schedule, start: int, steps: int) -> optax.Schedule:
-    """A schedule that is entered at `start` and comes to its own values from 0 over `steps`: a warm-up after a growth.
-
-    Raises ValueError for fewer than one step.
-    """
-    if steps < 1:
-        raise ValueError(f"steps={steps}: a warm-up takes at least one step")
-    return lambda count: schedule(count) * jnp.clip((count - start + 1) / steps, 0, 1)
 
 
 def _rewound(state: OptState, step: int) -> OptState:
@@ -309,8 +360,3 @@ def _schedules(state: OptState, like: OptState) -> OptState:
         return others[keys]
 
     return jax.tree_util.tree_map_with_path(swap, state, is_leaf=_scheduled)
-
-
-def collections(plan: Plan, found: Any, fresh: Any) -> Any:
-    """Replaced by the algebra's."""
-    raise NotImplementedError

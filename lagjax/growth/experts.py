@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lagjax.algebra.axes import Layout, Leaf
+from lagjax.algebra.axes import Layout
 from lagjax.algebra.maps import AxisMap
+from lagjax.algebra.pieces import pieces_of
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,12 @@ class Upcycle:
 
     def maps(self, source: Layout, target: Layout) -> dict[str, AxisMap]:
         """The map of the experts; raises ValueError for a source that has some, and for a target without."""
-        if has := _first(source, self.axis):
+        if has := source.having(self.axis):
             raise ValueError(
-                f"axis {self.axis!r} is in the source already, in its {has}; to have more of them, use "
+                f"axis {self.axis!r} is in the source already, in its {has[0]}; to have more of them, use "
                 f"Grow(width={{{self.axis!r}: Tile()}})"
             )
-        if self.axis not in target.sizes or not _first(target, self.axis):
+        if self.axis not in target.sizes or not target.having(self.axis):
             raise ValueError(
                 f"the target has no axis {self.axis!r}, though it should have many for {source.leaves[0]} and the source's "
                 f"other leaves to become; its table has {sorted(target.sizes)}: name another, Upcycle(axis=...), or mark it"
@@ -54,21 +55,6 @@ class Upcycle:
         return frozenset(
             leaf.name
             for leaf in target.leaves
-            if leaf.name not in names and _writes(leaf, self.axis)
+            if leaf.name not in names
+            and any((self.axis, ">") in piece.axes for piece in pieces_of(leaf.dims))
         )
-
-
-def _first(layout: Layout, axis: str) -> Leaf | None:
-    return next(
-        (leaf for leaf in layout.leaves if any(axis in dim.names for dim in leaf.dims)),
-        None,
-    )
-
-
-def _writes(leaf: Leaf, axis: str) -> bool:
-    return any(
-        (name, role) == (axis, ">")
-        for dim in leaf.dims
-        for part, names in enumerate(dim.parts)
-        for name, role in zip(names, dim.roles(part))
-    )

@@ -15,8 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lagjax.algebra.axes import Axes, Layout, Leaf, Lookup, Params, join, split
-from lagjax.algebra.maps import AxisMap
+from lagjax.algebra.axes import Axes, Layout, Leaf, Params
+from lagjax.algebra.maps import AxisMap, column
+from lagjax.algebra.pieces import join, split
 from lagjax.algebra.plan import Plan
 from lagjax.growth import width
 from lagjax.growth.width import BlockDiagonal, grown_axes
@@ -34,11 +35,10 @@ def maps(source: Layout, target: Layout) -> dict[str, AxisMap]:
             "no axis of the target is larger than the sources'; n models fuse to one whose axes are n times as large"
         )
     times = max(target.sizes[grown[0]] // source.sizes[grown[0]], 2)
-    data = [axis for axis, kind in target.kinds.items() if isinstance(kind, Lookup)]
     for axis in grown:
         old, new = source.sizes[axis], target.sizes[axis]
-        leaf = next(x for x in target.leaves if any(axis in dim.names for dim in x.dims))
-        if axis in data:
+        leaf = target.having(axis)[0]
+        if target.kind(axis).indexed:
             raise ValueError(
                 f"axis {axis!r} grows from {old} to {new} in {leaf}, but the data index it; the fused model "
                 "takes the same data: give a target of equal size"
@@ -92,23 +92,20 @@ def _fused(plan: Plan, leaf: Leaf, values: Sequence[Any]) -> Any:
     Blocks lie along the first axis that grew of those that the leaf writes or acts on, else of those that it reads, whose
     even shares make an average. Without any, the leaves are averaged.
     """
-    if not any(axis in plan.maps for dim in leaf.dims for axis in dim.names):
+    grown = plan.grown(leaf)
+    if not any(grown):
         return _mean(values)
-    sizes = {**plan.target.sizes, **plan.target.stacks}
-    parts = []
-    for part, blocks in enumerate(zip(*(split(value, leaf.dims, sizes) for value in values))):
-        factors = sorted(plan.factors_of(leaf, part), key=lambda factor: factor.reads)
-        if not factors:
+    extents, parts = plan.target.extents, []
+    for axes, *blocks in zip(grown, *(split(value, leaf.dims, extents) for value in values)):
+        if not axes:
             parts.append(_mean(blocks))
             continue
-        column = [1] * blocks[0].ndim
-        column[factors[0].at] = -1
-        copy = factors[0].map.copy.reshape(column)
-        value = blocks[0]
+        axis = min(axes, key=lambda axis: axis.reads)
+        copy, value = column(axis.map.copy, blocks[0].ndim, axis.at), blocks[0]
         for number, block in enumerate(blocks):
             value = jnp.where(copy == number, block, value)
         parts.append(value)
-    return join(parts, leaf.dims, sizes)
+    return join(parts, leaf.dims, extents)
 
 
 def _mean(values: Sequence[Any]) -> Any:

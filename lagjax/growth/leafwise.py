@@ -20,8 +20,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from lagjax.algebra.axes import Axes, Params
-from lagjax.algebra.plan import Growth
-from lagjax.model import Key, Model
+from lagjax.model import Growth, Key, Model
 
 
 def apply(

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import jax
 
 from lagjax.algebra.axes import Axes, Layout, Params
-from lagjax.algebra.plan import Linear, Plan
+from lagjax.algebra.plan import Plan
 from lagjax.buffers import own
 from lagjax.growth import fusion
 from lagjax.growth.depth import DepthLike, words
 from lagjax.growth.experts import Upcycle
 from lagjax.growth.width import WidthLike, maps
-from lagjax.model import Key, Model
+from lagjax.model import Key, Linear, Model
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -10,16 +10,8 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from lagjax.algebra.axes import (
-    Dot,
-    Elementwise,
-    Experts,
-    Kind,
-    Layout,
-    Leaf,
-    Lookup,
-    Residual,
-)
+from lagjax.algebra.axes import Layout
+from lagjax.algebra.kinds import Kind
 from lagjax.algebra.maps import AxisMap, Vector
 
 
@@ -45,15 +37,16 @@ class ByKind:
     size: Expansion
     layer: Expansion | None = None
 
-    def expansion(self, kind: Kind | None) -> Expansion:
+    def expansion(self, kind: Kind) -> Expansion:
         """The expansion for an axis of a kind; one that the data index is extended, experts are duplicated."""
-        if isinstance(kind, Residual):
-            return self.layer if self.layer and kind.norm == "layer" else self.residual
-        if isinstance(kind, Dot) or kind == Elementwise("identity"):
-            return self.size
-        if isinstance(kind, Lookup):
-            return Extend()
-        return Tile() if isinstance(kind, Experts) else self.units
+        expansions: dict[str, Expansion] = {
+            "residual": self.layer if self.layer and kind.centred else self.residual,
+            "units": self.units,
+            "size": self.size,
+            "data": Extend(),
+            "experts": Tile(),
+        }
+        return expansions[kind.group]
 
 
 WidthLike: TypeAlias = (
@@ -74,10 +67,10 @@ def maps(how: WidthLike | None, source: Layout, target: Layout) -> dict[str, Axi
         if target.sizes[axis] < source.sizes[axis]:
             raise ValueError(
                 f"axis {axis!r} has size {source.sizes[axis]} in the source and {target.sizes[axis]} in the target's "
-                f"{_first(target, axis)}; growth adds entries: give a target that is smaller on no axis"
+                f"{target.having(axis)[0]}; growth adds entries: give a target that is smaller on no axis"
             )
     if isinstance(how, ByKind):
-        named = {axis: how.expansion(target.kinds.get(axis)) for axis in grown}
+        named = {axis: how.expansion(target.kind(axis)) for axis in grown}
     elif isinstance(how, Mapping | tuple):
         named = dict(how)
     else:
@@ -99,47 +92,13 @@ def grown_axes(source: Layout, target: Layout) -> list[str]:
     return [axis for axis, size in target.sizes.items() if source.sizes.get(axis, size) != size]
 
 
-def _first(layout: Layout, axis: str) -> Leaf:
-    return next(leaf for leaf in layout.leaves if any(axis in dim.names for dim in leaf.dims))
-
-
 def _map(expansion: Expansion, axis: str, source: Layout, target: Layout) -> AxisMap:
-    """The map of one axis; rotated pairs grow as pairs."""
-    old, new = source.sizes[axis], target.sizes[axis]
-    kind = target.kinds.get(axis)
+    """The map of one axis, as its kind has it: rotated pairs grow as pairs."""
     try:
-        if isinstance(kind, Dot) and kind.rope:
-            return _of_pairs(expansion.map(old // 2, new // 2), kind.rope == "half")
-        return expansion.map(old, new)
+        kind = target.kind(axis)
+        return kind.expanded(expansion.map, source.sizes[axis], target.sizes[axis])
     except ValueError as error:
-        raise ValueError(f"axis {axis!r} of {_first(target, axis)}: {error}") from None
-
-
-def _of_pairs(pairs: AxisMap, half: bool) -> AxisMap:
-    """The map of an axis of rotated pairs from that of the pairs."""
-
-    def both(vector: Vector) -> Vector:
-        return np.concatenate([vector] * 2) if half else np.repeat(vector, 2)
-
-    def places(vector: Vector, size: int) -> Vector:
-        second = vector + size if half else 2 * vector + 1
-        first = vector if half else 2 * vector
-        columns = [np.where(vector < 0, -1, x) for x in (first, second)]
-        return np.concatenate(columns) if half else np.stack(columns, 1).reshape(-1)
-
-    vectors = {
-        name: both(getattr(pairs, name))
-        for name in ("scale", "mean", "share", "writes", "reads", "ahead")
-    }
-    return AxisMap(
-        2 * pairs.old,
-        places(pairs.source, pairs.old),
-        twin=places(pairs.twin, pairs.new),
-        noise=pairs.noise,
-        jitter=pairs.jitter,
-        diagonal=pairs.diagonal,
-        **vectors,
-    )
+        raise ValueError(f"axis {axis!r} of {target.having(axis)[0]}: {error}") from None
 
 
 class Split(Protocol):
