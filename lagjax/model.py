@@ -45,14 +45,3 @@ class Linear(Growth, Protocol):
     """An operator that is linear in the parameters, and can so grow the optimizer's state too."""
 
     def plan(self, key: Key, source: Layout, target: Layout, /) -> Plan: ...
-
-
-def grow(operator: Linear, key: Key, params: Params, source: Axes, target: Model) -> Params:
-    """Applies a linear operator: its `__call__`, in one line.
-
-    `target.init` runs whole when called eagerly; under `jax.jit`, fresh values that the plan does
-    not use cost nothing.
-    """
-    fresh = jax.eval_shape(target.init, key)
-    plan = operator.plan(key, source.layout(params), target.axes.layout(fresh))
-    return plan.params(params, target.init(key))

@@ -19,6 +19,7 @@ import optax
 from lagjax.algebra.axes import Array, Axes, Keys, Layout, Params, flatten, path_of
 from lagjax.algebra.plan import Plan
 from lagjax.algebra.provenance import step_sizes, unseen
+from lagjax.buffers import own
 from lagjax.model import Batch, Key, Model
 
 OptState: TypeAlias = Any
@@ -130,8 +131,10 @@ def carry(
         )
     grown = fresh if plan is None else _moments(plan, state, params, large, fresh)
     if isinstance(schedule, int):
-        return _rewound(grown, schedule)
-    return _schedules(grown, state if schedule == "continue" else fresh)
+        made = _rewound(grown, schedule)
+    else:
+        made = _schedules(grown, state if schedule == "continue" else fresh)
+    return own(made, state, params, large)
 
 
 def _correction(betas: tuple[float, float], steps: jax.Array) -> jax.Array:

@@ -68,12 +68,12 @@ def _pair(
         elif axis not in here:
             raise ValueError(
                 f"the target's {new} has the axis {axis!r}, which the source's {old} lacks; "
-                "grow it by an operator that makes it, Upcycle for experts"
+                "grow it by an operator that makes it, Grow(experts=Upcycle()) for experts"
             )
         elif m != n:
             raise ValueError(
                 f"axis {axis!r} has size {m} in the source's {old} and {n} in the target's {new}; "
-                f"this operator does not grow it: say how, as in Width({{{axis!r}: Tile()}}), or "
+                f"this operator does not grow it: say how, as in Grow(width={{{axis!r}: Tile()}}), or "
                 "give a target of equal size"
             )
     same = [dim.parts for dim, _ in ours] == [dim.parts for dim, _ in theirs]

@@ -25,8 +25,8 @@ from lagjax.algebra.plan import Plan
 from lagjax.algebra.words import layers_of, pick
 from lagjax.fingerprint import digest
 from lagjax.flops import flops
-from lagjax.growth.depth import Depth, Stack, check_stacks
-from lagjax.growth.width import Width
+from lagjax.growth.depth import Stack, words
+from lagjax.growth.width import maps
 from lagjax.model import Batch, Growth, Key, Model
 
 Phi: TypeAlias = Any
@@ -261,20 +261,18 @@ class _InTurn:
 def _selection(
     source: Layout, target: Layout
 ) -> tuple[dict[str, np.ndarray], dict[tuple[str, str], np.ndarray]]:
-    """Matrices of zeros and ones that copy entries in turn and stack layers, for every axis and
-    stack that grows.
-    """
-    check_stacks(source, target)
-    words = Depth(Stack()).words(source, target) if source.stacks else {}
+    """Matrices of zeros and ones that copy entries in turn and stack layers, for every axis and stack that grows."""
+    stacked = words(Stack() if source.stacks else None, source, target)
     # A plan checks that the two fit each other.
-    plan = Plan(source, target, words, Width(_InTurn()).maps(source, target))
+    plan = Plan(source, target, stacked, maps(_InTurn(), source, target))
     axes = {axis: np.eye(grown.old)[grown.source] for axis, grown in plan.maps.items()}
     mixing = {}
     for leaf in target.leaves:
         for stack in leaf.stacks:
             if source.stacks[stack] == target.stacks[stack]:
                 continue
-            new = [words[stack].sources[index] for index in layers_of(target, leaf.name, stack)]
+            word = stacked[stack]
+            new = [word.sources[index] for index in layers_of(target, leaf.name, stack)]
             old = layers_of(source, leaf.name, stack)
             mixing[stack, leaf.name] = np.equal.outer(new, old).astype(float)
     return axes, mixing

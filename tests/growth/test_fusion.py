@@ -11,8 +11,8 @@ import pytest
 from experiments.models import transformer
 from lagjax.algebra.axes import Axes
 from lagjax.algebra.kinds import Channels, Lookup, Residual, Units
-from lagjax.growth.depth import Depth, Scaled, Stack
-from lagjax.growth.fusion import Fuse
+from lagjax.growth.depth import Scaled, Stack
+from lagjax.growth.operator import Grow
 from lagjax.model import Model
 from tests.growth import checks
 from tests.growth.test_moe import DENSE, KEY, computed, difference, drawn, planned
@@ -80,17 +80,17 @@ def sources(count):
 
 
 def fuse(params, target, depth=None):
-    return jax.jit(lambda params: Fuse(depth)(KEY, params, AXES, target))(params)
+    return jax.jit(lambda params: Grow(depth=depth, fuse=True)(KEY, params, AXES, target))(params)
 
 
 @pytest.mark.parametrize(
     "operator, config, changes",
     [
         # Tied, so that the logits are twice as large unless the plan's requirement is met.
-        (Fuse(), DENSE, {"width": 8, "kv": 2, "mlp": 10}),
+        (Grow(fuse=True), DENSE, {"width": 8, "kv": 2, "mlp": 10}),
         # A mixture whose heads and experts' units both models share, and a layer more.
         (
-            Fuse(Depth(Scaled(Stack()))),
+            Grow(depth=Scaled(Stack()), fuse=True),
             dataclasses.replace(
                 DENSE,
                 norm="layer",
@@ -126,7 +126,7 @@ def test_a_model_fused_with_itself_keeps_its_function(operator, config, changes)
 @pytest.mark.parametrize("count, layers", [(2, 1), (3, 2)])
 def test_different_models_without_norms_are_averaged(count, layers):
     target = plain(2 * count, 3 * count, layers)
-    depth = Depth(Scaled(Stack())) if layers > 1 else None
+    depth = Scaled(Stack()) if layers > 1 else None
     fused = fuse(sources(count), target, depth)
     outputs = [jax.jit(SMALL.apply)(one, TOKENS) for one in sources(count)]
     assert difference(outputs[0], outputs[1]) > 0.1
@@ -166,7 +166,7 @@ def test_a_part_of_an_array_that_stays_as_large_is_averaged():
     one = {"w": jnp.arange(5.0), "v": jnp.ones(2), "u": jnp.ones(3)}
     two = {"w": 10 + jnp.arange(5.0), "v": jnp.ones(2), "u": jnp.ones(3)}
     large = checks.shapes({"w": (7,), "v": (4,), "u": (3,)})
-    made = Fuse()(KEY, (one, two), axes, checks.target(axes, large))
+    made = Grow(fuse=True)(KEY, (one, two), axes, checks.target(axes, large))
     np.testing.assert_array_equal(made["w"], [0, 1, 10, 11, 7, 8, 9])
 
 
@@ -191,7 +191,7 @@ def test_targets_that_cannot_be(params, target, message):
 def test_sources_that_cannot_be():
     one = sources(1)[0]
     with pytest.raises(ValueError, match="two models or more"):
-        Fuse()(KEY, one, AXES, plain(4, 6))
+        Grow(fuse=True)(KEY, one, AXES, plain(4, 6))
     other = plain(2, 4).init(KEY)
     with pytest.raises(
         ValueError,
@@ -201,4 +201,4 @@ def test_sources_that_cannot_be():
     rows = Axes({"w(?P<layers>\\d+)": "<x >y"}, {"x": Channels()})
     deep = {f"w{i}": jnp.zeros((2, 2)) for i in range(2)}
     with pytest.raises(ValueError, match="has 1 parameters, model 2 has 2"):
-        Fuse()(KEY, ({"w0": deep["w0"]}, deep), rows, plain(4, 6))
+        Grow(fuse=True)(KEY, ({"w0": deep["w0"]}, deep), rows, plain(4, 6))
