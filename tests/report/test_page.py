@@ -277,7 +277,7 @@ def test_failed_candidate_ends_where_it_failed():
         )
     ]
     curve = facts.mean_over_seeds(lines)
-    assert curve == ((0,), (3.5,), "loss not finite at step 1", 1)
+    assert curve == ({0: 3.5}, "loss not finite at step 1")
 
 
 def test_continuation_starts_where_its_own_seeds_stood():
@@ -286,7 +286,7 @@ def test_continuation_starts_where_its_own_seeds_stood():
 
     probe = [line(0, 0, 5.0), line(0, 10, 3.0), line(1, 0, 5.0), line(1, 10, 4.0)]
     curve = facts.continuation(probe, [line(0, 20, 2.0)])
-    assert curve.steps == (10, 20) and curve.losses == (3.0, 2.0)
+    assert curve.losses == {10: 3.0, 20: 2.0}
 
 
 def test_labels_keep_apart():
@@ -310,7 +310,7 @@ def test_audit_is_told_and_only_when_it_is_whole(tmp_path):
     steps = found.table("Step", "Spearman")
     assert {"0", "250", "5000"} <= {*steps}
     last = steps["5000"]
-    # At the end a seed's losses are its own final ones: Spearman 1, and the regret is the seeds' disagreement.
+    # At the end a seed's losses are its own final ones: the regret is the seeds' disagreement.
     assert last["Spearman"] == "1.00" and float(last["Regret"]) < 0.01
     assert "zero-new ended lowest" in page and "The noise floor" in page
     # One candidate is one step short: there is no audit yet.
