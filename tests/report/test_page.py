@@ -289,6 +289,40 @@ def test_continuation_starts_where_its_own_seeds_stood():
     assert curve.losses == {10: 3.0, 20: 2.0}
 
 
+def test_equal_within_the_tolerance_also_below_zero():
+    losses = {"b": -3.0, "a": -3.0 - 1e-6, "c": -2.9, "failed": None}
+    assert facts.ranks(losses) == {"b": 1, "a": 1, "c": 3}
+
+
+def test_a_race_without_its_decision_or_its_rounds(tmp_path):
+    synthetic_runs.make(tmp_path, racing=True)
+    page = report.write(tmp_path).read_text()
+    assert f"Grow(depth=&#x27;{synthetic_runs.ADDED}&#x27;)" in page
+    rounds = (tmp_path / "rounds.jsonl").read_text()
+    (tmp_path / "rounds.jsonl").unlink()
+    assert "after up to 250 training steps" in report.write(tmp_path).read_text()
+    (tmp_path / "rounds.jsonl").write_text(rounds)
+    (tmp_path / "decision.json").unlink()
+    # Those that were left behind at step 60 hold nobody up.
+    assert "all of those still alive to step 250" in report.write(tmp_path).read_text()
+
+
+def test_other_phases_change_nothing(tmp_path):
+    synthetic_runs.make(tmp_path, audit=True)
+    page = report.write(tmp_path).read_bytes()
+    with (tmp_path / "curves.jsonl").open("a") as file:
+        line = {"phase": "anneal", "candidate": "stack", "seed": 0, "step": 5000, "valid_loss": 0.0}
+        file.write(json.dumps({**line, "status": "ok", "metrics": {"x": 1.0}}) + "\n")
+    assert report.write(tmp_path).read_bytes() == page
+
+
+def test_decision_without_curves_has_a_page(tmp_path):
+    synthetic_runs.make(tmp_path)
+    (tmp_path / "curves.jsonl").unlink()
+    page = report.write(tmp_path).read_text()
+    assert "chosen out of 13 candidates" in page and "Loss while training" not in page
+
+
 def test_labels_keep_apart():
     places = spread([1.0, 1.1, 1.2, 50.0], 10.0, 0.0, 60.0)
     assert all(b - a >= 10 - 1e-9 for a, b in itertools.pairwise(places))
