@@ -19,24 +19,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from rich.console import Console
 
+from experiments.cli import command
 from experiments.models import transformer
 from experiments.models.transformer import Config
+from experiments.rows import RESULTS
 from lagjax.algebra.plan import Growth
 from lagjax.certify.certify import certify, plan_of
 from lagjax.fingerprint import digest, versions
 from lagjax.growth import pools
-from lagjax.growth.depth import Depth, Fresh, Interleave, Scaled, Stack
+from lagjax.growth.depth import Fresh, Scaled, Stack
 from lagjax.growth.experts import Upcycle
-from lagjax.growth.fusion import Fuse
 from lagjax.growth.gradmax import gradmax
 from lagjax.growth.learned import fit_ligo
 from lagjax.growth.masked import masked, silenced
+from lagjax.growth.operator import Grow
 from lagjax.growth.width import (
     Average,
-    Both,
     Centred,
     Extend,
     Isometric,
@@ -48,7 +48,6 @@ from lagjax.growth.width import (
     RandomPad,
     ScalarSplit,
     Tile,
-    Width,
     ZeroPad,
 )
 from lagjax.model import Model
@@ -93,7 +92,7 @@ class Case:
 class SelfFusion:
     """Fuses a model with itself."""
 
-    fuse: Fuse = dataclasses.field(default_factory=Fuse)
+    fuse: Grow = dataclasses.field(default_factory=lambda: Grow(fuse=True))
 
     def __call__(self, key: Any, params: Any, source: Any, target: Model, /) -> Any:
         return self.fuse(key, (params, params), source, target)
@@ -106,7 +105,7 @@ class SelfFusion:
 class AtMaskZero:
     """Another operator, for a large model in which what is new is masked by 0."""
 
-    base: Depth | Width
+    base: Grow
 
     def __call__(self, key: Any, params: Any, source: Any, target: Model, /) -> Any:
         return self.base(key, params, source, target)
@@ -159,72 +158,80 @@ CLAIMS = {
 }
 CASES = {
     **{
-        name: Case(Width(way), times(2, *ALL), CLAIMS.get(name, always))
+        name: Case(Grow(width=way), times(2, *ALL), CLAIMS.get(name, always))
         for name, way in pools.WIDTH.items()
     },
-    "zero-pad (residual)": Case(Width({"embed": ZeroPad()}), times(1.5, "width"), rms),
-    "isometric (residual)": Case(Width({"embed": Isometric(NOISE)}), times(1.5, "width"), rms),
+    "zero-pad (residual)": Case(Grow(width={"embed": ZeroPad()}), times(1.5, "width"), rms),
+    "isometric (residual)": Case(Grow(width={"embed": Isometric(NOISE)}), times(1.5, "width"), rms),
     "centred (residual)": Case(
-        Width({"embed": Centred()}),
+        Grow(width={"embed": Centred()}),
         times(1.5, "width"),
         lambda c: pre_layer(c) and not c.tied,
     ),
-    "average (residual)": Case(Width({"embed": Average(NOISE)}), times(2.5, "width"), pre_layer),
-    "net2net (residual)": Case(Width({"embed": Net2Net()}), times(1.5, "width"), never),
-    "net2net (mlp)": Case(Width({"mlp": Net2Net()}), times(1.5, "mlp"), always),
-    "net2net (heads)": Case(Width({"kv": Net2Net()}), lambda c: {"kv": c.kv + 1}, always),
+    "average (residual)": Case(
+        Grow(width={"embed": Average(NOISE)}), times(2.5, "width"), pre_layer
+    ),
+    "net2net (residual)": Case(Grow(width={"embed": Net2Net()}), times(1.5, "width"), never),
+    "net2net (mlp)": Case(Grow(width={"mlp": Net2Net()}), times(1.5, "mlp"), always),
+    "net2net (heads)": Case(Grow(width={"kv": Net2Net()}), lambda c: {"kv": c.kv + 1}, always),
     "queries in a group": Case(
-        Width({"group": Net2Net(split=NOISE)}), lambda c: {"group": c.group + 1}, always
+        Grow(width={"group": Net2Net(split=NOISE)}), lambda c: {"group": c.group + 1}, always
     ),
     "group duplication": Case(
-        Width({"kv": Tile(NOISE)}),
+        Grow(width={"kv": Tile(NOISE)}),
         lambda c: {"kv": 2 * c.kv} if c.group > 1 else None,
         always,
     ),
-    "split .3/.7": Case(Width({"mlp": Tile(ScalarSplit(0.3))}), times(2, "mlp"), always),
-    "split -.5/1.5": Case(Width({"mlp": Tile(ScalarSplit(-0.5))}), times(2, "mlp"), always),
+    "split .3/.7": Case(Grow(width={"mlp": Tile(ScalarSplit(0.3))}), times(2, "mlp"), always),
+    "split -.5/1.5": Case(Grow(width={"mlp": Tile(ScalarSplit(-0.5))}), times(2, "mlp"), always),
     "random in, zero out": Case(
-        Width({"mlp": RandomIn(), "kv": RandomIn()}),
+        Grow(width={"mlp": RandomIn(), "kv": RandomIn()}),
         lambda c: {"mlp": c.mlp + 3, "kv": c.kv + 1},
         always,
     ),
-    "zero in, random out": Case(Width({"mlp": ZeroPad()}), times(1.5, "mlp"), always),
-    "paired (mlp)": Case(Width({"mlp": Paired()}), lambda c: {"mlp": c.mlp + 4}, always),
+    "zero in, random out": Case(Grow(width={"mlp": ZeroPad()}), times(1.5, "mlp"), always),
+    "paired (mlp)": Case(Grow(width={"mlp": Paired()}), lambda c: {"mlp": c.mlp + 4}, always),
     "head size, zero-pad": Case(
-        Width({"qk": ZeroPad(), "v": ZeroPad()}), times(1.5, "head_dim"), always
+        Grow(width={"qk": ZeroPad(), "v": ZeroPad()}), times(1.5, "head_dim"), always
     ),
     "head size, duplicated": Case(
-        Width({"qk": Tile(), "v": Tile(NOISE)}), times(2, "head_dim"), always
+        Grow(width={"qk": Tile(), "v": Tile(NOISE)}), times(2, "head_dim"), always
     ),
-    "noisy copies": Case(Width({"mlp": Noisy(Tile(), 0.01)}), times(2, "mlp"), never),
+    "noisy copies": Case(Grow(width={"mlp": Noisy(Tile(), 0.01)}), times(2, "mlp"), never),
     "longer context": Case(
-        Width({"positions": Extend()}),
+        Grow(width={"positions": Extend()}),
         lambda c: {"window": c.window + 3} if c.positions == "learned" else None,
         always,
     ),
     "larger vocabulary": Case(
-        Width({"vocab": Extend(mean=True)}), lambda c: {"vocab": c.vocab + 3}, never
+        Grow(width={"vocab": Extend(mean=True)}), lambda c: {"vocab": c.vocab + 3}, never
     ),
-    "stack": Case(Depth(Stack()), times(2, "layers"), never),
-    "copied, zeroed": Case(Depth(Scaled(Interleave())), times(2, "layers"), pre),
-    "identity layers": Case(Depth(Fresh("between", zero=True)), times(2, "layers"), pre),
+    **{
+        name: Case(
+            Grow(depth=strategy),
+            times(2, "layers"),
+            # Added layers whose outputs are zero.
+            pre if name.startswith(("zeroed-", "identity-")) else never,
+        )
+        for name, strategy in pools.DEPTH.items()
+    },
     "zeroed and isometric": Case(
-        Both(Depth(Scaled(Stack())), Width({"embed": Isometric(), "mlp": RandomIn()})),
+        Grow(depth=Scaled(Stack()), width={"embed": Isometric(), "mlp": RandomIn()}),
         times(1.5, "layers", "width", "mlp"),
         lambda c: pre(c) and rms(c),
     ),
     "masked units, at 0": Case(
-        AtMaskZero(Width({"mlp": RandomPad(), "kv": RandomPad()})),
+        AtMaskZero(Grow(width={"mlp": RandomPad(), "kv": RandomPad()})),
         lambda c: {"mlp": c.mlp + 3, "kv": c.kv + 1},
         always,
     ),
-    "masked layers, at 0": Case(AtMaskZero(Depth(Fresh("top"))), lambda c: {"layers": 3}, pre),
+    "masked layers, at 0": Case(AtMaskZero(Grow(depth=Fresh("top"))), lambda c: {"layers": 3}, pre),
     "GradMax": Case(gradmax_of, lambda c: None if c.gated else {"mlp": c.mlp + 3}, always),
     "LiGO, 20 steps": Case(ligo_of, times(2, "layers", "width", "mlp"), never),
     "self-fusion": Case(SelfFusion(), times(2, *ALL), always),
-    "upcycling": Case(Upcycle(), lambda c: {"experts": 3, "top": 2}, always),
+    "upcycling": Case(Grow(experts=Upcycle()), lambda c: {"experts": 3, "top": 2}, always),
     "expert duplication": Case(
-        Width({"experts": Tile()}),
+        Grow(width={"experts": Tile()}),
         lambda c: {"experts": 4},
         always,
         small={"experts": 2, "top": 1},
@@ -236,7 +243,7 @@ CASES = {
 class Arguments:
     """What is certified."""
 
-    results: Path = Path(__file__).parent / "results" / "conformance.jsonl"
+    results: Path = RESULTS / "conformance.jsonl"
     """Where the rows go; those that are there are not made again."""
     quick: bool = False
     """The first two families only."""
@@ -439,17 +446,7 @@ def main(arguments: Arguments) -> None:
         )
 
 
-def cli() -> int:
-    """The command line: exit code 2 for input that does not fit, 130 when interrupted."""
-    try:
-        main(tyro.cli(Arguments, description=__doc__))
-    except (ValueError, OSError) as error:
-        print(f"conformance: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+cli = command(main, "conformance", Arguments, __doc__, "interrupted; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Placement: which devices hold which part of the lanes and of the batches.
+"""Placement: which devices hold which part of the trials' states and of the batches.
 
-A mesh has up to two axes. Along "candidates" every device trains other lanes; along "data" the devices share each batch,
+A mesh has up to two axes. Along "candidates" every device trains other trials; along "data" the devices share each batch,
 as `pmap` of old did, and fully sharded they share parameters and optimizer state as well. Results differ from those of
 one device by rounding only.
 """
@@ -19,7 +19,7 @@ class Placement(NamedTuple):
 
     Attributes:
         mesh: with the axes "candidates" and "data", of size 1 where there is nothing to spread.
-        fully_sharded: whether each leaf of a lane is cut along its largest axis that divides over "data".
+        fully_sharded: whether each leaf of a state is cut along its largest axis that divides over "data".
     """
 
     mesh: Mesh
@@ -27,20 +27,20 @@ class Placement(NamedTuple):
 
     @property
     def candidates(self) -> int:
-        """How many groups of devices train other lanes."""
+        """How many groups of devices train other trials."""
         return int(self.mesh.shape[CANDIDATES])
 
     def described(self) -> dict[str, Any]:
         """For config.json: a run goes on with the placement that it began with."""
         return {**self.mesh.shape, "fully_sharded": self.fully_sharded}
 
-    def spread(self, lanes: int, batch: Any, shard: Any) -> tuple[str, ...]:
-        """The mesh axes over which batches are cut: one lane alone has all devices, where its batch divides over them.
+    def spread(self, at_once: int, batch: Any, shard: Any) -> tuple[str, ...]:
+        """The mesh axes over which batches are cut: one trial alone has all devices, where its batch divides over them.
 
         Raises ValueError where a batch does not divide over "data".
         """
         sizes = [x.shape[0] for x in jax.tree.leaves((batch, shard)) if x.shape]
-        if lanes == 1 and all(size % self.mesh.size == 0 for size in sizes):
+        if at_once == 1 and all(size % self.mesh.size == 0 for size in sizes):
             return CANDIDATES, DATA
         for size in sizes:
             if size % self.mesh.shape[DATA]:
@@ -50,8 +50,8 @@ class Placement(NamedTuple):
                 )
         return (DATA,)
 
-    def lane(self, like: Any, axes: tuple[str, ...], stacked: bool) -> Any:
-        """The shardings of a lane, or of several along a leading axis; `like` is one lane's shapes."""
+    def state(self, like: Any, axes: tuple[str, ...], stacked: bool) -> Any:
+        """The shardings of a trial's state, or of several along a leading axis; `like` is one's shapes."""
         lead = (CANDIDATES,) if stacked else ()
 
         def sharding(x: Any) -> NamedSharding:

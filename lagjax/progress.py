@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from lagjax.jobs import Advance, Trial
+
 
 class Event(NamedTuple):
     """Where the work stands.
@@ -40,6 +42,46 @@ class Progress(Protocol):
     def __call__(self, event: Event, /) -> None: ...
 
     def note(self, text: str, /) -> None: ...
+
+
+class Meter:
+    """Tells a progress how far a round of jobs has come."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._phase: dict[Trial, str] = {}
+        self._at: dict[Trial, int] = {}
+        self._until: dict[Trial, int] = {}
+        self._cost: dict[Trial, float] = {}
+        self._began, self._flops, self._tokens = time.monotonic(), 0.0, 0.0
+
+    def expect(self, trial: Trial, phase: str, at: int, until: int, cost: float) -> None:
+        """A trial stands at a step and shall come to another; `cost` in FLOPs a step."""
+        self._phase[trial], self._at[trial] = phase, at
+        self._until[trial], self._cost[trial] = until, cost
+
+    def show(self, advance: Advance) -> None:
+        """Tells of steps that were made."""
+        self._at |= dict.fromkeys(advance.trials, advance.step)
+        self._flops += advance.flops
+        self._tokens += advance.tokens
+        elapsed = time.monotonic() - self._began
+        whole = sum(self._until[trial] * cost for trial, cost in self._cost.items())
+        done = sum(self._at[trial] * cost for trial, cost in self._cost.items())
+        first, *others = advance.trials
+        self._progress(
+            Event(
+                self._phase[first],
+                f"{len(others) + 1} candidates" if others else first.candidate,
+                advance.step,
+                self._until[first],
+                advance.valid_loss,
+                advance.train_loss,
+                self._tokens / elapsed,
+                done / whole if whole else 1.0,
+                max(whole - done, 0.0) * elapsed / self._flops if self._flops else None,
+            )
+        )
 
 
 class Silent:

@@ -15,6 +15,7 @@ import optax
 from lagjax.algebra.axes import Layout, Params, path_of
 from lagjax.algebra.plan import Plan
 from lagjax.algebra.provenance import step_sizes, unseen
+from lagjax.buffers import own
 from lagjax.model import Batch, Key, Model
 
 OptState: TypeAlias = Any
@@ -120,8 +121,10 @@ def carry(
         )
     grown = fresh if plan is None else _moments(plan, state, params, large, fresh)
     if isinstance(schedule, int):
-        return _rewound(grown, schedule)
-    return _schedules(grown, state if schedule == "continue" else fresh)
+        made = _rewound(grown, schedule)
+    else:
+        made = _schedules(grown, state if schedule == "continue" else fresh)
+    return own(made, state, params, large)
 
 
 def _correction(betas: tuple[float, float], steps: jax.Array) -> jax.Array:
@@ -306,3 +309,8 @@ def _schedules(state: OptState, like: OptState) -> OptState:
         return others[keys]
 
     return jax.tree_util.tree_map_with_path(swap, state, is_leaf=_scheduled)
+
+
+def collections(plan: Plan, found: Any, fresh: Any) -> Any:
+    """Replaced by the algebra's."""
+    raise NotImplementedError

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lagjax.lanes import Course
 
 import lagjax
 from lagjax import runs
-from lagjax.lanes import Course
 from lagjax.probe import TrainState
 from lagjax.store import directory
 from lagjax.store.directory import Directory, LaneName
@@ -261,14 +261,14 @@ def _like() -> object:
 def test_a_candidate_that_turns_nan_is_set_aside(tmp_path: pathlib.Path) -> None:
     """Its neighbours, in the same compiled call, do not notice."""
 
-    class Poison(lagjax.Depth):
+    class Poison(lagjax.Grow):
         """Grows to parameters that overflow."""
 
         def __call__(self, key, params, source, target):
             grown = super().__call__(key, params, source, target)
             return {**grown, "embed": grown["embed"] * np.float32(1e38) * 10}
 
-    poisoned = lagjax.Candidate("poisoned", Poison("0 1 0 1"), toy.LARGE)
+    poisoned = lagjax.Candidate("poisoned", Poison(depth="0 1 0 1"), toy.LARGE)
     pool = (toy.pool("stack")[0], poisoned, toy.pool("random-top")[0])
     alone = go(tmp_path / "alone", pool=(pool[0], pool[2]), lanes=1)
     for lanes in (1, 3):

@@ -74,7 +74,7 @@ PARAMS = jax.jit(SMALL.init)(jax.random.key(5))
 
 def task(**changes: object) -> lagjax.Task:
     """A task from the untrained small net."""
-    return lagjax.Task(PARAMS, AXES, tx(), batch, VALID, 24)._replace(**changes)
+    return lagjax.Task(SMALL, lagjax.Trained(PARAMS), tx(), batch, VALID, 24)._replace(**changes)
 
 
 def pool(*names: str) -> tuple[lagjax.Candidate, ...]:

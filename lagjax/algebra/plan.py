@@ -151,12 +151,12 @@ class Plan:
             elif axis not in here:
                 raise ValueError(
                     f"the target's {new} has the axis {axis!r}, which the source's {old} lacks; "
-                    "grow it by an operator that makes it, Upcycle for experts"
+                    "grow it by an operator that makes it, Grow(experts=Upcycle()) for experts"
                 )
             elif m != n:
                 raise ValueError(
                     f"axis {axis!r} has size {m} in the source's {old} and {n} in the target's {new}; this operator "
-                    f"does not grow it: say how, as in Width({{{axis!r}: Tile()}}), or give a target of equal size"
+                    f"does not grow it: say how, as in Grow(width={{{axis!r}: Tile()}}), or give a target of equal size"
                 )
         ours, theirs = _plain(old), _plain(new)
         same = [dim.parts for dim, _ in ours] == [dim.parts for dim, _ in theirs]
@@ -431,16 +431,6 @@ class Plan:
 
         fixed = {stack: layer.source or 0 for stack, layer in layers.items()}
         return many([stack for stack in unrolled if stack in words], fixed)
-
-
-def grow(operator: Linear, key: Key, params: Params, source: Axes, target: Model) -> Params:
-    """Applies a linear operator: its `__call__`, in one line.
-
-    `target.init` runs whole when called eagerly; under `jax.jit`, fresh values that the plan does not use cost nothing.
-    """
-    fresh = jax.eval_shape(target.init, key)
-    plan = operator.plan(key, source.layout(params), target.axes.layout(fresh))
-    return plan.params(params, target.init(key))
 
 
 def _uncaptured(leaf: Leaf) -> str:

@@ -50,3 +50,26 @@ def margin(
         return Margin(mean, mean, mean)
     width = float(stats.t.ppf(0.975, variance**2 / inverse_dof)) * variance**0.5
     return Margin(mean, mean - width, mean + width)
+
+
+def steps_margin(losses_SxT: NDArray[np.float64], others_SxT: NDArray[np.float64]) -> Margin:
+    """How much lower the training losses of successive steps are than others of the same batches.
+
+    Neighbouring differences are correlated, so that the standard error is that of the means of batches of √T successive
+    steps (Schmeiser 1982), with Student's t over all seeds' batches. With fewer than two such means there is no interval.
+
+    Args:
+        losses_SxT: for each seed and step.
+        others_SxT: the same for the other candidate.
+    """
+    differences = others_SxT - losses_SxT
+    steps = differences.shape[1]
+    size = max(1, round(steps**0.5))
+    whole = steps // size * size
+    means = differences[:, :whole].reshape(-1, size).mean(axis=1)
+    mean = float(differences.mean())
+    if len(means) < 2:
+        return Margin(mean, -np.inf, np.inf)
+    error = float(means.std(ddof=1)) / len(means) ** 0.5
+    width = float(stats.t.ppf(0.975, len(means) - 1)) * error
+    return Margin(mean, mean - width, mean + width)

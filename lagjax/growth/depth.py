@@ -1,19 +1,18 @@
 """Depth growth: every strategy of the literature as a word that says, for each new layer, where it comes from.
 
-A strategy is a frozen dataclass with one method, `word(old, new)`; `Depth` makes a growth operator of it. Add one by
-writing the dataclass and a row in `pools.py`.
+A strategy is a frozen dataclass with one method, `word(old, new)`; `Grow(depth=...)` makes a growth operator of it. Add one
+by writing the dataclass and a row in `pools.py`.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from lagjax.algebra.axes import Axes, Layout, Params
-from lagjax.algebra.plan import Layer, Plan, Word, grow
-from lagjax.model import Key, Model
+from lagjax.algebra.axes import Layout
+from lagjax.algebra.plan import Layer, Word
 
 
 class Strategy(Protocol):
@@ -22,47 +21,39 @@ class Strategy(Protocol):
     def word(self, old: int, new: int, /) -> Word: ...
 
 
-@dataclass(frozen=True)
-class Depth:
-    """Grows in depth: `Depth(Stack())`, `Depth("0 1 0 1")`, `Depth({"encoder": Stack(), "decoder": "0 0* 1"})`.
+DepthLike: TypeAlias = (
+    Strategy | str | Mapping[str, Strategy | str] | tuple[tuple[str, Strategy | str], ...]
+)
+"""A strategy, a word as text, or stack → either; a tuple of pairs is such a mapping that can be hashed."""
+
+
+def words(how: DepthLike | None, source: Layout, target: Layout) -> dict[str, Word]:
+    """The word of every stack.
 
     A strategy applies to each stack, and within it to the layers of each kind (a local and a global attention layer
-    in turn, say), so that a layer is only ever taken for one of its own kind. Exact where `plan(...).exact` says so.
+    in turn, say), so that a layer is only ever taken for one of its own kind. None adds no layers.
+
+    Raises ValueError for a stack that shrinks, that the strategies do not name, or that grows where there are none.
     """
-
-    how: Strategy | str | tuple[tuple[str, Strategy | str], ...]
-
-    def __init__(self, how: Strategy | str | Mapping[str, Strategy | str]) -> None:
-        object.__setattr__(self, "how", tuple(how.items()) if isinstance(how, Mapping) else how)
-
-    def __call__(self, key: Key, params: Params, source: Axes, target: Model, /) -> Params:
-        return grow(self, key, params, source, target)
-
-    def plan(self, key: Key, source: Layout, target: Layout, /) -> Plan:
-        """The word of every stack; raises ValueError for a stack that shrinks or that the strategies do not name."""
-        del key  # Every strategy here is deterministic; the key serves the fresh layers.
-        return Plan(source, target, self.words(source, target))
-
-    def words(self, source: Layout, target: Layout) -> dict[str, Word]:
-        """The word of every stack."""
-        check_stacks(source, target)
-        if not source.stacks:
-            raise ValueError(
-                "the tables mark no stack of layers; mark them by '#layers' or a capture '(?P<layers>\\d+)' in the path"
-            )
-        named = (
-            dict(self.how)
-            if isinstance(self.how, tuple)
-            else dict.fromkeys(source.stacks, self.how)
+    _check_stacks(source, target)
+    if how is None:
+        return _unchanged(source, target)
+    if not source.stacks:
+        raise ValueError(
+            "the tables mark no stack of layers; mark them by '#layers' or a capture '(?P<layers>\\d+)' in the path"
         )
-        if named.keys() != dict(source.stacks).keys():
-            raise ValueError(
-                f"strategies are given for {sorted(named)}, the stacks are {sorted(source.stacks)}"
-            )
-        return {stack: _word(how, stack, source, target) for stack, how in named.items()}
+    if isinstance(how, Mapping | tuple):
+        named = dict(how)
+    else:
+        named = dict.fromkeys(source.stacks, how)
+    if named.keys() != dict(source.stacks).keys():
+        raise ValueError(
+            f"strategies are given for {sorted(named)}, the stacks are {sorted(source.stacks)}"
+        )
+    return {stack: _word(each, stack, source, target) for stack, each in named.items()}
 
 
-def check_stacks(source: Layout, target: Layout) -> None:
+def _check_stacks(source: Layout, target: Layout) -> None:
     """Raises ValueError where the two tables do not mark the same stacks."""
     if dict(source.stacks).keys() != dict(target.stacks).keys():
         raise ValueError(
@@ -71,14 +62,12 @@ def check_stacks(source: Layout, target: Layout) -> None:
         )
 
 
-def unchanged(source: Layout, target: Layout) -> dict[str, Word]:
-    """The words of an operator that adds no layers; raises ValueError where the target has more or fewer."""
-    check_stacks(source, target)
+def _unchanged(source: Layout, target: Layout) -> dict[str, Word]:
     for stack, layers in source.stacks.items():
         if target.stacks[stack] != layers:
             raise ValueError(
-                f"the target's stack {stack!r} has {target.stacks[stack]} layers, the source's {layers}; this operator adds none: "
-                "give a target of equal depth, or grow both by Both(Depth(...), Width(...))"
+                f"the target's stack {stack!r} has {target.stacks[stack]} layers, the source's {layers}; this operator "
+                "adds none: give a target of equal depth, or say how, as in Grow(depth=Stack())"
             )
     return {stack: _copies(list(range(layers))) for stack, layers in source.stacks.items()}
 

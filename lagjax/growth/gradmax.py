@@ -34,7 +34,8 @@ from lagjax.algebra.plan import Plan
 from lagjax.fingerprint import digest
 from lagjax.flops import flops
 from lagjax.growth.learned import ByContent
-from lagjax.growth.width import Width, ZeroPad
+from lagjax.growth.operator import Grow
+from lagjax.growth.width import ZeroPad
 from lagjax.model import Batch, Key, Model
 
 Site: TypeAlias = tuple[tuple[tuple[str, int], ...], tuple[str, ...]]
@@ -69,17 +70,23 @@ class Given(ByContent):
 
     def __call__(self, key: Key, params: Params, source: Axes, target: Model, /) -> Params:
         """Raises ValueError for a value that the target has no place for, and as the base does."""
-        shapes = jax.eval_shape(target.init, key)
-        fresh, given = flatten(target.init(key)), dict(self.fresh)
-        for path, value in given.items():
-            if path not in fresh or np.shape(fresh[path]) != np.shape(value):
-                raise ValueError(
-                    f"{self} has a value of shape {np.shape(value)} for {path!r}, where the target has "
-                    f"{np.shape(fresh[path]) if path in fresh else 'no parameter'}; make it for this target"
-                )
-        plan = self.plan(key, source.layout(params), target.axes.layout(shapes))
-        made = [given.get(path, value) for path, value in fresh.items()]
-        return plan.params(params, jax.tree.unflatten(jax.tree.structure(shapes), made))
+
+        def init(key: Key) -> Params:
+            fresh, given = target.init(key), dict(self.fresh)
+            found = flatten(fresh)
+            for path, value in given.items():
+                if path not in found or np.shape(found[path]) != np.shape(value):
+                    raise ValueError(
+                        f"{self} has a value of shape {np.shape(value)} for {path!r}, where the target has "
+                        f"{np.shape(found[path]) if path in found else 'no parameter'}; make it for this target"
+                    )
+            made = [
+                jnp.asarray(given[path], value.dtype) if path in given else value
+                for path, value in found.items()
+            ]
+            return jax.tree.unflatten(jax.tree.structure(fresh), made)
+
+        return self.base(key, params, source, target._replace(init=init))
 
 
 class GradMax(NamedTuple):
@@ -134,7 +141,7 @@ def gradmax(
     shapes = jax.eval_shape(target.init, key)
     old, new = source.layout(params), target.axes.layout(shapes)
     _check(axis, old, new)
-    base = Width({axis: ZeroPad()})
+    base = Grow(width={axis: ZeroPad()})
     plan = base.plan(key, old, new)
     if plan.violations:
         raise ValueError(

@@ -1,7 +1,9 @@
 """Growing models that nearly fill the memory: one compiled program for each leaf, run one after another.
 
 One program for the whole tree holds temporaries of many leaves at a time, as many as XLA finds convenient: 18 times the largest leaf
-where noise is drawn. Here the operator is traced once and cut into its leaves, and what a leaf does not need is dropped.
+where noise is drawn. Here the operator is traced once and cut into its leaves, and what a leaf does not need is dropped::
+
+    params = lagjax.leafwise.apply(operator, key, params, source.axes, target, shardings)
 """
 
 import math
@@ -58,7 +60,7 @@ def apply(
     return compiled(operator, key, params, source, target, shardings)(key, params)
 
 
-class Program(NamedTuple):
+class LeafProgram(NamedTuple):
     """What makes one leaf.
 
     Attributes:
@@ -83,7 +85,7 @@ class CompiledGrowth:
     """
 
     keys: Callable[[Key], list[Any]]
-    programs: tuple[Program, ...]
+    programs: tuple[LeafProgram, ...]
     tree: Any
 
     def __call__(self, key: Key, params: Params) -> Params:
@@ -148,7 +150,7 @@ def compiled(
         )
         if same not in found:
             found[same] = lowered.compile()
-        programs.append(Program(found[same], at, places))
+        programs.append(LeafProgram(found[same], at, places))
     # Not compiled: one operation a key, and all of them are the same few.
     keys = jaxpr_as_fun(ClosedJaxpr(first, ()))
     return CompiledGrowth(keys, tuple(programs), tree)
@@ -221,6 +223,8 @@ def _fused(key: Key) -> Key:
     On CPUs JAX draws in a loop over whole arrays, which holds three to five times what it draws; as plain arithmetic of each entry's
     number nothing is held, the bits are the same, and are made several times faster. Keys that are not Threefry's stay as they are.
     """
+    # A Threefry of our own, because with JAX's 0.10 fresh values and noise still hold three leaves and more (tests/growth/
+    # test_scale.py): see whether they do before keeping it for a later one.
     flags: Any = jax.config
     if not _typed(key.dtype) or jax.random.key_impl(key) != _NAME:
         return key

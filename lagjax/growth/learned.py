@@ -30,8 +30,8 @@ from lagjax.algebra.maps import AxisMap
 from lagjax.algebra.plan import Growth, Plan
 from lagjax.fingerprint import digest
 from lagjax.flops import flops
-from lagjax.growth.depth import Depth, Stack, check_stacks
-from lagjax.growth.width import Width
+from lagjax.growth.depth import Stack, words
+from lagjax.growth.width import maps
 from lagjax.model import Batch, Key, Model
 
 Phi: TypeAlias = Any
@@ -254,17 +254,16 @@ def _selection(
     source: Layout, target: Layout
 ) -> tuple[dict[str, np.ndarray], dict[tuple[str, str], np.ndarray]]:
     """Matrices of zeros and ones that copy entries in turn and stack layers, for every axis and stack that grows."""
-    check_stacks(source, target)
-    words = Depth(Stack()).words(source, target) if source.stacks else {}
+    stacked = words(Stack() if source.stacks else None, source, target)
     # A plan checks that the two fit each other.
-    plan = Plan(source, target, words, Width(_InTurn()).maps(source, target))
+    plan = Plan(source, target, stacked, maps(_InTurn(), source, target))
     axes = {axis: np.eye(grown.old)[grown.source] for axis, grown in plan.maps.items()}
     mixing = {}
     for leaf in target.leaves:
         for stack in leaf.stacks:
             if source.stacks[stack] == target.stacks[stack]:
                 continue
-            word = words[stack].layers
+            word = stacked[stack].layers
             new = [word[index].source or 0 for index in _layers(target, leaf, stack)]
             old = _layers(source, leaf, stack)
             mixing[stack, leaf.name] = np.equal.outer(new, old).astype(float)

@@ -3,7 +3,7 @@
 New entries and layers start as the target's initialisation has them, and are multiplied into the function by a mask, so that the
 function is kept at 0, whatever they hold::
 
-    operator = Both(Depth(Fresh("top")), Width({"mlp": RandomPad()}))
+    operator = Grow(depth=Fresh("top"), width={"mlp": RandomPad()})
     plan = operator.plan(key, source.layout(params), target.axes.layout(shapes))
     engine = from_loss(ramp(target, plan, steps=1000), tx)
 

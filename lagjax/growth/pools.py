@@ -2,16 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 
 from lagjax.algebra.axes import Axes, Params
-from lagjax.algebra.plan import Growth
 from lagjax.algebra.proof import Requirement
 from lagjax.growth.depth import (
     Block,
-    Depth,
     Fresh,
     Interleave,
     Last,
@@ -24,11 +21,11 @@ from lagjax.growth.depth import (
     Stack,
     Strategy,
 )
+from lagjax.growth.operator import Grow
 from lagjax.growth.width import (
     Aki,
     Average,
     BlockDiagonal,
-    Both,
     ByKind,
     Centred,
     Isometric,
@@ -38,29 +35,10 @@ from lagjax.growth.width import (
     RandomIn,
     RandomPad,
     Tile,
-    Width,
     ZeroPad,
 )
 from lagjax.model import Model
-
-
-class Candidate(NamedTuple):
-    """An operator applied to one small model.
-
-    Attributes:
-        name: in tables, curves and checkpoints.
-        operator: fills the target's parameters.
-        target: the large model; candidates of one target are probed under one compiled step.
-        control: it is only there to be beaten, and cannot win.
-        fit_flops: what making the operator cost, for the ledger.
-    """
-
-    name: str
-    operator: Growth
-    target: Model
-    control: bool = False
-    fit_flops: float = 0.0
-
+from lagjax.task import Candidate
 
 DEPTH: dict[str, Strategy] = {
     "zeroed-interleave": Scaled(Interleave()),
@@ -94,7 +72,7 @@ WIDTH: dict[str, ByKind] = {
     "aki": ByKind(Aki(), Aki(), ZeroPad()),
     "random-pad": ByKind(RandomPad(), RandomPad(), RandomPad()),
 }
-"""The ways to grow in width by name; their order breaks ties: any size before whole multiples, exact before not."""
+"""The expansions of the literature by name; their order breaks ties: any size before whole multiples, exact before not."""
 
 CONTROLS: dict[str, Strategy] = {"reversed": Reversed(), "shuffled": Shuffled()}
 """Strategies that destroy the order of the layers: what any other should beat."""
@@ -107,7 +85,7 @@ def width(
     required: Callable[[tuple[Requirement, ...]], Model] | None = None,
     deeper: Strategy | None = None,
 ) -> tuple[Candidate, ...]:
-    """The width pool: each way of `WIDTH` that can grow the one model into the other.
+    """The width pool: each expansion of `WIDTH` that can grow the one model into the other.
 
     Args:
         params: the small model's parameters, or their shapes.
@@ -118,14 +96,14 @@ def width(
         deeper: adds layers in the same step.
 
     Raises:
-        ValueError: where no way can; what each says against it.
+        ValueError: where none can; what each says against it.
     """
     key = jax.random.key(0)
     small = source.layout(params)
     large = target.axes.layout(jax.eval_shape(target.init, key))
     pool, reasons = [], []
-    for name, way in WIDTH.items():
-        operator = Width(way) if deeper is None else Both(Depth(deeper), Width(way))
+    for name, kinds in WIDTH.items():
+        operator = Grow(depth=deeper, width=kinds)
         try:
             plan = operator.plan(key, small, large)
         except ValueError as error:
@@ -134,7 +112,7 @@ def width(
         asked = required(plan.requires) if required and plan.requires else target
         pool.append(Candidate(name, operator, asked))
     if not pool:
-        raise ValueError("no way grows this target:\n" + "\n".join(reasons))
+        raise ValueError("no expansion grows this target:\n" + "\n".join(reasons))
     return tuple(pool)
 
 
@@ -173,12 +151,12 @@ def depth(
         strategies |= {name: strategy} | (blocks if name == "midas" else {})
     pool: dict[tuple[tuple[str, object], ...], Candidate] = {}
     for name, strategy in strategies.items():
-        operator = Depth(strategy)
+        operator = Grow(depth=strategy)
         words = tuple(operator.plan(key, small, large).words.items())
         pool.setdefault(words, Candidate(name, operator, target))
     if controls:
-        reverse = Depth(CONTROLS["reversed"])
+        reverse = Grow(depth=CONTROLS["reversed"])
         words = tuple(reverse.plan(key, small, large).words.items())
         # One layer has no order to destroy.
-        pool.setdefault(words, Candidate("reversed", reverse, target, control=True))
+        pool.setdefault(words, Candidate("reversed", reverse, target, role="control"))
     return tuple(pool.values())

@@ -1,33 +1,29 @@
-"""Width growth: every way of the literature as a map that says, for each new entry of an axis, where it comes from.
+"""Width growth: every expansion of the literature as a map that says, for each new entry of an axis, where it comes from.
 
-A way is a frozen dataclass with one method, `map(old, new)`; `Width` makes a growth operator of it. Add one by writing the
-dataclass and a row in `pools.py`. How copies are told apart (`Split`) is a choice of its own.
+An expansion is a frozen dataclass with one method, `map(old, new)`; `Grow(width=...)` makes a growth operator of it. Add one
+by writing the dataclass and a row in `pools.py`. How copies are told apart (`Split`) is a choice of its own.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from lagjax.algebra.axes import (
-    Axes,
     Dot,
     Elementwise,
     Experts,
     Kind,
     Layout,
+    Leaf,
     Lookup,
-    Params,
     Residual,
 )
 from lagjax.algebra.maps import AxisMap, Vector
-from lagjax.algebra.plan import Plan, grow
-from lagjax.growth.depth import Depth, unchanged
-from lagjax.model import Key, Model
 
 
-class Way(Protocol):
+class Expansion(Protocol):
     """Says for an axis of `old` entries that grows to `new` where each entry comes from."""
 
     def map(self, old: int, new: int, /) -> AxisMap: ...
@@ -35,7 +31,7 @@ class Way(Protocol):
 
 @dataclass(frozen=True)
 class ByKind:
-    """A way for each kind of axis, whatever a codebase calls its axes: what pools are made of.
+    """An expansion for each kind of axis, whatever a codebase calls its axes: what pools are made of.
 
     Attributes:
         residual: for the residual stream.
@@ -44,13 +40,13 @@ class ByKind:
         layer: for the residual stream under LayerNorm, where it needs another.
     """
 
-    residual: Way
-    units: Way
-    size: Way
-    layer: Way | None = None
+    residual: Expansion
+    units: Expansion
+    size: Expansion
+    layer: Expansion | None = None
 
-    def way(self, kind: Kind | None) -> Way:
-        """The way for an axis of a kind; one that the data index is extended, experts are duplicated."""
+    def expansion(self, kind: Kind | None) -> Expansion:
+        """The expansion for an axis of a kind; one that the data index is extended, experts are duplicated."""
         if isinstance(kind, Residual):
             return self.layer if self.layer and kind.norm == "layer" else self.residual
         if isinstance(kind, Dot) or kind == Elementwise("identity"):
@@ -60,84 +56,63 @@ class ByKind:
         return Tile() if isinstance(kind, Experts) else self.units
 
 
-@dataclass(frozen=True)
-class Width:
-    """Grows in width: `Width(Tile())` every axis that differs in size, `Width({"mlp": Net2Net(), "embed": Isometric()})` those named.
+WidthLike: TypeAlias = (
+    Expansion | ByKind | Mapping[str, Expansion] | tuple[tuple[str, Expansion], ...]
+)
+"""An expansion, one for each kind of axis, or axis → expansion; a tuple of pairs is such a mapping that can be hashed."""
 
-    Exact where `plan(...).exact` says so and what `plan(...).requires` names is met.
+
+def maps(how: WidthLike | None, source: Layout, target: Layout) -> dict[str, AxisMap]:
+    """The map of every axis that differs in size, or of those named; None grows none.
+
+    Raises ValueError for an axis that shrinks, that the target lacks, or that an expansion cannot bring to its size.
     """
-
-    how: Way | ByKind | tuple[tuple[str, Way], ...]
-
-    def __init__(self, how: Way | ByKind | Mapping[str, Way]) -> None:
-        object.__setattr__(self, "how", tuple(how.items()) if isinstance(how, Mapping) else how)
-
-    def __call__(self, key: Key, params: Params, source: Axes, target: Model, /) -> Params:
-        return grow(self, key, params, source, target)
-
-    def plan(self, key: Key, source: Layout, target: Layout, /) -> Plan:
-        """The map of every axis; raises ValueError for one that shrinks, or that grows and has no way."""
-        words = unchanged(source, target)
-        return Plan(source, target, words, self.maps(source, target), key)
-
-    def maps(self, source: Layout, target: Layout) -> dict[str, AxisMap]:
-        """The map of every axis that grows."""
-        grown = [
-            axis for axis, size in target.sizes.items() if source.sizes.get(axis, size) != size
-        ]
-        for axis in grown:
-            if target.sizes[axis] < source.sizes[axis]:
-                leaf = next(
-                    leaf for leaf in target.leaves if any(axis in dim.names for dim in leaf.dims)
-                )
-                raise ValueError(
-                    f"axis {axis!r} has size {source.sizes[axis]} in the source and {target.sizes[axis]} in the target's {leaf}; "
-                    "growth adds entries: give a target that is smaller on no axis"
-                )
-        how = self.how
-        if isinstance(how, ByKind):
-            ways = {axis: how.way(target.kinds.get(axis)) for axis in grown}
-        else:
-            ways = dict(how) if isinstance(how, tuple) else dict.fromkeys(grown, how)
-        if unknown := ways.keys() - dict(target.sizes).keys():
+    if how is None:
+        return {}
+    grown = grown_axes(source, target)
+    for axis in grown:
+        if target.sizes[axis] < source.sizes[axis]:
             raise ValueError(
-                f"ways are given for the axes {sorted(unknown)}, which the target's table does not have or whose sizes cannot be "
-                f"told from shapes; it has {sorted(target.sizes)}"
+                f"axis {axis!r} has size {source.sizes[axis]} in the source and {target.sizes[axis]} in the target's "
+                f"{_first(target, axis)}; growth adds entries: give a target that is smaller on no axis"
             )
-        return {
-            axis: _map(way, axis, source, target)
-            for axis, way in ways.items()
-            if axis in source.sizes
-        }
+    if isinstance(how, ByKind):
+        named = {axis: how.expansion(target.kinds.get(axis)) for axis in grown}
+    elif isinstance(how, Mapping | tuple):
+        named = dict(how)
+    else:
+        named = dict.fromkeys(grown, how)
+    if unknown := named.keys() - dict(target.sizes).keys():
+        raise ValueError(
+            f"expansions are given for the axes {sorted(unknown)}, which the target's table does not have or whose sizes "
+            f"cannot be told from shapes; it has {sorted(target.sizes)}"
+        )
+    return {
+        axis: _map(each, axis, source, target)
+        for axis, each in named.items()
+        if axis in source.sizes
+    }
 
 
-@dataclass(frozen=True)
-class Both:
-    """Depth and width in one operator: `Both(Depth(Scaled(Stack())), Width(Tile()))`."""
-
-    depth: Depth
-    width: Width
-
-    def __call__(self, key: Key, params: Params, source: Axes, target: Model, /) -> Params:
-        return grow(self, key, params, source, target)
-
-    def plan(self, key: Key, source: Layout, target: Layout, /) -> Plan:
-        """The word of every stack and the map of every axis; raises ValueError as `Depth` and `Width` do."""
-        words = self.depth.words(source, target)
-        return Plan(source, target, words, self.width.maps(source, target), key)
+def grown_axes(source: Layout, target: Layout) -> list[str]:
+    """The axes of both that differ in size."""
+    return [axis for axis, size in target.sizes.items() if source.sizes.get(axis, size) != size]
 
 
-def _map(way: Way, axis: str, source: Layout, target: Layout) -> AxisMap:
+def _first(layout: Layout, axis: str) -> Leaf:
+    return next(leaf for leaf in layout.leaves if any(axis in dim.names for dim in leaf.dims))
+
+
+def _map(expansion: Expansion, axis: str, source: Layout, target: Layout) -> AxisMap:
     """The map of one axis; rotated pairs grow as pairs."""
     old, new = source.sizes[axis], target.sizes[axis]
     kind = target.kinds.get(axis)
     try:
         if isinstance(kind, Dot) and kind.rope:
-            return _of_pairs(way.map(old // 2, new // 2), kind.rope == "half")
-        return way.map(old, new)
+            return _of_pairs(expansion.map(old // 2, new // 2), kind.rope == "half")
+        return expansion.map(old, new)
     except ValueError as error:
-        leaf = next(leaf for leaf in target.leaves if any(axis in dim.names for dim in leaf.dims))
-        raise ValueError(f"axis {axis!r} of {leaf}: {error}") from None
+        raise ValueError(f"axis {axis!r} of {_first(target, axis)}: {error}") from None
 
 
 def _of_pairs(pairs: AxisMap, half: bool) -> AxisMap:
@@ -341,13 +316,13 @@ class RandomPad:
 
 @dataclass(frozen=True)
 class Noisy:
-    """Another way with noise on every copy but the first, `size` times the parameters' own."""
+    """Another expansion with noise on every copy but the first, `size` times the parameters' own."""
 
-    way: Way = Tile()
+    expansion: Expansion = Tile()
     size: float = 0.01
 
     def map(self, old: int, new: int, /) -> AxisMap:
-        grown = self.way.map(old, new)
+        grown = self.expansion.map(old, new)
         object.__setattr__(grown, "jitter", self.size)
         return grown
 
@@ -366,11 +341,11 @@ class Extend:
         return AxisMap(old, source, writes=np.ones(new))
 
 
-def _multiple(way: Way, old: int, new: int) -> Vector:
+def _multiple(expansion: Expansion, old: int, new: int) -> Vector:
     if new % old:
         raise ValueError(
-            f"{way} repeats the axis whole, and {new} is no multiple of {old}; give a multiple, or another way (Isometric, Average, "
-            "ZeroPad)"
+            f"{expansion} repeats the axis whole, and {new} is no multiple of {old}; give a multiple, or another expansion "
+            "(Isometric, Average, ZeroPad)"
         )
     return np.arange(new) % old
 

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from lagjax.report import facts, html, terminal
 from lagjax.store import directory
+from lagjax.store.files import write_atomically
 
 __all__ = ["show", "write"]
 
@@ -30,7 +31,7 @@ def write(run: str | pathlib.Path) -> pathlib.Path:
       ImportError: matplotlib is missing; the message says how to get it.
     """
     target = pathlib.Path(run) / "report.html"
-    directory.write_atomically(target, html.render(facts.gather(directory.read(run))))
+    write_atomically(target, html.render(facts.gather(directory.read(run))))
     return target
 
 

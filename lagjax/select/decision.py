@@ -1,46 +1,48 @@
-"""Choosing: policies that look at probes and either ask for more steps or decide."""
+"""Choosing: what a policy may answer, and the decision by the lowest loss."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lagjax.analysis.agreement import START_TOLERANCE
 from lagjax.analysis.ledger import Ledger
-from lagjax.analysis.margin import Margin, margin
+from lagjax.evidence import Evidence
+from lagjax.jobs import Json
+from lagjax.task import Candidate
 
 
-class Probes(NamedTuple):
-    """What has been measured so far, candidates in the pool's order.
+class Probe(NamedTuple):
+    """Asks for candidates to be probed.
 
     Attributes:
-        names: of the candidates.
-        controls: the names among them that may not win.
-        steps: the evaluations that every candidate that has not failed has reached.
-        losses: nats per token, `[steps, candidates, seeds, shards]`; NaN from where a candidate failed.
-        counts: tokens of each validation shard, `[shards]`.
-        status: name → "ok" or why it failed.
+        until: the step, one for all or name → step.
+        candidates: names; by default all that are known, or those that `until` names.
     """
 
-    names: tuple[str, ...]
-    controls: frozenset[str]
-    steps: tuple[int, ...]
-    losses: NDArray[np.float64]
-    counts: NDArray[np.float64]
-    status: Mapping[str, str]
+    until: int | Mapping[str, int]
+    candidates: tuple[str, ...] | None = None
 
-    def means(self, step: int) -> dict[str, float | None]:
-        """Name → loss at a step, the mean over seeds, or None where it is not finite."""
-        losses = self.losses[self.steps.index(step)]
-        means = (losses * (self.counts / self.counts.sum())).sum(axis=-1).mean(axis=-1)
-        return {name: float(x) if np.isfinite(x) else None for name, x in zip(self.names, means)}
+    def steps(self, known: Sequence[str]) -> dict[str, int]:
+        """Name → step, in the pool's order.
 
-    def margin(self, step: int, one: str, other: str) -> Margin:
-        """How much lower the loss of `one` is than that of `other`, paired, with its 95 % interval."""
-        losses = self.losses[self.steps.index(step)]
-        return margin(losses[self.names.index(one)], losses[self.names.index(other)], self.counts)
+        Raises ValueError for a name that is not known.
+        """
+        if isinstance(self.until, Mapping):
+            named = dict(self.until)
+            if self.candidates is not None:
+                named = {name: named[name] for name in self.candidates}
+        else:
+            named = dict.fromkeys(known if self.candidates is None else self.candidates, self.until)
+        if unknown := named.keys() - set(known):
+            raise ValueError(f"asks for the candidates {sorted(unknown)}; there are {list(known)}")
+        return {name: named[name] for name in known if name in named}
+
+
+class Add(NamedTuple):
+    """Adds candidates to the pool, under names of their own."""
+
+    candidates: tuple[Candidate, ...]
 
 
 class Decision(NamedTuple):
@@ -51,14 +53,15 @@ class Decision(NamedTuple):
         runner_up: the best of the others.
         outcome: `clear`: the interval of the leader's margin over the next one lies above 0. `tie`: it does not, and
             the earliest in the pool's order of those tied with the leader is kept. `all_failed`.
-        lag: the step at which it was decided.
-        margin: runner-up minus winner at the lag, nats per token, seed mean; negative where a tie kept the second.
+        lag: the step at which it was decided, the winner's.
+        margin: runner-up minus winner at the lag, in the loss's unit, seed mean; negative where a tie kept the second.
         margin_interval: its 95 % interval, paired by seed and validation shard.
         ranking: names, lowest loss at the lag first; failed ones are left out.
         losses_at_start: name → loss right after growing, or None.
         losses_at_lag: name → loss at the lag, or None.
         status: name → "ok" or why not.
         tied: the candidates that cannot be told from the leader, in the pool's order; one where it is clear.
+        lags: name → the step that its loss at the lag is of.
         ledger: what the search cost.
     """
 
@@ -73,87 +76,69 @@ class Decision(NamedTuple):
     losses_at_lag: Mapping[str, float | None]
     status: Mapping[str, str]
     tied: tuple[str, ...]
+    lags: Mapping[str, int] = {}
     ledger: Ledger | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         """The decision as plain data."""
         return {**self._asdict(), "ledger": self.ledger and self.ledger._asdict()}
 
 
-class Policy(Protocol):
-    """Decides, or asks for more: returns the step up to which all candidates shall be probed next.
+Answer: TypeAlias = Probe | Add | Decision
 
-    It is called with no steps measured first, and must not ask for a step beyond the horizon.
+
+class Policy(Protocol):
+    """Asks for more, or decides: a pure function, so that the same evidence has the same answer.
+
+    It is called with nothing measured first. It may ask for any step up to a candidate's horizon, and must not ask for what
+    it has already seen.
     """
 
-    def __call__(self, probes: Probes, horizon: int, /) -> int | Decision: ...
+    def __call__(self, evidence: Evidence, /) -> Answer: ...
 
 
-@dataclass(frozen=True)
-class FixedLag:
-    """Decides at a fixed lag by the lowest loss (Karp et al. 2024, arXiv 2406.02469): `steps`, or a `share` of the horizon."""
+def decide(evidence: Evidence, step: int | None = None) -> Decision:
+    """Takes the lowest loss at a step, by default of each candidate at its own last; see `Decision` for ties.
 
-    steps: int | None = None
-    share: float | None = None
-
-    def lag(self, horizon: int) -> int:
-        """The lag in steps; raises ValueError where it does not lie within the horizon."""
-        if (self.steps is None) == (self.share is None):
-            raise ValueError(f"{self}: give either steps or a share of the horizon")
-        lag = (
-            round(self.share * horizon)
-            if self.steps is None and self.share is not None
-            else self.steps
-        )
-        if lag is None or not 1 <= lag <= horizon:
-            raise ValueError(
-                f"the lag is {lag} steps, the horizon {horizon}; give a lag from 1 to the horizon"
-            )
-        return lag
-
-    def __call__(self, probes: Probes, horizon: int, /) -> int | Decision:
-        lag = self.lag(horizon)
-        return decide(probes, lag) if lag in probes.steps else lag
-
-
-def decide(probes: Probes, lag: int) -> Decision:
-    """Takes the lowest loss at the lag; see `Decision` for ties."""
-    start, losses = probes.means(probes.steps[0]), probes.means(lag)
+    Controls and baselines are ranked, and never win. Of candidates that a race left behind, only those that were measured at
+    the step take part.
+    """
+    known = evidence.known
+    lags = {name: evidence.reached(name) if step is None else step for name in known}
+    losses = {name: evidence.loss(name, lags[name]) for name in known}
     finite = {name: loss for name, loss in losses.items() if loss is not None}
     ranking = tuple(sorted(finite, key=lambda name: finite[name]))
-    able = [name for name in ranking if name not in probes.controls]
+    start, able = evidence.losses(0), list(evidence.ranking(step))
+    status = {name: each.status for name, each in known.items()}
+    status |= {
+        name: f"stopped at step {evidence.reached(name)}"
+        for name in known
+        if status[name] == "ok" and evidence.reached(name) < lags[name]
+    }
     if not able:
+        lag = evidence.frontier if step is None else step
         return Decision(
-            None,
-            None,
-            "all_failed",
-            lag,
-            None,
-            None,
-            ranking,
-            start,
-            losses,
-            probes.status,
-            (),
+            None, None, "all_failed", lag, None, None, ranking, start, losses, status, (), lags
         )
     leader, *others = able
-    tied = {leader} | {name for name in others if probes.margin(lag, leader, name).low <= 0}
-    in_order = tuple(name for name in probes.names if name in tied)
+    tied = {leader} | {name for name in others if evidence.margin(leader, name, step).low <= 0}
+    in_order = tuple(name for name in known if name in tied)
     winner = in_order[0]
     runner_up = next((name for name in able if name != winner), None)
-    found = probes.margin(lag, winner, runner_up) if runner_up else None
+    found = evidence.margin(winner, runner_up, step) if runner_up else None
     return Decision(
         winner,
         runner_up,
         "tie" if len(tied) > 1 else "clear",
-        lag,
+        lags[winner],
         found and found.mean,
         (found.low, found.high) if found and np.isfinite(found.low) else None,
         ranking,
         start,
         losses,
-        probes.status,
+        status,
         in_order,
+        lags,
     )
 
 
@@ -174,6 +159,5 @@ def start_choice(
     if not losses:
         return None
     lowest = min(losses.values())
-    # A loss may be negative: the tolerance is a share of its size.
     bound = lowest + START_TOLERANCE * abs(lowest)
     return min(name for name, loss in losses.items() if loss <= bound)

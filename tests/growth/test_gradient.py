@@ -12,7 +12,8 @@ from experiments.models import transformer
 from lagjax import Axes, Elementwise, Model, Residual
 from lagjax.algebra.axes import flatten
 from lagjax.growth.gradmax import Given, gradmax
-from lagjax.growth.width import RandomIn, Width, ZeroPad
+from lagjax.growth.operator import Grow
+from lagjax.growth.width import RandomIn, ZeroPad
 from lagjax.store import record
 
 KEY = jax.random.key(1)
@@ -249,11 +250,11 @@ def test_equal_by_content():
     small, params, result = found(9, 0.7)
     one = result.operator
     same = Given(
-        Width({"mlp": ZeroPad()}),
+        Grow(width={"mlp": ZeroPad()}),
         tuple((path, jnp.asarray(x)) for path, x in one.fresh),
     )
     assert one == same and hash(one) == hash(same) and repr(one) == repr(same)
-    for other in (found(9)[2].operator, Given(Width(RandomIn()), one.fresh)):
+    for other in (found(9)[2].operator, Given(Grow(width=RandomIn()), one.fresh)):
         assert one != other and repr(one) != repr(other)
     assert record.decode(record.encode(one)) == one
     plan = one.plan(

@@ -6,7 +6,8 @@ import pytest
 
 from lagjax.algebra.axes import Axes, Residual
 from lagjax.algebra.plan import Plan, Word
-from lagjax.growth.depth import Depth, Stack
+from lagjax.growth.depth import Stack
+from lagjax.growth.operator import Grow
 from tests.growth import checks, models
 
 ROWS = {
@@ -26,7 +27,7 @@ def shapes(layers, mlp=4, head=5):
 
 def grow(word, old, new, source=ROWS, target=ROWS, axes=Axes):
     small, large = axes(source), axes(target)
-    return Depth(word)(checks.KEY, checks.numbered(old), small, checks.target(large, new))
+    return Grow(depth=word)(checks.KEY, checks.numbered(old), small, checks.target(large, new))
 
 
 @pytest.mark.parametrize(
@@ -187,5 +188,5 @@ def test_exact_is_proved_or_not_claimed(kinds, rows, exact):
 def test_types_are_the_targets():
     small, large = models.linen(2, 0), models.linen(3, None)
     half = jax.tree.map(lambda x: x.astype("bfloat16"), models.drawn(small))
-    grown = Depth("0 new 1")(checks.KEY, half, small.axes, models.filled(large))
+    grown = Grow(depth="0 new 1")(checks.KEY, half, small.axes, models.filled(large))
     assert {leaf.dtype for leaf in jax.tree.leaves(grown)} == {np.dtype("float32")}

@@ -1,0 +1,186 @@
+"""What is refused before anything is computed, and what a policy may not answer."""
+
+import hashlib
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from lagjax.algebra.axes import Params, flatten
+from lagjax.evidence import Evidence
+from lagjax.initial import Group
+from lagjax.jobs import SOURCE
+from lagjax.model import Batch
+from lagjax.select.decision import Add, Answer, Decision, Probe
+from lagjax.store.checkpoints import KEPT, Checkpoints, nested
+from lagjax.task import Candidate, Task, Transfer
+
+
+def check_task(task: Task, pool: Sequence[Candidate]) -> None:
+    """Raises ValueError for a task or a pool that cannot be run, with what was found and the remedy."""
+    if not pool:
+        raise ValueError("the pool is empty; give at least one candidate")
+    check_names(pool, ())
+    for field, value in (("horizon", task.horizon), ("seeds", task.seeds)):
+        if value < 1:
+            raise ValueError(f"the task's {field} is {value}; give at least 1")
+    _check_transfer("the task", task.transfer, task)
+    for candidate in pool:
+        if candidate.transfer is not None:
+            _check_transfer(f"candidate {candidate.name!r}", candidate.transfer, task)
+
+
+def check_names(added: Sequence[Candidate], there: Sequence[str]) -> None:
+    """Raises ValueError for a name that is empty, taken or the small model's."""
+    names = [*there, *(candidate.name for candidate in added)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"the pool has {names.count(name)} candidates named {name!r}; give each a name of its own"
+            )
+        if name == SOURCE or not name:
+            raise ValueError(
+                f"a candidate is named {name!r}, which means the small model; give it another name"
+            )
+
+
+def _check_transfer(whose: str, transfer: Transfer, task: Task) -> None:
+    for field, choice, known in (
+        ("moments", transfer.moments, ("reset", "grow", "measure")),
+        ("schedule", transfer.schedule, ("restart", "continue")),
+    ):
+        if choice not in known and not (field == "schedule" and type(choice) is int):
+            raise ValueError(f"{whose}'s {field} is {choice!r}; expected one of {known}")
+    kept = transfer.moments == "grow" or transfer.schedule != "restart"
+    if task.source.opt_state is None and kept:
+        raise ValueError(
+            f"{whose}'s moments={transfer.moments!r} and schedule={transfer.schedule!r} need the small "
+            "model's optimizer state; give Trained(params, opt_state), or reset the moments and restart "
+            "the schedule"
+        )
+
+
+def check_growth(candidate: Candidate, group: Group, task: Task) -> None:
+    """Raises ValueError, with the candidate's name, where its operator does not fill its target."""
+    target = jax.eval_shape(candidate.target.init, jax.random.key(0))
+    try:
+        grown = jax.eval_shape(
+            lambda key, params: candidate.operator(key, params, task.model.axes, candidate.target),
+            jax.random.key(0),
+            task.source.params,
+        )
+        if shapes(grown) != shapes(target):
+            raise ValueError("its operator's result differs in shapes from the target")
+        if shapes(group.shapes(candidate)) != shapes(group.like):
+            raise ValueError(
+                "its training state differs in shapes from that of the other candidates of its target"
+            )
+    except ValueError as error:
+        raise ValueError(f"candidate {candidate.name!r}: {error}") from error
+
+
+def check_answer(policy: object, answer: Answer, evidence: Evidence) -> None:
+    """Raises ValueError, with the policy, for an answer that cannot be carried out or that would be given for ever."""
+
+    def refuse(why: str) -> ValueError:
+        return ValueError(f"{policy!r} {why}")
+
+    known, before = evidence.known, f"has seen the steps {dict(evidence.asked)}"
+    if isinstance(answer, Decision):
+        if not evidence.asked:
+            raise refuse("decides before any probe; let it answer Probe(step) first")
+        if answer.winner is not None and not (answer.winner in known and known[answer.winner].able):
+            raise refuse(
+                f"chooses {answer.winner!r}; it may choose one of "
+                f"{[name for name, each in known.items() if each.able]}"
+            )
+    elif isinstance(answer, Add):
+        if not answer.candidates:
+            raise refuse("adds no candidates; let it answer Probe(step) or decide(evidence)")
+        check_names(answer.candidates, tuple(known))
+    elif isinstance(answer, Probe):
+        try:
+            steps = answer.steps(tuple(known))
+        except ValueError as error:
+            raise refuse(str(error)) from None
+        for name, step in steps.items():
+            if not isinstance(step, int | np.integer) or not 1 <= step <= known[name].horizon:
+                raise refuse(
+                    f"asks for step {step!r} of {name!r}; expected a whole number from 1 to its horizon, "
+                    f"{known[name].horizon}"
+                )
+        if all(evidence.reached(name) >= step for name, step in steps.items()):
+            raise refuse(
+                f"asks for {steps} and {before}: it would ask for ever; let it ask for a later step or "
+                "answer decide(evidence)"
+            )
+    else:
+        raise refuse(
+            f"answers {answer!r}; expected Probe(until), Add(candidates) or a Decision, as decide(evidence) "
+            "makes one"
+        )
+
+
+def check_disk(checkpoints: Checkpoints, sizes: Sequence[int]) -> None:
+    """Raises ValueError where the disk has no room for the checkpoints of trials with states of these sizes, in bytes."""
+    # While one is written, its predecessors are still there.
+    needed = KEPT * sum(sizes) + max(sizes, default=0)
+    free = shutil.disk_usage(checkpoints.root).free
+    if needed - checkpoints.bytes > free:
+        raise ValueError(
+            f"the checkpoints of {len(sizes)} trials take about {_size(needed)}, and {checkpoints.root} has "
+            f"{_size(free)} left; free some space, give another directory, or probe fewer candidates"
+        )
+
+
+def _size(count: float) -> str:
+    power = min(int(math.log(max(count, 1), 1000)), 4)
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def shards(valid: Sequence[Batch]) -> Batch:
+    """The validation shards along a leading axis; raises ValueError for none, or of different shapes."""
+    if not len(valid):
+        raise ValueError(
+            "there are no validation shards; give at least one batch, and eight or more for an interval"
+        )
+    found = {str(jax.tree.map(np.shape, shard)) for shard in valid}
+    if len(found) > 1:
+        raise ValueError(
+            f"the validation shards have the shapes {sorted(found)}; give batches of one shape, padded"
+        )
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *valid)
+
+
+def shapes(tree: Params) -> str:
+    """A hash of a tree's structure, shapes and dtypes."""
+    described = [
+        (jax.tree_util.keystr(keys), str(x.shape), str(x.dtype))
+        for keys, x in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
+    return hashlib.blake2b(repr(described).encode(), digest_size=16).hexdigest()
+
+
+def check_start(losses: Mapping[str, float | None]) -> None:
+    """Raises ValueError where no candidate's loss is finite right after growing."""
+    if all(loss is None for loss in losses.values()):
+        raise ValueError(
+            "the loss of every candidate is not finite right after growing; check the loss function (it "
+            "shall return a sum and its count), the validation shards and the small model's parameters"
+        )
+
+
+def check_like(params: Mapping[str, object], like: Params, whose: str) -> None:
+    """Raises ValueError where parameters, as nested dictionaries, are not those of a model of these shapes."""
+    found, wanted = (
+        {path: (x.shape, x.dtype) for path, x in flatten(tree).items()}
+        for tree in (params, nested(like))
+    )
+    for path in dict.fromkeys([*wanted, *found]):
+        if found.get(path) != wanted.get(path):
+            raise ValueError(
+                f"{whose} has {found.get(path, 'no parameter')} at {path!r}, and `like` has "
+                f"{wanted.get(path, 'none')}; give the model that it was grown into"
+            )

@@ -1,0 +1,190 @@
+"""The state that a trial begins with, and what candidates of one target share."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from lagjax import state
+from lagjax.engine import Engine, Parts, State, Trained
+from lagjax.jobs import Trial
+from lagjax.mesh import DATA, Placement
+from lagjax.model import Batch, Key
+from lagjax.probe import (
+    LENGTH,
+    Costs,
+    Program,
+    abstract,
+    choose_at_once,
+    costs,
+    measured,
+    program,
+    steps_of,
+)
+from lagjax.task import Candidate, Task
+
+MEASURED = 8
+"""Batches on which moments are measured, where they are."""
+
+
+def operator_key(key: Key) -> Key:
+    """The key of the operator's call, of a trial's."""
+    return jax.random.fold_in(key, 0)
+
+
+def initial(
+    task: Task,
+    candidate: Candidate,
+    engine: Engine,
+    key: Key,
+    source: Trained,
+    batches: Sequence[Batch] = (),
+) -> State:
+    """A candidate's training state right after growing.
+
+    Args:
+        task: its functions; `task.source` is passed as `source`, so that this can be traced.
+        candidate: what grows.
+        engine: of its target.
+        key: the trial's.
+        source: the small model.
+        batches: those that moments are measured on, where they are.
+
+    Raises:
+        ValueError: for moments or collections that an operator without a plan cannot grow.
+    """
+    grow_key, transfer = operator_key(key), task.transfer_of(candidate)
+    large = candidate.operator(grow_key, source.params, task.model.axes, candidate.target)
+    # What comes after shall not be fused with it: a growth record replays the operator's call alone, to the same bits.
+    large = jax.lax.optimization_barrier(large)
+    plan = None
+    if transfer.moments == "grow" or source.collections:
+        if not hasattr(candidate.operator, "plan"):
+            kept = "moments" if transfer.moments == "grow" else f"{sorted(source.collections)}"
+            raise ValueError(
+                f"{candidate.operator} is not linear: its {kept} cannot be grown; begin them anew, by "
+                "Transfer(moments='reset') or source._replace(collections={})"
+            )
+        layout = task.model.axes.layout(source.params)
+        plan = candidate.operator.plan(grow_key, layout, candidate.target.axes.layout(large))
+    opt_state = None
+    if task.tx is not None and transfer.moments != "grow" and transfer.schedule == "restart":
+        opt_state = task.tx.init(large)
+    elif task.tx is not None:
+        grown = plan if transfer.moments == "grow" else None
+        opt_state = state.carry(
+            grown, source.opt_state, source.params, large, task.tx, transfer.schedule
+        )
+    if batches:
+        drawn = jax.random.fold_in(key, 2)
+        opt_state = state.measure(candidate.target, large, opt_state, batches, task.tx, drawn)
+    trained, loop_key = Trained(large, opt_state), jax.random.fold_in(key, 1)
+    if source.collections:
+        # The loop makes its own for the target; what is grown must have their shapes.
+        fresh = engine.trained(engine.init(trained, loop_key)).collections
+        trained = trained._replace(collections=state.collections(plan, source.collections, fresh))
+    return engine.init(trained, loop_key)
+
+
+def first_step(task: Task, candidate: Candidate) -> int:
+    """The step at which the schedules of a candidate begin."""
+    schedule = task.transfer_of(candidate).schedule
+    if schedule == "continue":
+        return int(task.source.step)
+    return 0 if schedule == "restart" else schedule
+
+
+class Group:
+    """Candidates of one target: they share a training loop and its compiled functions.
+
+    Attributes:
+        target: the large model.
+        engine: its training loop.
+        like: the shapes of a trial's state.
+        costs: FLOPs of a step and of an evaluation.
+        shards: the validation shards, `[shards, ...]`.
+
+    Raises:
+        ValueError: where the first candidate cannot be grown, or the engine measures no loss.
+    """
+
+    def __init__(
+        self, task: Task, first: Candidate, shards: Batch, placement: Placement | None
+    ) -> None:
+        self.task, self.target, self.shards, self.placement = task, first.target, shards, placement
+        self.engine = task.engine(first.target, task.tx)
+        self.like = self.shapes(first)
+        self.batch = jax.tree.map(abstract, task.batch(0, int(task.source.position)))
+        measured(self.engine, self.like, self.batch, task.valid[0])
+        self._programs: dict[int, Program] = {}
+        self._growers: dict[str, Any] = {}
+
+    @functools.cached_property
+    def parts(self) -> Parts:
+        """What of a state comes out as the trained model."""
+        return Parts(self.engine, self.like)
+
+    @functools.cached_property
+    def costs(self) -> Costs:
+        return costs(self.engine, self.like, self.batch, self.shards)
+
+    def shapes(self, candidate: Candidate) -> State:
+        """Those of a candidate's state right after growing."""
+        begin = functools.partial(initial, self.task, candidate, self.engine)
+        return jax.eval_shape(begin, jax.random.key(0), self.task.source)
+
+    def program(self, at_once: int) -> Program:
+        """The compiled functions for so many trials at once."""
+        if at_once not in self._programs:
+            orders = self.task.seeds if at_once > 1 else 1
+            batches = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((orders, LENGTH, *x.shape), x.dtype), self.batch
+            )
+            self._programs[at_once] = program(
+                self.engine, self.like, batches, self.shards, at_once, LENGTH, self.placement
+            )
+        return self._programs[at_once]
+
+    def begin(self, candidate: Candidate, key: Key, seed: int) -> State:
+        """The state of a candidate right after growing."""
+        if candidate.name not in self._growers:
+            into = None
+            if self.placement and self.placement.fully_sharded:
+                # Fully sharded, a candidate never lies on one device whole.
+                into = self.placement.state(self.like, (DATA,), False)
+            call = functools.partial(initial, self.task, candidate, self.engine)
+            self._growers[candidate.name] = jax.jit(call, out_shardings=into)
+        position = int(self.task.source.position)
+        batches = [
+            self.task.batch(seed, position + step) for step in range(self.measured(candidate))
+        ]
+        return self._growers[candidate.name](key, self.task.source, batches)
+
+    def measured(self, candidate: Candidate) -> int:
+        """How many batches a candidate's moments are measured on."""
+        transfer = self.task.transfer_of(candidate)
+        return MEASURED if transfer.moments == "measure" and self.task.tx else 0
+
+    def choose_at_once(self, candidates: Sequence[Candidate], key: Key) -> int:
+        """How many trials of these candidates run at once: measured where that can matter."""
+        task = self.task
+        return choose_at_once(
+            self.program,
+            len(candidates) * task.seeds,
+            lambda: self.begin(candidates[0], key, 0),
+            lambda: steps_of(task.batch, range(task.seeds), int(task.source.position), 2),
+            self.placement.candidates if self.placement else 1,
+        )
+
+    @property
+    def state_bytes(self) -> int:
+        """The size of one trial's state, and so nearly that of its checkpoint."""
+        sizes = [np.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(self.like)]
+        return int(sum(sizes))
+
+
+def trial_key(seed: int, trial: Trial) -> Key:
+    """The key of a trial, from which those of its growth, its training loop and its measuring are folded."""
+    return jax.random.fold_in(jax.random.key(seed), trial.seed)

@@ -1,0 +1,108 @@
+"""What the driver of a search and its workers say to each other: data only, so that it can travel.
+
+A *trial* is a candidate with a seed. A *job* asks for trials to be brought to a step; *segments* say what came of it, each
+from one checkpoint to the next.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Json: TypeAlias = dict[str, Any]
+Line: TypeAlias = dict[str, Any]
+"""One evaluation of a trial, as it stands in curves.jsonl."""
+
+SOURCE = "source"
+"""The small model's name in curves and checkpoints."""
+
+
+class Trial(NamedTuple):
+    """A candidate with a seed: what has a curve, losses and checkpoints of its own."""
+
+    candidate: str
+    seed: int
+
+
+class Job(NamedTuple):
+    """Trials to bring to a step under one compiled call.
+
+    Attributes:
+        rows: the trial of each row of the call; None where a row has nothing left to do. Every trial keeps its row, whatever
+            the others have reached, so that an interrupted run repeats itself bitwise.
+        at_once: rows that the compiled call has, at least as many as `rows`.
+        until: the step to reach.
+        evaluations: the steps after which to evaluate, ascending; `until` is the last.
+        phase: what curves.jsonl calls it: "source", "probe" or "continue".
+    """
+
+    rows: tuple[Trial | None, ...]
+    at_once: int
+    until: int
+    evaluations: tuple[int, ...]
+    phase: str
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """Those that have something left to do."""
+        return tuple(trial for trial in self.rows if trial is not None)
+
+
+class Segment(NamedTuple):
+    """What a worker did between two checkpoints; the later one is on disk when this is said.
+
+    Attributes:
+        trials: whose.
+        start: the step of the earlier checkpoint; -1 where the trials were grown first.
+        stop: the step of the later one.
+        lines: the evaluations made, in order.
+        losses: the training loss of every step, float32 `[stop - start]`; fewer of a trial that failed.
+        shard_tokens: what each validation shard's loss was divided by; empty where nothing was evaluated.
+    """
+
+    trials: tuple[Trial, ...]
+    start: int
+    stop: int
+    lines: tuple[Line, ...]
+    losses: Mapping[Trial, NDArray[np.float32]]
+    shard_tokens: tuple[float, ...] = ()
+
+
+class Advance(NamedTuple):
+    """Steps that were just made; for the display, and for nothing else.
+
+    Attributes:
+        trials: those that made them.
+        step: at which they stand.
+        made: how many.
+        flops: of training, of all trials together.
+        tokens: that they were trained on, all together.
+        valid_loss: the last one measured, the mean over the trials; None before the first.
+        train_loss: likewise.
+    """
+
+    trials: tuple[Trial, ...]
+    step: int
+    made: int
+    flops: float
+    tokens: float
+    valid_loss: float | None
+    train_loss: float | None
+
+
+class Note(NamedTuple):
+    """Something that the user should know, as a sentence."""
+
+    text: str
+
+
+Update: TypeAlias = Segment | Advance | Note
+
+
+def evaluation_steps(horizon: int, *more: int, base: int = 4) -> tuple[int, ...]:
+    """The steps after which a run is evaluated: 0, powers of `base` while they are close together, every sixteenth of
+    the horizon, its end, and `more`."""
+    every = max(1, horizon // 16)
+    powers = {base**power for power in range(every.bit_length()) if base**power < every}
+    return tuple(sorted({0, *powers, *range(every, horizon, every), horizon, *more}))

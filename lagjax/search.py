@@ -1,0 +1,195 @@
+"""The rounds of a search: a policy is asked, its answer becomes jobs, what they bring is committed, until it decides."""
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from lagjax import checks
+from lagjax.analysis.ledger import Ledger, ledger
+from lagjax.evidence import Evidence, Known, gather
+from lagjax.executors.workload import Executor, Workload
+from lagjax.initial import Group
+from lagjax.jobs import Job, Json, Note, Segment, Trial, evaluation_steps
+from lagjax.progress import Meter, Progress
+from lagjax.select.decision import Add, Answer, Decision, Policy, Probe, start_choice
+from lagjax.store.directory import Store
+
+ALL = 2**62
+"""A step after any other."""
+
+
+class Search(NamedTuple):
+    """What the parts of one search share.
+
+    Attributes:
+        work: for the workers.
+        store: the run directory.
+        executor: does the jobs.
+        progress: what is shown.
+        known: name → what is known of a candidate; becomes more as the policy adds some.
+        at_once: how many trials run at once; None where that is measured.
+        base: how dense evaluations are at first, see `evaluation_steps`.
+    """
+
+    work: Workload
+    store: Store
+    executor: Executor
+    progress: Progress
+    known: dict[str, Known]
+    at_once: int | None
+    base: int
+
+    def trials(self, names: Sequence[str] | None = None) -> list[Trial]:
+        """Every candidate with every seed, candidates of one seed together."""
+        seeds = range(self.work.task.seeds)
+        among = self.known if names is None else names
+        return [Trial(name, seed) for seed in seeds for name in among]
+
+    def evidence(self, asked: Mapping[str, int], additions: int) -> Evidence:
+        """What the policy may see."""
+        fits = self.work.fits(self.known)
+        return gather(self.store, self.known, asked, additions, self.work.task, fits)
+
+
+def choose(search: Search, policy: Policy) -> tuple[Decision, Evidence]:
+    """Asks the policy, and does what it asks for, until it decides."""
+    asked: dict[str, int] = {}
+    additions = 0
+    for number in itertools.count():
+        evidence = search.evidence(asked, additions)
+        answer = policy(evidence)
+        checks.check_answer(policy, answer, evidence)
+        if isinstance(answer, Add):
+            search.known.update(search.work.join(answer.candidates))
+            additions += 1
+        search.store.answer(number, _encoded(answer, search), policy)
+        if isinstance(answer, Decision):
+            return answer, evidence
+        if isinstance(answer, Probe):
+            until = answer.steps(tuple(search.known))
+            carry_out(search, _jobs(search, asked, until))
+            first = not asked
+            asked |= until
+            if first:
+                checks.check_start(search.evidence(asked, additions).losses(0))
+    raise AssertionError("a policy decides, or is refused")
+
+
+def _jobs(search: Search, asked: Mapping[str, int], until: Mapping[str, int]) -> list[Job]:
+    """A round's jobs: a function of the answers and of config.json, never of how far the work has come."""
+    jobs, groups = [], search.work.groups
+
+    def alike(name: str) -> tuple[Group, int, int]:
+        return groups[name], asked.get(name, -1), until[name]
+
+    for one in dict.fromkeys(map(alike, until)):
+        names = [name for name in until if alike(name) == one]
+        at_once = _at_once(search, one[0])
+        trials = search.trials(names)
+        for start in range(0, len(trials), at_once):
+            rows = tuple(trials[start : start + at_once])
+            jobs.append(_job(search, rows, at_once, one[2], "probe"))
+    return jobs
+
+
+def _job(search: Search, rows: tuple[Trial, ...], at_once: int, until: int, phase: str) -> Job:
+    steps = evaluation_steps(search.work.task.horizon, until, base=search.base)
+    return Job(rows, at_once, until, tuple(step for step in steps if step <= until), phase)
+
+
+def carry_out(search: Search, jobs: Sequence[Job]) -> None:
+    """Has jobs done, and commits what is done; what the record has already is not done again."""
+    store, work, progress = search.store, search.work, search.progress
+    store.repair([trial for job in jobs for trial in job.trials])
+    meter = Meter(progress)
+    todo = []
+    for job in jobs:
+        rows = [None if trial and store.reached(trial, job.until) else trial for trial in job.rows]
+        cost = work.groups[job.trials[0].candidate].costs.step
+        for trial in job.trials:
+            done = max(store.losses.count(trial), 0) if trial in rows else job.until
+            meter.expect(trial, job.phase, done, job.until, cost)
+        if any(rows):
+            todo.append(job._replace(rows=tuple(rows)))
+    for update in search.executor(work, todo):
+        if isinstance(update, Segment):
+            if update.shard_tokens:
+                store.once(("shard_tokens",), functools.partial(list, update.shard_tokens))
+            store.commit(update)
+        elif isinstance(update, Note):
+            progress.note(update.text)
+        else:
+            meter.show(update)
+
+
+def go_on(search: Search, decision: Decision, evidence: Evidence, compare: str, keep: str) -> None:
+    """Trains the winner to the horizon, and what it is compared with; lets the checkpoints of others go."""
+    horizon, store = search.work.task.horizon, search.store
+    jobs: list[Job] = []
+    if decision.winner is None:
+        pass
+    elif compare == "all":
+        for job in _jobs(search, evidence.asked, dict.fromkeys(search.known, horizon)):
+            jobs.append(job._replace(phase="continue"))
+    else:
+        names = [decision.winner]
+        if compare == "start":
+            unable = [name for name, known in search.known.items() if not known.able]
+            names += [x for x in [start_choice(decision.losses_at_start, unable)] if x]
+        for name in dict.fromkeys(names):
+            jobs.append(_job(search, (Trial(name, 0),), 1, horizon, "continue"))
+    if decision.winner is not None:
+        store.rewind(Trial(decision.winner, 0), horizon)
+    going = {trial for job in jobs for trial in job.trials}
+    for stays in (going, set()):
+        for trial in search.trials() if keep == "winner" else ():
+            if trial.candidate != decision.winner and trial not in stays:
+                store.checkpoints.prune(trial, ALL, keep=0)
+        if stays:
+            carry_out(search, jobs)
+
+
+def cost(search: Search, evidence: Evidence, decision: Decision) -> Ledger:
+    """Counts what the probes cost."""
+    losers = evaluations = seconds = 0.0
+    for trial, lines in evidence.lines.items():
+        known = evidence.known[trial.candidate]
+        evaluations += len(lines) * known.evaluation_flops
+        seconds += search.store.curves.of(trial)[len(lines) - 1]["seconds"]
+        losers += lines[-1]["flops"] if trial != (decision.winner, 0) else 0
+    chosen = evidence.known[decision.winner or next(iter(evidence.known))]
+    return ledger(
+        candidates=len(evidence.known),
+        full_run_flops=chosen.horizon * chosen.step_flops,
+        losers_flops=losers,
+        evaluation_flops=evaluations,
+        fit_flops=search.work.fits(evidence.known),
+        seconds=seconds,
+    )
+
+
+def _at_once(search: Search, group: Group) -> int:
+    """How many trials of a target run at once: measured once and then kept, so that an interrupted run repeats itself."""
+    names = [name for name, other in search.work.groups.items() if other is group]
+    wanted, given = len(names) * search.work.task.seeds, search.at_once
+
+    def measure() -> int:
+        if given is not None:
+            return given if search.work.placed else min(given, wanted)
+        candidates = [search.work.candidates[name] for name in names]
+        return group.choose_at_once(candidates, search.work.key(Trial(names[0], 0)))
+
+    found = search.store.once(("grouping", checks.shapes(group.like)), measure)
+    return int(found)
+
+
+def _encoded(answer: Answer, search: Search) -> Json:
+    """An answer as rounds.jsonl has it."""
+    told: Json = {"answer": type(answer).__name__}
+    if isinstance(answer, Probe):
+        return told | {"until": answer.steps(tuple(search.known))}
+    if isinstance(answer, Add):
+        names = [candidate.name for candidate in answer.candidates]
+        return told | {"candidates": [search.work.entry(search.known[name]) for name in names]}
+    return told | answer._replace(ledger=None).as_json()

@@ -1,0 +1,29 @@
+"""The policy of the paper: a fixed lag."""
+
+from dataclasses import dataclass
+
+from lagjax.evidence import Evidence
+from lagjax.select.decision import Answer, Probe, decide
+
+
+@dataclass(frozen=True)
+class FixedLag:
+    """Decides at a fixed lag by the lowest loss (Karp et al. 2024, arXiv 2406.02469): `steps`, or a `share` of the horizon."""
+
+    steps: int | None = None
+    share: float | None = None
+
+    def lag(self, horizon: int) -> int:
+        """The lag in steps; raises ValueError where it does not lie within the horizon."""
+        if (self.steps is None) == (self.share is None):
+            raise ValueError(f"{self}: give either steps or a share of the horizon")
+        lag = self.steps if self.share is None else round(self.share * horizon)
+        if lag is None or not 1 <= lag <= horizon:
+            raise ValueError(
+                f"the lag is {lag} steps, the horizon {horizon}; give a lag from 1 to the horizon"
+            )
+        return lag
+
+    def __call__(self, evidence: Evidence, /) -> Answer:
+        lag = self.lag(evidence.horizon)
+        return decide(evidence, lag) if evidence.frontier >= lag else Probe(lag)

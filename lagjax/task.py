@@ -1,0 +1,80 @@
+"""What a search is about: the small model, how the large one is trained, and the ways to start it."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, TypeAlias
+
+import optax
+
+from lagjax.algebra.plan import Growth
+from lagjax.engine import Engine, Trained, from_loss
+from lagjax.model import Batch, Model
+
+Schedule: TypeAlias = Literal["restart", "continue"] | int
+
+
+class Transfer(NamedTuple):
+    """What becomes of the optimizer's state when a model grows.
+
+    Attributes:
+        moments: "reset" starts its statistics anew; "grow" maps them as the operator maps the parameters; "measure" takes them
+            of the large model on its first batches, at a learning rate of 0.
+        schedule: "restart" begins the schedules of `tx` at 0; "continue" at the small model's step; a number at that step.
+    """
+
+    moments: Literal["reset", "grow", "measure"] = "reset"
+    schedule: Schedule = "restart"
+
+
+class Candidate(NamedTuple):
+    """A way to start: an operator, the large model that it fills, and what becomes of the optimizer's state.
+
+    Attributes:
+        name: in tables, curves and checkpoints.
+        operator: fills the target's parameters.
+        target: the large model; candidates of one target are trained under one compiled step.
+        role: "candidate"; "control", which is there to be beaten; "baseline", which is not growing, or from scratch. Only a
+            candidate can win.
+        transfer: the task's, unless it has its own.
+        fit_flops: what making the operator cost, for the ledger.
+    """
+
+    name: str
+    operator: Growth
+    target: Model
+    role: Literal["candidate", "control", "baseline"] = "candidate"
+    transfer: Transfer | None = None
+    fit_flops: float = 0.0
+
+
+class Task(NamedTuple):
+    """A small trained model, and how the large one is trained.
+
+    Attributes:
+        model: the small model; of its functions only the axes table is needed.
+        source: it, trained.
+        tx: what trains the large model; None where `engine` has its own.
+        batch: `(seed, step)` → batch, a pure function; all candidates of a seed see the same batches, from
+            `source.position` on.
+        valid: validation shards, batches of one shape, the same for all candidates and seeds.
+        horizon: steps of the large model's full training.
+        seeds: how many, counted from 0; a seed fixes the fresh layers and the order of the data. Seed 0 of the winner
+            goes on.
+        seed: makes the fresh layers of this task others than those of another.
+        transfer: what becomes of the optimizer's state, where a candidate does not say it.
+        engine: `(target, tx)` → its training loop.
+    """
+
+    model: Model
+    source: Trained
+    tx: optax.GradientTransformation | None
+    batch: Callable[[int, int], Batch]
+    valid: Sequence[Batch]
+    horizon: int
+    seeds: int = 1
+    seed: int = 0
+    transfer: Transfer = Transfer()
+    engine: Callable[[Model, optax.GradientTransformation | None], Engine] = from_loss
+
+    def transfer_of(self, candidate: Candidate) -> Transfer:
+        """The candidate's own, or the task's."""
+        return self.transfer if candidate.transfer is None else candidate.transfer
