@@ -1,13 +1,18 @@
 """How fast lagjax is, as ratios measured within one run.
 
-    python -m experiments.benchmark         # about five minutes on 2 quiet CPU cores; the last line is one JSON object
+    python -m experiments.benchmark     # five minutes on 2 quiet CPU cores; ends with a JSON object
 
-probe_vs_loop_single    time of a training step in the probe, against a minimal hand-written loop that scans: ≤ 1.02
-probe_vs_loop_group     8 candidates in the probe, against that loop for one after another: ≤ 1 (on a GPU ≤ 0.25)
+probe_vs_loop_single    time of a training step in the probe, against a minimal hand-written loop
+                        that scans: ≤ 1.02
+probe_vs_loop_group     8 candidates in the probe, against that loop for one after another: ≤ 1
+                        (on a GPU ≤ 0.25)
 compilations_per_group  compilations of the training step while 8 candidates are probed: 1
-peak_memory_ratio       the probe's peak, against parameters, optimizer state, and one step's gradients and activations: ≤ 1.2
-growth_vs_copy          stacking 200 million parameters to twice their depth, against a copy of the result: ≤ 1.5
-step_vs_torch           a training step, against PyTorch with fused attention; null where it is not installed: ≤ 1.1
+peak_memory_ratio       the probe's peak, against parameters, optimizer state, and one step's
+                        gradients and activations: ≤ 1.2
+growth_vs_copy          stacking 200 million parameters to twice their depth, against a copy of the
+                        result: ≤ 1.5
+step_vs_torch           a training step, against PyTorch with fused attention; null where it is not
+                        installed: ≤ 1.1
 data_vs_step            making a batch, against a training step: ≤ 0.05
 
 Both sides of a ratio are timed in turn; a ratio is the median over rounds, and its spread is shown.
@@ -29,14 +34,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 import lagjax
-from experiments import quickstart, tables
+from experiments import quickstart
+from experiments.cli import command
 from experiments.data import text
 from experiments.models import gpt
+from experiments.rows import RESULTS, Row, environment, markdown, store
 from lagjax import runs
 from lagjax.growth.depth import Stack
 from lagjax.probe import (
@@ -135,7 +141,7 @@ class Bench:
     def probe(
         self, compiled: Program, candidates: int = 1, steps: int | None = None
     ) -> Callable[[], None]:
-        """A call that makes some steps, by default all, for each candidate, chunk by chunk, as a run does."""
+        """A call that makes some steps, by default all, for each candidate, in a run's chunks."""
         count = np.int32(steps or self.config.steps)
         several = compiled.lanes > 1
         order = np.zeros(compiled.lanes, np.int32) if several else np.int32(0)
@@ -182,7 +188,7 @@ class Bench:
 
 
 def paired(one: Callable[[], None], other: Callable[[], None], rounds: int) -> list[float]:
-    """Ratios of the time of `one` to that of `other`, measured in turn after a first call of each."""
+    """Ratios of the time of `one` to that of `other`, in turn after a first call of each."""
     ratios = []
     for turn in range(-1, rounds):
         first, second = (one, other) if turn % 2 else (other, one)
@@ -339,17 +345,18 @@ def data_vs_step(bench: Bench) -> list[float]:
     return paired(batches, bench.probe(bench.program(1)), bench.config.rounds)
 
 
-def main(config: Config) -> dict[str, Any]:
-    """Measures, and prints the table; returns the row."""
+def main(config: Config) -> None:
+    """Measures, and prints the table and, as the last line, the row."""
     for name in config.only:
         if name not in GOALS:
             near = difflib.get_close_matches(name, GOALS, n=1, cutoff=0)[0]
             raise ValueError(
-                f"there is no measurement {name!r}; did you mean {near!r}? There are {', '.join(GOALS)}"
+                f"there is no measurement {name!r}; did you mean {near!r}? There are "
+                f"{', '.join(GOALS)}"
             )
     bench, console = Bench(config), Console(soft_wrap=True)
     table = Table("ratio", "median", "lowest to highest", "goal", "")
-    row: dict[str, Any] = {}
+    row: Row = {}
     for name, goal in GOALS.items():
         measured = []
         if not config.only or name in config.only:
@@ -365,19 +372,12 @@ def main(config: Config) -> dict[str, Any]:
         shown = "–" if median is None else f"{median:.4g}"
         table.add_row(name, shown, spread, f"≤ {goal:g}", met)
     console.print(table)
-    environment = runs.environment()
-    row |= {"device": environment["device"], "cores": environment["cores"]}
-    row |= {"commit": environment["versions"].pop("commit")}
-    row |= {"versions": environment["versions"] | {"torch": _torch()}}
-    sizes = dataclasses.asdict(config)
+    here, sizes = environment(), dataclasses.asdict(config)
+    row |= here | {"versions": here["versions"] | {"torch": _torch()}}
     row |= {"config": {key: sizes[key] for key in sizes.keys() - {"record", "only"}}}
     if config.record:
-        (tables.HERE / "results").mkdir(exist_ok=True)
-        tables.store(
-            tables.HERE / "results" / "benchmark.jsonl",
-            [{"question": "benchmark"} | row],
-        )
-    return row
+        store(RESULTS / "benchmark.jsonl", [{"question": "benchmark"} | row])
+    print(json.dumps(row, sort_keys=True))
 
 
 def _torch() -> str | None:
@@ -388,17 +388,28 @@ def _torch() -> str | None:
     return str(torch.__version__)
 
 
-def cli() -> int:
-    """The command line: exit code 2 for a name that does not exist."""
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        row = main(config)
-    except ValueError as error:
-        console = Console(stderr=True, soft_wrap=True, highlight=False)
-        console.print(f"benchmark: {error}", markup=False)
-        return 2
-    print(json.dumps(row, sort_keys=True))
-    return 0
+def sections(rows: list[Row]) -> list[str]:
+    """The table of all rows, below the goals."""
+    if not rows:
+        return []
+    head = ("Device", "Commit", *(f"`{name}`" for name in GOALS))
+    goals = ("goal", "", *(f"≤ {goal:g}" for goal in GOALS.values()))
+    lines = [
+        (
+            f"{row['device']}, {row['cores']} cores",
+            str(row["commit"])[:12],
+            *("–" if row[name] is None else f"{row[name]:.3g}" for name in GOALS),
+        )
+        for row in rows
+    ]
+    return [
+        "## Benchmark\n"
+        "`python -m experiments.benchmark`: ratios, each measured within one run.\n\n"
+        + markdown(head, [goals, *lines])
+    ]
+
+
+cli = command(main, "benchmark", Config, __doc__)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from rich.console import Console
 
+from experiments.cli import command
 from experiments.models import transformer
 from experiments.models.transformer import Config
+from experiments.rows import RESULTS
 from lagjax.algebra.plan import Growth
 from lagjax.certify.certify import certify, plan_of
 from lagjax.fingerprint import digest, versions
@@ -236,7 +237,7 @@ CASES = {
 class Arguments:
     """What is certified."""
 
-    results: Path = Path(__file__).parent / "results" / "conformance.jsonl"
+    results: Path = RESULTS / "conformance.jsonl"
     """Where the rows go; those that are there are not made again."""
     quick: bool = False
     """The first two families only."""
@@ -439,17 +440,7 @@ def main(arguments: Arguments) -> None:
         )
 
 
-def cli() -> int:
-    """The command line: exit code 2 for input that does not fit, 130 when interrupted."""
-    try:
-        main(tyro.cli(Arguments, description=__doc__))
-    except (ValueError, OSError) as error:
-        print(f"conformance: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+cli = command(main, "conformance", Arguments, __doc__, "interrupted; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Grow a small GPT to twice its depth in every way of the depth pool, and keep the way that wins after a lag.
+"""Grow a small GPT to twice its depth in every way of the depth pool; keep what wins after a lag.
 
-    python -m experiments.quickstart --workdir runs/quickstart      # four to five minutes on 2 CPU cores
+    python -m experiments.quickstart --workdir runs/quickstart      # five minutes on 2 CPU cores
 
-A byte-level GPT is trained on text (by default the Python standard library's own source), grown, probed, and the chosen
-candidate goes on to the horizon. Beside it goes on what the loss right after growing would have chosen. Interrupt it
-whenever you like: the same command goes on.
+A byte-level GPT is trained on text (by default the Python standard library's own source), grown,
+probed, and the chosen candidate goes on to the horizon. Beside it goes on what the loss right after
+growing would have chosen. Interrupt it whenever you like: the same command goes on.
 """
 
 import dataclasses
@@ -16,10 +16,9 @@ from typing import Literal
 import jax
 import numpy as np
 import optax
-import tyro
-from rich.console import Console
 
 import lagjax
+from experiments.cli import command
 from experiments.data import text
 from experiments.models import gpt
 from lagjax import report
@@ -32,14 +31,15 @@ class Config:
     workdir: Path = Path("runs/quickstart")
     """The run directory: curves, checkpoints, decision.json and report.html."""
     data: str | None = None
-    """A file or a folder of text in any language, or a TensorFlow dataset as tfds:NAME[/CONFIG][:VERSION][:FIELD]; by
-    default the standard library's source."""
+    """A file or a folder of text in any language, or a TensorFlow dataset as
+    tfds:NAME[/CONFIG][:VERSION][:FIELD]; by default the standard library's source."""
     data_dir: Path | None = None
     """Where TensorFlow datasets are kept; by default their own place."""
     seed: int = 0
     """Fixes the initialisation, the fresh layers and the order of the data."""
     seeds: int | None = None
-    """How many growth keys and data orders each candidate is probed with; by default 1, in an audit 3."""
+    """How many growth keys and data orders each candidate is probed with; by default 1, in an
+    audit 3."""
 
     layers: int = 3
     """Layers of the small model."""
@@ -69,16 +69,17 @@ class Config:
     moments: Literal["reset", "grow"] = "reset"
     """Whether the optimizer's statistics start anew or are grown with the parameters."""
     schedule: Literal["restart", "continue"] = "restart"
-    """Whether the learning rate warms up again after growing and has a cosine of its own, or goes on along one cosine
-    over the small and the large model's steps."""
+    """Whether the learning rate warms up again after growing and has a cosine of its own, or goes
+    on along one cosine over the small and the large model's steps."""
 
     shards: int = 16
     """Validation shards, each of one batch of windows; their differences give the intervals."""
     compare: Literal["none", "start"] = "start"
-    """What is trained to the horizon beside the winner: nothing, or what the loss right after growing would have
-    chosen."""
+    """What is trained to the horizon beside the winner: nothing, or what the loss right after
+    growing would have chosen."""
     audit: bool = False
-    """Train every candidate to the horizon, to show what the loss at each step would have told about the end."""
+    """Train every candidate to the horizon, to show what the loss at each step would have told
+    about the end."""
     lanes: int | None = None
     """How many candidates run at once; by default what fits the memory and measures faster."""
     mesh: tuple[int, int] | None = None
@@ -89,8 +90,8 @@ class Config:
     """Seconds between checkpoints."""
 
 
-def main(config: Config) -> lagjax.Decision:
-    """Runs the experiment, or goes on with it."""
+def main(config: Config) -> None:
+    """Runs the experiment, or goes on with it, and prints what came of it."""
     corpus = load(config)
     batch = text.batches(corpus, config.batch, config.window)
     valid = text.shards(corpus, config.shards, config.batch, config.window)
@@ -146,7 +147,7 @@ def main(config: Config) -> lagjax.Decision:
         moments=config.moments,
         schedule=config.schedule,
     )
-    return lagjax.run(
+    lagjax.run(
         task,
         pool,
         policy,
@@ -154,6 +155,8 @@ def main(config: Config) -> lagjax.Decision:
         lanes=config.lanes,
         **options,
     )
+    report.show(config.workdir)
+    print(f"report: {config.workdir / 'report.html'}")
 
 
 def load(config: Config) -> text.Corpus:
@@ -167,21 +170,21 @@ def load(config: Config) -> text.Corpus:
 
 
 def devices(sizes: tuple[int, int] | None) -> jax.sharding.Mesh | None:
-    """A mesh of so many devices along candidates and data; raises ValueError where there are fewer."""
+    """A mesh of so many devices along candidates and data; ValueError where there are fewer."""
     if sizes is None:
         return None
     wanted, found = sizes[0] * sizes[1], jax.device_count()
     if min(sizes) < 1 or wanted > found:
         raise ValueError(
-            f"--mesh {sizes[0]} {sizes[1]} needs {wanted} devices, and there are {found}; give two positive numbers "
-            f"whose product is at most {found}"
+            f"--mesh {sizes[0]} {sizes[1]} needs {wanted} devices, and there are {found}; give two "
+            f"positive numbers whose product is at most {found}"
         )
     grid = np.array(jax.devices()[:wanted]).reshape(sizes)
     return jax.sharding.Mesh(grid, ("candidates", "data"))
 
 
 def optimizer(config: Config, steps: int) -> optax.GradientTransformation:
-    """AdamW with warm-up and a cosine to 0; its state holds the learning rate, so that curves record it."""
+    """AdamW with warm-up and a cosine to 0; its state holds the learning rate, for the curves."""
     if config.schedule == "continue":
         steps = config.source_steps + config.horizon
     schedule = optax.warmup_cosine_decay_schedule(
@@ -192,24 +195,13 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformation:
     )
 
 
-def cli() -> int:
-    """The command line: exit code 2 for input that does not fit, 130 when interrupted."""
-    config = tyro.cli(Config, description=__doc__)
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
-    try:
-        main(config)
-    except ValueError as error:
-        errors.print(f"quickstart: {error}", markup=False)
-        return 2
-    except KeyboardInterrupt:
-        errors.print(
-            "\ninterrupted; the same command goes on from the last checkpoint",
-            markup=False,
-        )
-        return 130
-    report.show(config.workdir)
-    print(f"report: {config.workdir / 'report.html'}")
-    return 0
+cli = command(
+    main,
+    "quickstart",
+    Config,
+    __doc__,
+    "interrupted; the same command goes on from the last checkpoint",
+)
 
 
 if __name__ == "__main__":

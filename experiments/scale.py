@@ -1,10 +1,11 @@
 """What growing a large model costs, as multiples of the bytes it moves.
 
-    python -m experiments.scale --record        # grows 1 billion float32 parameters to 2; needs 16 GB of free memory
+    python -m experiments.scale --record    # 1 billion float32 parameters to 2, in 16 GB of memory
 
-Each case grows in a process of its own, on the CPU, by `lagjax.growth.leafwise`. Bytes moved are the source's, read, and the
-target's, written. Peak memory is that of the whole process, against source and target; time is that of one growth after
-compilation, against copying the source twice, both into new memory, medians of `rounds`.
+Each case grows in a process of its own, on the CPU, by `lagjax.growth.leafwise`. Bytes moved are
+the source's, read, and the target's, written. Peak memory is that of the whole process, against
+source and target; time is that of one growth after compilation, against copying the source twice,
+both into new memory, medians of `rounds`.
 """
 
 import concurrent.futures
@@ -23,13 +24,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import tables
+from experiments.cli import command
 from experiments.models import transformer
-from lagjax import runs
+from experiments.rows import RESULTS, Row, environment, markdown, store
 from lagjax.algebra.axes import Params
 from lagjax.algebra.plan import Growth
 from lagjax.growth.depth import Depth, Stack
@@ -64,13 +64,13 @@ class Config:
 
 
 def models(case: str, parameters: float) -> tuple[Growth, Model, Model]:
-    """The operator of a case, the small model, of about as many parameters, and the large one, of twice as many."""
+    """The operator of a case, a small model of about so many parameters, and one of twice that."""
     operator = CASES[case]
     # A layer has 12 × width² parameters.
     width = max(32, round(math.sqrt(parameters / LAYERS / 12) / 32) * 32)
     config = transformer.Config(
-        layers=LAYERS, width=width, kv=16, group=1, head_dim=width // 16, mlp=4 * width, window=64, vocab=256,
-        norm="rms", pre=True, positions="rope", tied=True, gated=False, biases=False,
+        layers=LAYERS, width=width, kv=16, group=1, head_dim=width // 16, mlp=4 * width, window=64,
+        vocab=256, norm="rms", pre=True, positions="rope", tied=True, gated=False, biases=False,
         implementation="unrolled" if case.endswith("unrolled") else "scanned",
     )  # fmt: skip
     # Heads and mlp stay: every matrix has one axis of the residual stream, and doubles.
@@ -82,7 +82,10 @@ def models(case: str, parameters: float) -> tuple[Growth, Model, Model]:
 
 
 def filled(model: Model) -> Params:
-    """Parameters that cost nothing to make: each entry is its place along the first axis, plus the number of its leaf."""
+    """Parameters that cost nothing to make.
+
+    Each entry is its place along the first axis, plus the number of its leaf.
+    """
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     number = iter(range(10**6))
 
@@ -92,11 +95,11 @@ def filled(model: Model) -> Params:
     return jax.block_until_ready(jax.tree.map(one, shapes))
 
 
-def measure(case: str, parameters: float, rounds: int) -> dict[str, Any]:
+def measure(case: str, parameters: float, rounds: int) -> Row:
     """Grows one case in this process, whose memory shall not have been used before."""
     jax.config.update("jax_platforms", "cpu")
-    # Arrays get new memory from the system, as they do the first time that a model is grown; memory that was just freed is
-    # written several times faster. M_MMAP_THRESHOLD is -3.
+    # Arrays get new memory from the system, as they do the first time that a model is grown; memory
+    # that was just freed is written several times faster. M_MMAP_THRESHOLD is -3.
     ctypes.CDLL(None).mallopt(-3, 2**16)
     operator, small, large = models(case, parameters)
     key = jax.random.key(0)
@@ -130,7 +133,6 @@ def measure(case: str, parameters: float, rounds: int) -> dict[str, Any]:
             # Memory that nobody has used since the machine started is slower still.
             if turn >= 0:
                 times[name].append(taken)
-    environment = runs.environment()
     return {
         "source_parameters": sum(x.size for x in jax.tree.leaves(params)),
         "target_parameters": numbers,
@@ -147,22 +149,20 @@ def measure(case: str, parameters: float, rounds: int) -> dict[str, Any]:
         "compile_seconds": round(compiling, 3),
         "programs": len({id(program.run) for program in growth.programs}),
         "leaves": len(growth.programs),
-        "commit": environment["versions"]["commit"],
-        "versions": environment["versions"],
-        "device": environment["device"],
-        "cores": environment["cores"],
+        **environment(),
     }
 
 
 def _check(case: str, params: Params, result: Params) -> None:
     """Raises AssertionError where an MLP's kernel is not what growing makes of the source."""
-    layers = ["layers"] if "layers" in params else [f"layers_{i}" for i in range(LAYERS)]  # fmt: skip
+    layers = ["layers"] if "layers" in params else [f"layers_{i}" for i in range(LAYERS)]
     for number, name in enumerate(layers):
         old = params[name]["mlp"]["up"]["kernel"]
         if "layers" in params:
             made = [result[name]["mlp"]["up"]["kernel"]]
         else:
-            made = [result[f"layers_{at}"]["mlp"]["up"]["kernel"] for at in (number, number + LAYERS)]  # fmt: skip
+            places = (number, number + LAYERS)
+            made = [result[f"layers_{at}"]["mlp"]["up"]["kernel"] for at in places]
         first = np.asarray(old[..., 0])
         expected = first
         if case.startswith("depth, scanned"):
@@ -198,20 +198,20 @@ def _available() -> int | None:
     return found[0] * 1024 if found else None
 
 
-def main(config: Config) -> list[dict[str, Any]]:
-    """Measures, and prints the table; returns the rows."""
+def main(config: Config) -> None:
+    """Measures, and prints the table and, as the last line, the rows."""
     for name in config.only:
         if name not in CASES:
-            raise ValueError(f"there is no case {name!r}; there are {', '.join(map(repr, CASES))}")  # fmt: skip
+            raise ValueError(f"there is no case {name!r}; there are {', '.join(map(repr, CASES))}")
     rows = []
     for case in config.only or tuple(CASES):
-        parameters = config.width_parameters if case.startswith("width") else config.parameters  # fmt: skip
+        parameters = config.width_parameters if case.startswith("width") else config.parameters
         # Source and target, and a third for everything else.
         needed, available = 16 * parameters, _available()
         if available is not None and available < needed:
             raise ValueError(
-                f"{case!r} needs {needed / 1e9:.3g} GB of memory, and {available / 1e9:.3g} GB are free; give fewer "
-                "--parameters"
+                f"{case!r} needs {needed / 1e9:.3g} GB of memory, and {available / 1e9:.3g} GB are "
+                "free; give fewer --parameters"
             )
         spawn = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(1, spawn) as alone:
@@ -224,9 +224,8 @@ def main(config: Config) -> list[dict[str, Any]]:
         table.add_row(*line(row))
     console.print(table)
     if config.record:
-        (tables.HERE / "results").mkdir(exist_ok=True)
-        tables.store(tables.HERE / "results" / "scale.jsonl", rows)
-    return rows
+        store(RESULTS / "scale.jsonl", rows)
+    print(json.dumps(rows, sort_keys=True))
 
 
 HEADINGS = (
@@ -240,7 +239,7 @@ HEADINGS = (
 )
 
 
-def line(row: dict[str, Any]) -> tuple[str, ...]:
+def line(row: Row) -> tuple[str, ...]:
     """A row as the table shows it."""
     return (
         row["config"]["case"],
@@ -253,17 +252,24 @@ def line(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def cli() -> int:
-    """The command line: exit code 2 for a case that does not exist, and where memory is short."""
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        rows = main(config)
-    except ValueError as error:
-        console = Console(stderr=True, soft_wrap=True, highlight=False)
-        console.print(f"scale: {error}", markup=False)
-        return 2
-    print(json.dumps(rows, sort_keys=True))
-    return 0
+def sections(rows: list[Row]) -> list[str]:
+    """The table of all rows."""
+    if not rows:
+        return []
+    lines = [
+        (*line(row), f"{row['device']}, {row['cores']} cores, {str(row['commit'])[:12]}")
+        for row in rows
+    ]
+    return [
+        "## Scale\n"
+        "`python -m experiments.scale`: growing by `lagjax.growth.leafwise` in a process of its "
+        "own. Bytes moved are the source's, read, and the target's,\n"
+        "written. Memory is that of the whole process. A copy is of as many bytes as the target "
+        "has, into new memory, as growing is.\n\n" + markdown((*HEADINGS, "Device, commit"), lines)
+    ]
+
+
+cli = command(main, "scale", Config, __doc__)
 
 
 if __name__ == "__main__":

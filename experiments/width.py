@@ -1,25 +1,30 @@
-"""Does depth beat width once width is exact, carries the optimizer's state and follows the rule of learning rates?
+"""Does depth beat width once width is exact, carries the state and follows the rule of rates?
 
-    python -m experiments.width                          # about an hour on 2 CPU cores; the same command goes on
+    python -m experiments.width                          # an hour on 2 CPU cores; can go on
     python -m experiments.width --data FOLDER_OF_TEXT    # on text of your own
     python -m experiments.tables                         # the answer, in experiments/README.md
 
-G_stack (Du et al. 2024, arXiv 2405.15319) found stacking far ahead of every way to widen, by operators that change the function or
-leave new entries dead, with a new optimizer state. Here a byte-level transformer grows to twice its depth or 1.5 times its width,
-and every arm costs the same FLOPs, the small model's training included.
+G_stack (Du et al. 2024, arXiv 2405.15319) found stacking far ahead of every way to widen, by
+operators that change the function or leave new entries dead, with a new optimizer state. Here a
+byte-level transformer grows to twice its depth or 1.5 times its width, and every arm costs the same
+FLOPs, the small model's training included.
 
-Written before the run. Claim: depth beats width still. It holds where the best exact width arm ends above the best depth arm and the
-95 % interval of the difference, paired by seed and validation shard, excludes 0; it is refuted where the interval lies on the other
-side; else three seeds do not decide. Each best is the lowest mean of its arms, so that the family with more arms has the easier time:
-width has six, depth four. Expected: undecided or refuted; exactness and the state each help; the rule helps copies (Isometric).
+Written before the run. Claim: depth beats width still. It holds where the best exact width arm ends
+above the best depth arm and the 95 % interval of the difference, paired by seed and validation
+shard, excludes 0; it is refuted where the interval lies on the other side; else three seeds do not
+decide. Each best is the lowest mean of its arms, so that the family with more arms has the easier
+time: width has six, depth four. Expected: undecided or refuted; exactness and the state each help;
+the rule helps copies (Isometric).
 
-State `reset`: a fresh state and a new warm-up, from a small model whose own cosine ended. `grown`: the state goes through the
-same map, and one cosine spans both models' steps. `grown, rule`: `scale_by_growth` as well, which in depth is always there: it corrects
-new entries' step counts only, since layers share nothing that is read. The inexact rivals' epsilon and logits are scaled as the
-exact ones' are, which favours them. Every arm has the same peak rate.
+State `reset`: a fresh state and a new warm-up, from a small model whose own cosine ended. `grown`:
+the state goes through the same map, and one cosine spans both models' steps. `grown, rule`:
+`scale_by_growth` as well, which in depth is always there: it corrects new entries' step counts
+only, since layers share nothing that is read. The inexact rivals' epsilon and logits are scaled as
+the exact ones' are, which favours them. Every arm has the same peak rate.
 
-Added after the run, when the rule had turned out to hurt width: `zeroed-interleave, grown, no rule`, so that depth has that treatment
-too (for `stack` the rule changes nothing). It takes no part in the claim, and is reported beside it.
+Added after the run, when the rule had turned out to hurt width: `zeroed-interleave, grown, no
+rule`, so that depth has that treatment too (for `stack` the rule changes nothing). It takes no part
+in the claim, and is reported beside it.
 """
 
 import dataclasses
@@ -34,15 +39,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
-from rich.console import Console
 
-from experiments import tables
+from experiments.cli import command
 from experiments.data import text
 from experiments.models import transformer
+from experiments.rows import RESULTS, Row, environment, read, store
 from lagjax.algebra.axes import Params
 from lagjax.algebra.plan import Plan
-from lagjax.analysis.margin import Margin, margin
 from lagjax.flops import flops
 from lagjax.growth.depth import Depth, Interleave, Scaled, Stack
 from lagjax.growth.width import (
@@ -67,10 +70,8 @@ from lagjax.probe import (
     steps_of,
 )
 from lagjax.progress import Display, Event, Progress
-from lagjax.runs import LENGTH, environment
+from lagjax.runs import LENGTH
 from lagjax.state import carry, scale_by_growth
-
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +80,11 @@ class Config:
 
     data: str | None = None
     """A file or a folder of text; by default the standard library's source."""
-    results: Path = tables.HERE / "results" / "width.jsonl"
+    results: Path = RESULTS / "width.jsonl"
     """Where the rows go, one for each arm and seed; what has a row is not run again."""
     seeds: int = 3
-    """How often everything is trained; a seed fixes the initialisation, the fresh entries and the order of the data."""
+    """How often everything is trained; a seed fixes the initialisation, the fresh entries and the
+    order of the data."""
     arms: tuple[str, ...] = ()
     """Names of the arms to run; by default all."""
 
@@ -91,7 +93,8 @@ class Config:
     grown_layers: int = 6
     """Layers of the deep model."""
     heads: int = 4
-    """Heads of the small model, of size `head_dim`; its width is that of all heads, its MLP's four times as much."""
+    """Heads of the small model, of size `head_dim`; its width is that of all heads, its MLP's four
+    times as much."""
     grown_heads: int = 6
     """Heads of the wide model, likewise."""
     head_dim: int = 16
@@ -114,7 +117,8 @@ class Config:
     shards: int = 64
     """Validation shards, each of one batch of windows."""
     points: int = 6
-    """Evaluations of an arm, at even parts of its FLOPs; a grown arm is evaluated right after growing as well."""
+    """Evaluations of an arm, at even parts of its FLOPs; a grown arm is evaluated right after
+    growing as well."""
 
 
 class Arm(NamedTuple):
@@ -135,18 +139,19 @@ class Arm(NamedTuple):
 
 SPLIT = NoisySplit(0.1)
 ZERO = Width({"embed": ZeroPad(), "kv": RandomIn(), "mlp": Paired()})
-COPY = Width({"embed": Isometric(SPLIT), "kv": Net2Net(split=SPLIT), "mlp": Net2Net(split=SPLIT)})  # fmt: skip
-FPI = Width({"embed": Net2Net(), "kv": Net2Net(), "mlp": Net2Net()})
-RANDOM = Width({"embed": RandomPad(), "kv": RandomPad(), "mlp": RandomPad()})
+COPY = Width({"embed": Isometric(SPLIT), **dict.fromkeys(("kv", "mlp"), Net2Net(split=SPLIT))})
+FPI = Width(dict.fromkeys(("embed", "kv", "mlp"), Net2Net()))
+RANDOM = Width(dict.fromkeys(("embed", "kv", "mlp"), RandomPad()))
+STACK, ZEROED = Depth(Stack()), Depth(Scaled(Interleave()))
 
 ARMS: dict[str, Arm] = {
     "small, continued": Arm("scratch", "small"),
     "deep from scratch": Arm("scratch", "deep"),
     "wide from scratch": Arm("scratch", "wide"),
-    "stack, reset": Arm("depth", "deep", Depth(Stack())),
-    "stack, grown": Arm("depth", "deep", Depth(Stack()), "rule"),
-    "zeroed-interleave, reset": Arm("depth", "deep", Depth(Scaled(Interleave()))),
-    "zeroed-interleave, grown": Arm("depth", "deep", Depth(Scaled(Interleave())), "rule"),
+    "stack, reset": Arm("depth", "deep", STACK),
+    "stack, grown": Arm("depth", "deep", STACK, "rule"),
+    "zeroed-interleave, reset": Arm("depth", "deep", ZEROED),
+    "zeroed-interleave, grown": Arm("depth", "deep", ZEROED, "rule"),
     "zero-pad, reset": Arm("width", "wide", ZERO),
     "zero-pad, grown": Arm("width", "wide", ZERO, "grown"),
     "zero-pad, grown, rule": Arm("width", "wide", ZERO, "rule"),
@@ -155,12 +160,8 @@ ARMS: dict[str, Arm] = {
     "isometric, grown, rule": Arm("width", "wide", COPY, "rule"),
     "Net2Net (FPI), reset": Arm("inexact width", "wide", FPI),
     "random, reset": Arm("inexact width", "wide", RANDOM),
-    "zeroed-interleave, grown, no rule": Arm("added depth", "deep", Depth(Scaled(Interleave())), "grown"),
-}  # fmt: skip
-
-
-SMALL = "small, continued"
-"""What the FLOPs buy without growing."""
+    "zeroed-interleave, grown, no rule": Arm("added depth", "deep", ZEROED, "grown"),
+}
 
 
 class Trained(NamedTuple):
@@ -186,8 +187,9 @@ class Experiment:
                 raise ValueError(f"there is no arm {name!r}; there are {sorted(ARMS)}")
         if not 0 < config.source_steps < config.budget_steps:
             raise ValueError(
-                f"a budget of {config.budget_steps} steps of the small model leaves none after the {config.source_steps} that it is "
-                "trained; raise --budget-steps, or give other --source-steps, at least 1"
+                f"a budget of {config.budget_steps} steps of the small model leaves none after the "
+                f"{config.source_steps} that it is trained; raise --budget-steps, or give other "
+                "--source-steps, at least 1"
             )
         for name in ("seeds", "points"):
             if (found := getattr(config, name)) < 1:
@@ -235,7 +237,7 @@ class Experiment:
         here = environment()
         had = {
             (row["candidate"], row["seed"])
-            for row in tables.read(self.config.results)
+            for row in read(self.config.results)
             if row["config"] == self.recorded and row["device"] == here["device"]
         }
         todo = [
@@ -264,10 +266,7 @@ class Experiment:
                 "seed": seed,
                 **found,
                 "seconds": round(time.monotonic() - start, 1),
-                "commit": here["versions"]["commit"],
-                "versions": here["versions"],
-                "device": here["device"],
-                "cores": here["cores"],
+                **here,
             }
 
     def _arm(self, arm: Arm, seed: int) -> Row:
@@ -488,191 +487,18 @@ def _means(losses: list[np.ndarray]) -> list[float | None]:
     return [round(x, 6) if np.isfinite(x) else None for x in means]
 
 
-class Contrast(NamedTuple):
-    """One arm's final loss against another's, paired by seed and validation shard; above 0 where it is higher."""
-
-    what: str
-    arm: str
-    other: str
-    margin: Margin
-
-    def __str__(self) -> str:
-        m = self.margin
-        side = "above" if m.mean >= 0 else "below"
-        low, high = sorted((m.low, m.high) if m.mean >= 0 else (-m.low, -m.high))
-        return f"{abs(m.mean):.4f} {side} (95 % interval {_signed(low)} to {_signed(high)})"
-
-
-class Findings:
-    """What the rows of one configuration say, by the seeds that have a row for every arm; `seeds` is empty where fewer than three do."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = {(row["candidate"], row["seed"]): row for row in rows}
-        whole = [
-            seed
-            for seed in sorted({row["seed"] for row in rows})
-            if all((name, seed) in self.rows for name in ARMS)
-        ]
-        # Two seeds make no interval worth having.
-        self.seeds = whole if len(whole) >= 3 else []
-        self.shards: dict[str, np.ndarray] = {}
-        for name in ARMS if self.seeds else ():
-            ends = [self.rows[name, seed]["last_shards"] for seed in self.seeds]
-            if None not in ends:
-                self.shards[name] = np.array(ends)
-        self.final = {name: float(x.mean()) for name, x in self.shards.items()}
-
-    def best(self, *families: str, state: str | None = None) -> str | None:
-        """The arm that ends lowest; None where all failed."""
-        names = [
-            name
-            for name in self.final
-            if ARMS[name].family in families and state in (None, ARMS[name].state)
-        ]
-        return min(names, key=lambda name: self.final[name], default=None)
-
-    def against(self, what: str, arm: str | None, other: str | None) -> Contrast | None:
-        """The difference of two arms; None where one failed."""
-        if arm not in self.shards or other not in self.shards:
-            return None
-        ours, theirs = self.shards[arm], self.shards[other]
-        # Every shard has as many tokens.
-        return Contrast(what, arm, other, margin(theirs, ours, np.ones(ours.shape[1])))
-
-    def sentences(self) -> Iterator[str]:
-        """The answer."""
-        best = self.best
-        claim = self.against("", best("width"), best("depth"))
-        if claim is None:
-            yield "A whole family of arms failed: the question has no answer here."
-            return
-        verdict = (
-            "Depth beats width here"
-            if claim.margin.low > 0
-            else "The claim is refuted: width beats depth here"
-            if claim.margin.high < 0
-            else f"Whether depth beats width, {len(self.seeds)} seeds do not decide"
-        )
-        yield (
-            f"{verdict}: the best exact width arm ({claim.arm}) ends at {self.final[claim.arm]:.4f}, {claim} the best depth arm "
-            f"({claim.other})."
-        )
-        added = self.against("", best("width"), best("added depth"))
-        if added:
-            yield (
-                f"Against {added.other}, added after the run so that depth too is trained without the rule of rates, it ends {added}."
-            )
-        ruled = self.against("", best("width", state="rule"), best("depth", state="rule"))
-        if ruled:
-            yield (
-                f"With the state grown and the rule of rates in both, the best exact width arm ({ruled.arm}) ends {ruled} the best depth "
-                f"arm ({ruled.other})."
-            )
-        rival = self.against("", best("inexact width"), best("depth", state="reset"))
-        if rival:
-            yield (
-                f"By inexact operators with the state reset, as in the paper, the best width arm ({rival.arm}) ends {rival} the best "
-                f"depth arm so trained ({rival.other})."
-            )
-        grown = self.against("", best("depth", "width"), SMALL)
-        if grown:
-            pays = "pays" if grown.margin.high < 0 else "does not pay"
-            yield (
-                f"At this budget growing {pays}: the small model, trained on, ends at {self.final[SMALL]:.4f}, and the best grown arm "
-                f"({grown.arm}) ends {grown} it."
-            )
-        yield "No interval is corrected for choosing the best of several."
-
-    def parts(self) -> list[tuple[str, ...]]:
-        """What each part of the treatment changes, for a table under `PARTS`."""
-        best = self.best
-        contrasts = [
-            self.against("grown, not from scratch", best("depth"), "deep from scratch"),
-            self.against("grown, not from scratch", best("width"), "wide from scratch"),
-            self.against("exact, not inexact", best("width", state="reset"), best("inexact width")),
-            self.against("width, not depth, reset", best("width", state="reset"), best("depth", state="reset")),
-            self.against("width, not depth, grown with the rule", best("width", state="rule"), best("depth", state="rule")),
-            self.against("width, not depth, grown without it", best("width", state="grown"), best("added depth")),
-            self.against("inexact width, not stack", best("inexact width"), "stack, reset"),
-            *(self.against("state grown, not reset", f"{name}, grown", f"{name}, reset") for name in ("stack", "zeroed-interleave", "zero-pad", "isometric")),
-            *(self.against("rule of rates, not none", f"{name}, grown, rule", f"{name}, grown") for name in ("zero-pad", "isometric")),
-            self.against("rule of rates, not none", "zeroed-interleave, grown", "zeroed-interleave, grown, no rule"),
-        ]  # fmt: skip
-        return [
-            (x.what, x.arm, x.other, _signed(x.margin.mean), _interval(x.margin))
-            for x in contrasts
-            if x
-        ]
-
-    def lines(self) -> list[tuple[str, ...]]:
-        """An arm each, best first, for a table under `HEADINGS`."""
-        found = []
-        for name in sorted(ARMS, key=lambda name: self.final.get(name, np.inf)):
-            rows = [self.rows[name, seed] for seed in self.seeds]
-            jumps = [
-                row["losses"][0] - row["source_losses"][-1]
-                for row in rows
-                if row["source_losses"] and row["losses"][0] is not None
-            ]
-            found.append(
-                (
-                    name,
-                    ARMS[name].family,
-                    f"{rows[0]['steps']}",
-                    f"{rows[0]['parameters']:,}",
-                    _signed(float(np.mean(jumps))) if jumps else "–",
-                    f"{self.final[name]:.4f}" if name in self.final else "failed",
-                    ", ".join(
-                        "failed" if row["last_shards"] is None else f"{np.mean(row['last_shards']):.4f}"
-                        for row in rows
-                    ),
-                    *(
-                        (_signed(x.margin.mean), _interval(x.margin))
-                        if (x := self.against("", name, SMALL)) and name != SMALL
-                        else ("–", "–")
-                    ),
-                )
-            )  # fmt: skip
-        return found
-
-
-HEADINGS = ("Arm", "Family", "Steps", "Parameters", "Jump", "Final loss", "of the seeds", "Above", "its interval")  # fmt: skip
-PARTS = ("What differs", "Arm", "Against", "Difference", "Interval")
-
-
-def _signed(x: float) -> str:
-    return f"{x:.4f}".replace("-0.0000", "0.0000").replace("-", "−")
-
-
-def _interval(found: Margin) -> str:
-    return f"{_signed(found.low)} to {_signed(found.high)}"
-
-
-def main(config: Config, progress: Progress | None = None) -> int:
-    """Runs what has no row yet, and returns how many rows it added."""
-    experiment = Experiment(config, progress or Display())
+def main(config: Config) -> None:
+    """Runs what has no row yet, and prints how many rows it added."""
     count = 0
-    for row in experiment.run():
-        config.results.parent.mkdir(parents=True, exist_ok=True)
-        tables.store(config.results, [row])
+    for row in Experiment(config, Display()).run():
+        store(config.results, [row])
         count += 1
-    return count
+    print(f"{count} rows added to {config.results}; now python -m experiments.tables")
 
 
-def cli() -> int:
-    """The command line: exit code 2 for input that does not fit, 130 when interrupted."""
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
-    try:
-        config = tyro.cli(Config, description=__doc__)
-        added = main(config)
-    except ValueError as error:
-        errors.print(f"width: {error}", markup=False)
-        return 2
-    except KeyboardInterrupt:
-        errors.print("\ninterrupted; the same command goes on after the last arm", markup=False)
-        return 130
-    print(f"{added} rows added to {config.results}; now python -m experiments.tables")
-    return 0
+cli = command(
+    main, "width", Config, __doc__, "interrupted; the same command goes on after the last arm"
+)
 
 
 if __name__ == "__main__":

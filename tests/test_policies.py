@@ -93,7 +93,7 @@ def _line(trial: Trial, step: int, phase: str) -> dict:
     }
 
 
-tick: Callable[[], None] = lambda: None  # noqa: E731 - replaced by each test
+tick: Callable[[], None] = lambda: None
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
-"""Text as bytes: a folder, a file, or the running interpreter's standard library, which needs no download.
+"""Text as bytes: of a folder, a file, or the running interpreter's standard library.
 
-Tokens are the bytes of UTF-8, so that any language works with a vocabulary of 256::
+The last needs no download. Tokens are the bytes of UTF-8, so that any language works with a
+vocabulary of 256::
 
     corpus = text.load(None)
     batch = text.batches(corpus, batch_size=16, window=64)
@@ -51,10 +52,11 @@ class Corpus:
 
 
 def load(path: Path | str | None = None) -> Corpus:
-    """Reads a file (any bytes), a folder (all its UTF-8 text files), or with None the standard library's sources.
+    """Reads a file (any bytes), a folder (all its UTF-8 text files), or the standard library.
 
-    Files come in the order of their relative names; hidden files and folders are left out. Raises ValueError
-    where there is nothing to read, and says what would help.
+    The last is read where `path` is None. Files come in the order of their relative names; hidden
+    files and folders are left out. Raises ValueError where there is nothing to read, and says what
+    would help.
     """
     files = read_files(path)
     train, valid = split(np.frombuffer(b"".join(files.texts.values()), np.uint8))
@@ -89,29 +91,31 @@ def read_files(path: Path | str | None) -> Files:
         ) from error
     if not any(texts.values()):
         raise ValueError(
-            f"{origin} has no text: {len(texts)} empty files, and {skipped} that are not UTF-8 or hold NUL bytes "
-            "(hidden ones are not looked at); give a file or a folder with text in it"
+            f"{origin} has no text: {len(texts)} empty files, and {skipped} that are not UTF-8 or "
+            "hold NUL bytes (hidden ones are not looked at); give a file or a folder with text "
+            "in it"
         )
     return Files(texts, _digest(texts), skipped, origin)
 
 
 def batches(corpus: Corpus, batch_size: int, window: int) -> Callable[[int, int], np.ndarray]:
-    """Training batches as a pure function of (seed, step): uint8 [batch_size, window + 1], at random offsets.
+    """Training batches by (seed, step): uint8 [batch_size, window + 1], at random offsets.
 
-    A window is `window` inputs and, shifted by one byte, `window` targets. Raises ValueError where the
-    training part is shorter than one.
+    A window is `window` inputs and, shifted by one byte, `window` targets. Raises ValueError where
+    the training part is shorter than one.
     """
     offsets = corpus.train.size - window
     if offsets < 1:
         raise ValueError(
-            f"{corpus.origin}: {corpus.train.size} bytes for training, but one window of {window} needs "
-            f"{window + 1}; give more text or a smaller window"
+            f"{corpus.origin}: {corpus.train.size} bytes for training, but one window of {window} "
+            f"needs {window + 1}; give more text or a smaller window"
         )
     reach = np.arange(window + 1)
 
     def batch(seed: int, step: int) -> np.ndarray:
-        # A counter-based generator makes any step's batch without those before it. Its raw bits, unlike
-        # Generator's methods, are the same in every version of numpy; the bias of % is below 1e-9.
+        # A counter-based generator makes any step's batch without those before it. Its raw bits,
+        # unlike Generator's methods, are the same in every version of numpy; the bias of % is below
+        # 1e-9.
         bits = np.random.Philox(key=seed, counter=[0, step, 0, 0]).random_raw(batch_size)
         starts = (bits % np.uint64(offsets)).astype(np.int64)
         return corpus.train[starts[:, None] + reach]
@@ -120,18 +124,18 @@ def batches(corpus: Corpus, batch_size: int, window: int) -> Callable[[int, int]
 
 
 def shards(corpus: Corpus, n_shards: int, batch_size: int, window: int) -> tuple[np.ndarray, ...]:
-    """Validation shards, each uint8 [batch_size, window + 1]; windows are disjoint and spread evenly.
+    """Validation shards, each uint8 [batch_size, window + 1], of disjoint, evenly spread windows.
 
-    A shard is a stretch of the validation part, not a sample of all of it, so that the differences between
-    shards show how much the text matters. Raises ValueError where the windows do not fit.
+    A shard is a stretch of the validation part, not a sample of all of it, so that the differences
+    between shards show how much the text matters. Raises ValueError where the windows do not fit.
     """
     count = n_shards * batch_size
     needed, found = count * (window + 1), corpus.valid.size
     if found < needed:
         raise ValueError(
-            f"{corpus.origin}: {found} bytes for validation, but {n_shards} shards of {batch_size} windows of "
-            f"{window + 1} bytes need {needed}; give more text (about {20 * needed} bytes), fewer shards, or a "
-            f"smaller batch or window"
+            f"{corpus.origin}: {found} bytes for validation, but {n_shards} shards of {batch_size} "
+            f"windows of {window + 1} bytes need {needed}; give more text (about {20 * needed} "
+            "bytes), fewer shards, or a smaller batch or window"
         )
     starts = np.arange(count) * found // count
     windows = corpus.valid[starts[:, None] + np.arange(window + 1)]
@@ -139,7 +143,10 @@ def shards(corpus: Corpus, n_shards: int, batch_size: int, window: int) -> tuple
 
 
 def block_size(size: int) -> int:
-    """The bytes of a block, of which every twentieth is validation; a small text has smaller ones, to give eight."""
+    """The bytes of a block, of which every twentieth is validation.
+
+    A small text has smaller ones, to give eight.
+    """
     return min(BLOCK, max(1, size // 160))
 
 
@@ -153,9 +160,9 @@ def split(whole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Every 20th block is validation, so that both parts hold text from everywhere.
 
-    The end of a sorted list of files would be text of another kind than the rest (in the standard library, the
-    packages from `unittest` to `zoneinfo`).
-    Each part is joined without its gaps: a window across a seam meets one jump in the text.
+    The end of a sorted list of files would be text of another kind than the rest (in the standard
+    library, the packages from `unittest` to `zoneinfo`). Each part is joined without its gaps: a
+    window across a seam meets one jump in the text.
     """
     size = block_size(whole.size)
     blocks = [whole[start : start + size] for start in range(0, whole.size, size)]
@@ -181,12 +188,13 @@ def _gather(path: Path | str | None) -> tuple[dict[str, bytes], int, str]:
         return {root.name: root.read_bytes()}, 0, f"the file {root}"
     problem = "is neither a file nor a folder" if root.exists() else "does not exist"
     raise ValueError(
-        f"{root} {problem}; give a text file, a folder of text files, or none for the standard library's sources"
+        f"{root} {problem}; give a text file, a folder of text files, or none for the standard "
+        "library's sources"
     )
 
 
 def _files(root: Path, without: frozenset[str] = frozenset()) -> dict[str, Path]:
-    """Relative POSIX name -> path, sorted by name, of every file outside hidden folders and those named."""
+    """Relative POSIX name -> path, by name, of the files outside hidden folders and those named."""
 
     def fail(error: OSError) -> None:
         raise error

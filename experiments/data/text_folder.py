@@ -3,8 +3,8 @@
     python -m experiments.data.text_folder FOLDER --name novels
     python -m experiments.quickstart --data tfds:text_folder/novels
 
-Records are stretches of the files, cut at the ends of lines, in the order of the files' names; every twentieth is for
-validation, as in `experiments.data.text`.
+Records are stretches of the files, cut at the ends of lines, in the order of the files' names;
+every twentieth is for validation, as in `experiments.data.text`.
 """
 
 import dataclasses
@@ -18,17 +18,18 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 import tyro
-from rich.console import Console
 
+from experiments.cli import command
 from experiments.data import text
 
 
-# Not among the datasets that a name alone can prepare: it needs a folder. Prepared, it is read from its files.
+# Not among the datasets that a name alone can prepare: it needs a folder. Prepared, it is read from
+# its files.
 class TextFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A folder's text files; its config is the name that the folder is given.
 
-    Records are {"text", "file", "stretch"}: UTF-8 text without the newline that ends it, the relative name of its
-    file, and its place among the stretches of all files.
+    Records are {"text", "file", "stretch"}: UTF-8 text without the newline that ends it, the
+    relative name of its file, and its place among the stretches of all files.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -84,7 +85,10 @@ def _records(texts: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
 
 
 def _stretches(content: bytes, size: int) -> Iterator[bytes]:
-    """Cuts a text after about `size` bytes: at the end of a line, or in a longer line between two characters."""
+    """Cuts a text after about `size` bytes, at the end of a line.
+
+    A longer line is cut between two characters.
+    """
     start = 0
     while start < len(content):
         end = min(start + size, len(content))
@@ -106,8 +110,8 @@ def _stretches(content: bytes, size: int) -> Iterator[bytes]:
 def prepare(folder: Path | str, name: str, data_dir: Path | str | None = None) -> str:
     """Prepares a folder or a file, where that has not been done; returns what `--data` takes.
 
-    Raises ValueError for a folder without text or with too little, a name or a file that does not do, where other text
-    is prepared under this name, and where nothing can be written.
+    Raises ValueError for a folder without text or with too little, a name or a file that does not
+    do, where other text is prepared under this name, and where nothing can be written.
     """
     corpus = text.read_files(folder)
     if not name.isidentifier():
@@ -118,7 +122,8 @@ def prepare(folder: Path | str, name: str, data_dir: Path | str | None = None) -
     # In a folder other files are left out; a file alone is read whatever it holds.
     if not all(map(text.is_text, corpus.texts.values())):
         raise ValueError(
-            f"{corpus.origin} is not UTF-8 text, or holds NUL bytes; convert it first, as with iconv -t UTF-8"
+            f"{corpus.origin} is not UTF-8 text, or holds NUL bytes; convert it first, as with "
+            "iconv -t UTF-8"
         )
     if not any(text.is_validation(number) for number, _ in enumerate(_records(corpus.texts))):
         raise ValueError(f"{corpus.origin} has too little text to split; give more")
@@ -126,7 +131,8 @@ def prepare(folder: Path | str, name: str, data_dir: Path | str | None = None) -
         return _prepared(corpus, name, data_dir)
     except OSError as error:
         raise ValueError(
-            f"{error.filename or data_dir} cannot be written ({error.strerror}); give another --data-dir"
+            f"{error.filename or data_dir} cannot be written ({error.strerror}); give another "
+            "--data-dir"
         ) from error
 
 
@@ -136,7 +142,8 @@ def _prepared(corpus: text.Files, name: str, data_dir: Path | str | None) -> str
         found = (builder.info.metadata or {}).get("digest")
         if found != corpus.digest:
             raise ValueError(
-                f"{builder.data_path} holds other text under the name {name!r}; give another --name, or remove it"
+                f"{builder.data_path} holds other text under the name {name!r}; give another "
+                "--name, or remove it"
             )
     else:
         builder.download_and_prepare()
@@ -155,19 +162,15 @@ class Arguments:
     """Where datasets are kept; by default TFDS's own place."""
 
 
-def cli() -> int:
-    """The command line: exit code 2 for input that does not fit."""
-    given = tyro.cli(Arguments, description=__doc__)
+def main(given: Arguments) -> None:
+    """Prepares the folder, and prints the command that reads it."""
     name = given.name or given.folder.resolve().stem
-    try:
-        found = prepare(given.folder, name, given.data_dir)
-    except ValueError as error:
-        console = Console(stderr=True, soft_wrap=True, highlight=False)
-        console.print(f"text_folder: {error}", markup=False)
-        return 2
+    found = prepare(given.folder, name, given.data_dir)
     where = ["--data-dir", str(given.data_dir)] if given.data_dir else []
     print("python -m experiments.quickstart", shlex.join(["--data", found, *where]))
-    return 0
+
+
+cli = command(main, "text_folder", Arguments, __doc__)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """TensorFlow Datasets as text, through their own loader and without TensorFlow::
 
-    corpus = tfds.load("text_folder/novels")            # a folder prepared by experiments.data.text_folder
+    corpus = tfds.load("text_folder/novels")            # what experiments.data.text_folder prepared
     corpus = tfds.load("ag_news_subset:description")    # one field of a dataset
     corpus = tfds.load("imdb_reviews/plain_text:1.0.0") # NAME[/CONFIG][:VERSION][:FIELD]
 
-Datasets are read as ArrayRecord, record by record. TFRecord needs TensorFlow; Parquet, as TFDS 4.9 writes it, loses
-records.
+Datasets are read as ArrayRecord, record by record. TFRecord needs TensorFlow; Parquet, as TFDS 4.9
+writes it, loses records.
 """
 
 import difflib
@@ -49,16 +49,18 @@ class Name(NamedTuple):
 def load(name: str, data_dir: Path | str | None = None) -> text.Corpus:
     """Reads a dataset's text: `train` for training, `validation`, or else `test`, for validation.
 
-    Where there is only `train`, every twentieth stretch of it is for validation. A newline stands between records. The
-    digest is that of the records, not of the files that hold them.
+    Where there is only `train`, every twentieth stretch of it is for validation. A newline stands
+    between records. The digest is that of the records, not of the files that hold them.
 
     Args:
-        name: `NAME[/CONFIG][:VERSION][:FIELD]`; without a field, `text`, or the dataset's only text.
-        data_dir: where datasets are prepared; by default TFDS's own place. What is not there is downloaded.
+        name: `NAME[/CONFIG][:VERSION][:FIELD]`; without a field, `text`, or the only text.
+        data_dir: where datasets are prepared; by default TFDS's own place. What is
+            not there is downloaded.
 
     Raises:
-        ValueError: for a dataset, config, version, split or field that does not exist, with the nearest that do; where
-            it is prepared in another format than ArrayRecord, or cannot be prepared here.
+        ValueError: for a dataset, config, version, split or field that does not exist, with the
+            nearest that do; where it is prepared in another format than ArrayRecord, or cannot be
+            prepared here.
     """
     wanted = parse(name)
     root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
@@ -73,7 +75,8 @@ def load(name: str, data_dir: Path | str | None = None) -> text.Corpus:
     splits = list(builder.info.splits)
     if "train" not in splits:
         raise ValueError(
-            f"tfds:{name} has no split 'train'; it has {splits}{_nearest('train', splits)}; choose another dataset"
+            f"tfds:{name} has no split 'train'; it has {splits}{_nearest('train', splits)}; choose "
+            "another dataset"
         )
     second = next((each for each in ("validation", "test") if each in splits), None)
     records = {split: list(_records(builder, split, field)) for split in ("train", second) if split}
@@ -86,7 +89,8 @@ def load(name: str, data_dir: Path | str | None = None) -> text.Corpus:
     parts = [np.frombuffer(b"\n".join(each), np.uint8) for each in kept.values()]
     if not parts[0].size:
         raise ValueError(
-            f"tfds:{name}: no record of 'train' has text in {field!r}; choose another field or dataset"
+            f"tfds:{name}: no record of 'train' has text in {field!r}; choose another field or "
+            "dataset"
         )
     train, valid = parts if second else text.split(parts[0])
     found = sum(map(len, records.values()))
@@ -102,7 +106,8 @@ def parse(name: str) -> Name:
     version = rest.pop(0) if rest and _VERSION.fullmatch(rest[0]) else None
     if not dataset or len(rest) > 1 or "" in rest:
         raise ValueError(
-            f"tfds:{name} is no dataset; expected tfds:NAME[/CONFIG][:VERSION][:FIELD], as tfds:ag_news_subset:title"
+            f"tfds:{name} is no dataset; expected tfds:NAME[/CONFIG][:VERSION][:FIELD], as "
+            "tfds:ag_news_subset:title"
         )
     return Name(dataset, config or None, version, rest[0] if rest else None)
 
@@ -124,8 +129,8 @@ def _check_known(wanted: Name, root: Path) -> None:
             made = tfds.builder_cls(wanted.dataset)
         except ImportError as error:
             raise ValueError(
-                f"the code of {wanted.dataset} needs a package that is not installed ({_first(error)}); install it, or "
-                f"choose another dataset"
+                f"the code of {wanted.dataset} needs a package that is not installed "
+                f"({_first(error)}); install it, or choose another dataset"
             ) from error
         configs += list(made.builder_configs)
         stated = [made.VERSION, *made.SUPPORTED_VERSIONS]
@@ -140,7 +145,8 @@ def _check_known(wanted: Name, root: Path) -> None:
         )
     if not wanted.config and configs and wanted.dataset not in registered:
         raise ValueError(
-            f"{wanted.dataset} has several configs; say which: tfds:{wanted.dataset}/CONFIG with one of {configs}"
+            f"{wanted.dataset} has several configs; say which: tfds:{wanted.dataset}/CONFIG with "
+            f"one of {configs}"
         )
     if wanted.config:
         found = _folders(root / wanted.dataset / wanted.config)
@@ -153,33 +159,36 @@ def _check_known(wanted: Name, root: Path) -> None:
 
 
 def _prepare(builder: Any, root: Path) -> None:
-    """Downloads what is not there; raises ValueError where that fails, or where it is there in another format."""
+    """Downloads what is not there; raises ValueError where it fails or finds another format."""
     if not builder.info.splits:
         try:
             builder.download_and_prepare(file_format=FORMAT)
         except Exception as error:
             raise ValueError(
-                f"{builder.info.full_name} is not in {root}, and cannot be prepared here: {_first(error)}. Prepare it "
-                f"where there are TensorFlow and the network, bring the folder here and give it as --data-dir: "
-                f"{_command(builder)}"
+                f"{builder.info.full_name} is not in {root}, and cannot be prepared here: "
+                f"{_first(error)}. Prepare it where there are TensorFlow and the network, bring "
+                f"the folder here and give it as --data-dir: {_command(builder)}"
             ) from error
     # A builder that has just prepared its files does not always know their format.
     found = builder.info.file_format
     if found is not None and found.value != FORMAT:
         raise ValueError(
-            f"{builder.info.full_name} is prepared in {root} as {found.value}, which cannot be read safely without "
-            f"TensorFlow; prepare it again in another folder and give that as --data-dir: {_command(builder)}"
+            f"{builder.info.full_name} is prepared in {root} as {found.value}, which cannot be "
+            "read safely without TensorFlow; prepare it again in another folder and give that as "
+            f"--data-dir: {_command(builder)}"
         )
 
 
 def _spelled(builder: Any) -> str:
-    """NAME[/CONFIG]:VERSION; TFDS's full name has a slash before the version, which its own parser refuses."""
+    """NAME[/CONFIG]:VERSION."""
+    # The full name has a slash before the version, which TFDS's own parser refuses.
     return ":".join(builder.info.full_name.rsplit("/", 1))
 
 
 def _command(builder: Any) -> str:
     return (
-        f"python -c \"import tensorflow_datasets as tfds; tfds.builder({_spelled(builder)!r}, data_dir='datasets')"
+        f'python -c "import tensorflow_datasets as tfds; tfds.builder({_spelled(builder)!r}, '
+        "data_dir='datasets')"
         f'.download_and_prepare(file_format={FORMAT!r})"'
     )
 
@@ -193,7 +202,8 @@ def _field(builder: Any, wanted: str | None) -> str:
         return "text" if "text" in texts else texts[0]
     if wanted is None:
         raise ValueError(
-            f"{name} has {len(texts) or 'no'} fields of text{': ' * bool(texts)}{', '.join(texts)}; "
+            f"{name} has {len(texts) or 'no'} fields of text"
+            f"{': ' * bool(texts)}{', '.join(texts)}; "
             + (
                 f"say which, as tfds:...:{texts[0]}"
                 if texts
@@ -202,11 +212,13 @@ def _field(builder: Any, wanted: str | None) -> str:
         )
     if wanted not in features:
         raise ValueError(
-            f"{name} has no field {wanted!r}; its fields of text are {texts}{_nearest(wanted, texts)}"
+            f"{name} has no field {wanted!r}; its fields of text are "
+            f"{texts}{_nearest(wanted, texts)}"
         )
     if wanted not in texts:
         raise ValueError(
-            f"the field {wanted!r} of {name} is {type(features[wanted]).__name__}, not text; its fields of text are {texts}"
+            f"the field {wanted!r} of {name} is {type(features[wanted]).__name__}, not text; its "
+            f"fields of text are {texts}"
         )
     return wanted
 
@@ -225,8 +237,8 @@ def _records(builder: Any, split: str, field: str) -> Iterator[bytes]:
     expected = builder.info.splits[split].num_examples
     if len(source) != expected:
         raise ValueError(
-            f"{builder.info.full_name}: the split {split!r} holds {len(source)} records, its description says "
-            f"{expected}; prepare it again"
+            f"{builder.info.full_name}: the split {split!r} holds {len(source)} records, its "
+            f"description says {expected}; prepare it again"
         )
     for start in range(0, expected, _CHUNK):
         for record in source.__getitems__(range(start, min(start + _CHUNK, expected))):
@@ -254,7 +266,8 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _first(error: Exception) -> str:
-    """The first line of an error, or that of the missing package behind it; TFDS wraps that together with a record."""
+    """The first line of an error, or that of the missing package behind it."""
+    # TFDS wraps that together with a record.
     chain: list[BaseException] = [error]
     while cause := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(cause)

@@ -1,7 +1,8 @@
-"""A small decoder-only transformer over bytes, in Flax linen as one would write it without thinking of growth.
+"""A small decoder-only transformer over bytes, in Flax linen, written without a thought of growth.
 
-Pre-norm blocks (GPT-2: Radford et al., 2019) with RMSNorm (Zhang and Sennrich, 2019, arXiv:1910.07467), learned
-positions, a GELU MLP and a tied head (Press and Wolf, 2017, arXiv:1608.05859)::
+Pre-norm blocks (GPT-2: Radford et al., 2019) with RMSNorm (Zhang and Sennrich, 2019,
+arXiv:1910.07467), learned positions, a GELU MLP and a tied head (Press and Wolf, 2017,
+arXiv:1608.05859)::
 
     model = gpt.model(gpt.Config(layers=6, width=64, heads=4, window=64))
     params = jax.jit(model.init)(jax.random.key(0))
@@ -33,9 +34,10 @@ class Config:
         mlp: hidden units of a block's MLP; None is 4 x width.
         head_dim: size of a head; None is width / heads.
         dropout: rate after the embedding and after each sublayer, in training only.
-        scanned: one stack of parameters with a leading layer axis (`layers/...`) instead of one subtree for
-            each layer (`layers_0/...`). Same function. Unrolled is the default because XLA on CPU runs its
-            training step in about 0.8 of the time, and compiles 3 to 6 layers no slower.
+        scanned: one stack of parameters with a leading layer axis (`layers/...`) instead of one
+            subtree for each layer (`layers_0/...`). Same function. Unrolled is the default because
+            XLA on CPU runs its training step in about 0.8 of the time, and compiles 3 to 6 layers
+            no slower.
         epsilon: of every RMSNorm.
         logit_scale: multiplies the logits; a tied head needs it where growing scales the embedding.
         dtype: of activations; softmax, norms and logits are float32 at least.
@@ -62,7 +64,8 @@ class Config:
                 raise ValueError(f"{name}={getattr(self, name)}: a GPT needs at least 1")
         if self.head_dim is None and self.width % self.heads:
             raise ValueError(
-                f"width={self.width} does not divide into heads={self.heads}; change one of them or give head_dim"
+                f"width={self.width} does not divide into heads={self.heads}; change one of them "
+                "or give head_dim"
             )
 
     @property
@@ -71,8 +74,9 @@ class Config:
         return jnp.promote_types(self.dtype, jnp.float32)
 
 
-# A residual output starts smaller by the square root of the number of additions, so that the stream's scale at
-# the end does not grow with depth (GPT-2, section 2.3; with fan-in scaling in place of its fixed 0.02).
+# A residual output starts smaller by the square root of the number of additions, so that the
+# stream's scale at the end does not grow with depth (GPT-2, section 2.3; with fan-in scaling in
+# place of its fixed 0.02).
 def _residual_init(config: Config) -> nn.initializers.Initializer:
     return nn.initializers.variance_scaling(1 / (2 * config.layers), "fan_in", "truncated_normal")
 
@@ -217,9 +221,10 @@ UNROLLED = Axes(
 
 @functools.cache
 def model(config: Config) -> Model:
-    """The GPT as lagjax wants it; a batch is integer tokens [B, T + 1]: T inputs and the T tokens after each.
+    """The GPT as lagjax wants it.
 
-    Equal configs give the same functions, so that jit compiles them once.
+    A batch is integer tokens [B, T + 1]: T inputs and the T tokens after each. Equal configs give
+    the same functions, so that jit compiles them once.
     """
     net = GPT(config)
 

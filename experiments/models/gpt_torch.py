@@ -1,4 +1,4 @@
-"""The GPT of `gpt.py` in PyTorch with its fused attention, to compare the speed of a training step with."""
+"""The GPT of `gpt.py` in PyTorch with fused attention, to compare a training step's speed with."""
 
 from typing import Any
 

@@ -1,12 +1,13 @@
 """One decoder-only transformer with every choice that matters to growing it.
 
-Multi-head, grouped-query or multi-query attention; RMSNorm or LayerNorm, before or after; learned, rotary (Su et al.,
-2021, arXiv:2104.09864) or relative positions (Raffel et al., 2020, arXiv:1910.10683); GELU or SwiGLU (Shazeer, 2020,
-arXiv:2002.05202); a dense MLP or a mixture of experts; tied or not; in linen, scanned or unrolled, or in nnx::
+Multi-head, grouped-query or multi-query attention; RMSNorm or LayerNorm, before or after; learned,
+rotary (Su et al., 2021, arXiv:2104.09864) or relative positions (Raffel et al., 2020,
+arXiv:1910.10683); GELU or SwiGLU (Shazeer, 2020, arXiv:2002.05202); a dense MLP or a mixture of
+experts; tied or not; in linen, scanned or unrolled, or in nnx::
 
     config = transformer.Config(
-        layers=2, width=64, kv=2, group=2, head_dim=16, mlp=256, window=64, vocab=256, norm="rms", pre=True,
-        positions="rope", tied=True, gated=True,
+        layers=2, width=64, kv=2, group=2, head_dim=16, mlp=256, window=64, vocab=256, norm="rms",
+        pre=True, positions="rope", tied=True, gated=True,
     )
     model = transformer.model(config)
     params = jax.jit(model.init)(jax.random.key(0))
@@ -73,21 +74,24 @@ class Config:
         window: longest input, in tokens.
         vocab: number of tokens.
         norm: RMSNorm, or LayerNorm, which has a bias too.
-        pre: norms before each sublayer and one at the end, x + f(norm(x)), instead of norm(x + f(x)).
-        positions: a learned embedding of each position, rotated queries and keys, or a learned bias of the
-            scores for each distance, which all layers share.
+        pre: norms before each sublayer and one at the end, x + f(norm(x)), instead of
+            norm(x + f(x)).
+        positions: a learned embedding of each position, rotated queries and keys, or a learned bias
+            of the scores for each distance, which all layers share.
         tied: the head reads the embedding; it then has no bias.
         gated: silu(gate) * up instead of gelu(up).
         biases: of q, k, v, out, up, gate and down, and of an untied head.
-        experts: MLPs in a mixture of which a token takes `top`; 0 is one dense MLP without a router.
+        experts: MLPs in a mixture of which a token takes `top`; 0 is one dense MLP, no router.
         top: experts for each token, weighted by the softmax over their router logits.
-        implementation: linen with one stack of parameters with a leading layer axis (`layers/...`), linen with a
-            subtree for each layer (`layers_0/...`), or nnx (`layers/0/...`). The same function.
+        implementation: linen with one stack of parameters with a leading layer axis (`layers/...`),
+            linen with a subtree for each layer (`layers_0/...`), or nnx (`layers/0/...`). The same
+            function.
         epsilon: of every norm.
         logit_scale: multiplies the logits.
         frequencies: radians per token of each rotated pair, head_dim / 2 of them; None is
             10000 ** (-2 j / head_dim).
-        dtype: of parameters and activations; norms, rotations, softmax and logits are float32 at least.
+        dtype: of parameters and activations; norms, rotations, softmax and logits are float32 at
+            least.
     """
 
     layers: int
@@ -120,33 +124,34 @@ class Config:
         for name, allowed in _CHOICES.items():
             if (choice := getattr(self, name)) not in allowed:
                 raise ValueError(
-                    f"{name}={choice!r}: expected one of {', '.join(map(repr, allowed))}; choose one"
+                    f"{name}={choice!r}: expected one of {', '.join(map(repr, allowed))}; "
+                    "choose one"
                 )
         if self.top > max(self.experts, 1):
             raise ValueError(
-                f"top={self.top} with experts={self.experts}: a token cannot take more experts than there are; "
-                "lower top or raise experts"
+                f"top={self.top} with experts={self.experts}: a token cannot take more experts "
+                "than there are; lower top or raise experts"
             )
         if self.positions == "rope" and self.head_dim % 2:
             raise ValueError(
-                f"head_dim={self.head_dim}: rotary positions turn pairs, so an even size was expected; change "
-                "head_dim or positions"
+                f"head_dim={self.head_dim}: rotary positions turn pairs, so an even size was "
+                "expected; change head_dim or positions"
             )
         if self.frequencies is not None:
             if self.positions != "rope":
                 raise ValueError(
-                    f"frequencies with positions={self.positions!r}: only rotary positions have any; drop them or "
-                    "set positions='rope'"
+                    f"frequencies with positions={self.positions!r}: only rotary positions have "
+                    "any; drop them or set positions='rope'"
                 )
             if len(self.frequencies) != self.head_dim // 2:
                 raise ValueError(
-                    f"{len(self.frequencies)} frequencies, expected head_dim / 2 = {self.head_dim // 2}, one for "
-                    "each pair; correct frequencies or head_dim"
+                    f"{len(self.frequencies)} frequencies, expected head_dim / 2 = "
+                    f"{self.head_dim // 2}, one for each pair; correct frequencies or head_dim"
                 )
 
     @property
     def wide(self) -> jnp.dtype:
-        """The dtype of norms, rotations, softmax and logits: float32, or float64 where the parameters are."""
+        """Of norms, rotations, softmax and logits: float32, or float64 where the parameters are."""
         return jnp.promote_types(self.dtype, jnp.float32)
 
 
@@ -188,7 +193,7 @@ def _rows(config: Config) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _axes(config: Config) -> Axes:
-    """The table; rows have the same names for all implementations, and for dense MLPs and experts."""
+    """The table; rows have the same names for all implementations, with experts and without."""
     c = config
     layer, rows = _rows(c)
     stacked = "#layers " if c.implementation == "scanned" else ""
@@ -220,7 +225,7 @@ class Shape(NamedTuple):
 
 
 def shapes(config: Config) -> tuple[dict[str, Shape], dict[str, Shape]]:
-    """Path → shape and initializer: of the parameters of a layer, and of those outside of the layers."""
+    """Path → shape and initializer: of the parameters of a layer, and of those outside."""
     c = config
     sizes = {
         "embed": c.width,
@@ -281,7 +286,7 @@ def _norm(values: Values, config: Config, x: jax.Array) -> jax.Array:
 
 
 def _rotate(config: Config, x: jax.Array) -> jax.Array:
-    """Rotates the pairs (j, j + head_dim / 2) by position: [B, T, ..., head_dim] → the same shape."""
+    """Rotates the pairs (j, j + head_dim / 2) by position: [B, T, ..., head_dim] → the same."""
     half = config.head_dim // 2
     frequencies = _frequencies(config)
     # In NumPy's float64, so that the angles are exact to the last bit of either dtype.
@@ -325,11 +330,12 @@ def _mlp(values: Values, config: Config, x: jax.Array) -> jax.Array:
 
 
 def _mixture(values: Values, config: Config, x: jax.Array) -> jax.Array:
-    """The MLPs of each token's `top` experts, weighted: [B, T, width] → [B, T, width]; all are computed."""
+    """The MLPs of each token's `top` experts, weighted: [B, T, width] → [B, T, width]."""
     experts = {name: linear for name, linear in values.items() if name != "router"}
+    # All are computed: these models are small.
     outputs = jax.vmap(lambda one: _mlp(one, config, x))(experts)
     logits = _linear(values["router"], "bte,ex->btx", x).astype(config.wide)
-    # Not the logits at or above the k-th largest: equal ones would bring in more experts than `top`.
+    # Not the logits at or above the k-th largest: equal ones would be more experts than `top`.
     best, chosen = jax.lax.top_k(logits, config.top)
     chosen = jax.nn.one_hot(chosen, config.experts, dtype=config.wide)
     weights = jnp.einsum("btk,btkx->btx", jax.nn.softmax(best), chosen)
@@ -353,8 +359,8 @@ def _start(values: Values, config: Config, tokens: jax.Array) -> tuple[jax.Array
     """Tokens [B, T] → [B, T, width], and the bias of all layers' scores [kv, group, T, T]."""
     if tokens.ndim != 2 or tokens.shape[1] > config.window:
         raise ValueError(
-            f"tokens have shape {tokens.shape}, expected [B, T] with T <= window={config.window}; cut them or "
-            "raise window"
+            f"tokens have shape {tokens.shape}, expected [B, T] with T <= window={config.window}; "
+            "cut them or raise window"
         )
     length = tokens.shape[1]
     x = values["embed"]["embedding"][tokens.astype(jnp.int32)]
@@ -509,7 +515,9 @@ def _nnx(config: Config) -> tuple[Callable, Callable]:
 
 
 def required(config: Config, requires: Sequence[Requirement], small: Config) -> Config:
-    """The large model's configuration with what a plan requires: an epsilon, a multiplier of the logits, frequencies, experts a token.
+    """The large model's configuration with what a plan requires.
+
+    That is an epsilon, a multiplier of the logits, frequencies, or experts a token.
 
     Args:
         config: of the large model as it was asked for.
@@ -537,9 +545,10 @@ def _frequencies(config: Config) -> tuple[float, ...]:
 
 @functools.cache
 def model(config: Config) -> Model:
-    """The transformer as lagjax wants it; a batch is integer tokens [B, T + 1]: T inputs and the T tokens after each.
+    """The transformer as lagjax wants it.
 
-    Equal configs give the same functions, so that jit compiles them once.
+    A batch is integer tokens [B, T + 1]: T inputs and the T tokens after each. Equal configs give
+    the same functions, so that jit compiles them once.
     """
     init, logits = (_nnx if config.implementation == "nnx" else _linen)(config)
 

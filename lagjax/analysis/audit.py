@@ -1,6 +1,6 @@
 """The audit: what the losses at each step would have told about the end, where every candidate was trained to it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -62,6 +62,34 @@ class Audit(NamedTuple):
     transition: Transition
 
 
+def matrix(
+    curves: Mapping[tuple[str, int], Mapping[int, float | None]],
+    names: Sequence[str],
+    seeds: Sequence[int],
+) -> tuple[list[int], NDArray[np.float64]]:
+    """The losses of all trials at the steps that they share, as `audit` takes them.
+
+    Where a trial failed, its losses are missing from there on; steps are those of the trials that
+    did not fail, so that one failure does not hide the others' ends.
+
+    Args:
+        curves: for each candidate and seed, the validation loss (nats per token) at each evaluated
+            step, None where it was not finite.
+        names: of the candidates, in the order wanted.
+        seeds: likewise.
+
+    Returns:
+        The steps, ascending, and losses_TxCxS by step, candidate and seed, NaN from where one
+        failed; no steps at all where all failed.
+    """
+    trials = [[curves.get((name, seed), {}) for seed in seeds] for name in names]
+    whole = [set(curve) for each in trials for curve in each if None not in curve.values()]
+    steps = sorted(set.intersection(*whole)) if whole else []
+    losses = [[[curve.get(step) for curve in each] for each in trials] for step in steps]
+    # None becomes NaN; the shape is given for the case that there are no steps.
+    return steps, np.array(losses, float).reshape(len(steps), len(names), len(seeds))
+
+
 def audit(
     names: Sequence[str],
     controls: frozenset[str],
@@ -83,6 +111,8 @@ def audit(
         None where fewer than two candidates that are no controls have ended.
     """
     able = np.array([name not in controls for name in names])
+    if not len(steps):
+        return None
     end_CxS = losses_TxCxS[-1]
     final_C = end_CxS.mean(axis=1)
     ended = able & np.isfinite(final_C)

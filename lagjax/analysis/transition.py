@@ -36,17 +36,17 @@ def transition(
     """Fits ln loss = a + b ln step + c max(0, ln step − ln k) to every curve, with one knot k for all.
 
     Each curve has its own a, b, c and noise; the knot maximises the likelihood of all. Step 0, which has no logarithm,
-    and curves that are not finite throughout are left out. The interval resamples the curves. None is found where
+    and curves that are not finite and positive throughout are left out. The interval resamples the curves. None is found where
     two segments are not clearly better than one by BIC, or where the interval reaches an end of the measured range.
 
     Args:
         steps: of the evaluations, ascending.
-        losses_TxC: nats per token, positive, a curve in each column.
+        losses_TxC: a curve in each column.
         draws: bootstrap samples; the generator's seed is fixed.
     """
     at = np.asarray(steps) > 0
     curves = losses_TxC[at]
-    curves = np.log(curves[:, np.isfinite(curves).all(axis=0)])
+    curves = np.log(curves[:, (np.isfinite(curves) & (curves > 0)).all(axis=0)])
     points, number = curves.shape
     if points < 6 or number < 2:
         return Transition(
@@ -54,7 +54,7 @@ def transition(
             None,
             None,
             None,
-            f"{number} curves of {points} points; a fit needs at least 2 of 6",
+            f"{number} curves of {points} positive points; a fit needs at least 2 of 6",
         )
     x = np.log(np.asarray(steps, float)[at])
     # Two points at least lie on either side of a knot.

@@ -1,44 +1,33 @@
-"""The pictures of a run, each drawn for a wide page and for a phone.
+"""The pictures of a run, each drawn once: for a screen or a phone, light or dark.
 
 matplotlib is asked for here only, and only when a page is made: it is the extra `report`.
 """
 
 import contextlib
+import html
+import io
 import math
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from lagjax.analysis.audit import Audit
-from lagjax.report import labels, svg
-from lagjax.report.curves import Curve
-from lagjax.report.facts import Facts, ranks
+from lagjax.report.facts import Curve, Facts, ranks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-
-class Sheet(NamedTuple):
-    """The paper: sizes in CSS pixels at full width."""
-
-    name: str
-    width: int
-    font: float
-    right: int  # room for the names of candidates
-    name_length: int
-
-
-WIDE = Sheet("wide", 1000, 13.0, 190, 24)
-NARROW = Sheet("narrow", 328, 12.0, 112, 12)
-
-C = svg.COLOURS
+WIDTH, FONT = 760, 13.0
+"""Pixels at full width; a page scales the picture, and a narrow one scrolls it."""
+NAMES = 205
+"""Room for names at the right, in pixels."""
 
 
 class Look(NamedTuple):
     """How the line of a candidate is drawn."""
 
-    colour: str
+    text: str
     width: float
     dashes: Any
     opacity: float
@@ -46,364 +35,229 @@ class Look(NamedTuple):
 
 
 LOOKS = {
-    "winner": Look(C["winner"], 2.6, "solid", 1.0, 9),
-    "runner": Look(C["runner"], 2.0, (0, (6, 2)), 1.0, 8),
-    "start": Look(C["start"], 2.0, (0, (6, 2, 1.5, 2)), 1.0, 7),
-    "failed": Look(C["failed"], 1.3, "solid", 0.9, 5),
-    "other": Look(C["other"], 1.2, "solid", 0.75, 4),
-    "control": Look(C["control"], 1.2, (0, (1.5, 2)), 0.9, 3),
+    "winner": Look("winner", 2.6, "solid", 1.0, 9),
+    "runner": Look("runner-up", 2.0, (0, (6, 2)), 1.0, 8),
+    "start": Look("lowest right after growing", 2.0, (0, (6, 2, 1.5, 2)), 1.0, 7),
+    "failed": Look("failed", 1.3, "solid", 0.9, 5),
+    "other": Look("other candidates", 1.2, "solid", 0.75, 4),
+    "baseline": Look("baselines", 1.4, (0, (3, 2)), 0.9, 3),
+    "control": Look("controls", 1.2, (0, (1.5, 2)), 0.9, 3),
 }
+TOLD = ("winner", "runner", "start")
+# Stand-ins that matplotlib carries through untouched. The page replaces each by a CSS variable, so
+# that one drawing serves light and dark.
+C = {
+    name: f"#0102{number:02x}"
+    for number, name in enumerate(("ink", "muted", "line", "surface", "source", *LOOKS))
+}
+SPINES = ("axes.spines.top", "axes.spines.right", "axes.spines.left")
+LINES = ("axes.edgecolor", "grid.color", "xtick.color", "ytick.color")
+TEXTS = ("axes.titlecolor", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor")
+STYLE: dict[str, Any] = {
+    **dict.fromkeys(SPINES, False),
+    **dict.fromkeys(LINES, C["line"]),
+    **dict.fromkeys(TEXTS, C["muted"]),
+    "text.color": C["ink"],
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize", "legend.fontsize"), FONT),
+    "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and copied
+    "svg.hashsalt": "lagjax",  # ids are the same each time
+    "text.parse_math": False,  # a name may hold a dollar sign
+    "font.family": "DejaVu Sans",  # comes with matplotlib, and is wider than fonts of browsers
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "ytick.major.size": 0,
+    "lines.solid_capstyle": "round",
+}
+DOTTED: dict[str, Any] = {"color": C["winner"], "linewidth": 2.2, "marker": "o", "clip_on": False}
+LEVEL: dict[str, Any] = {"color": C["source"], "linewidth": 1.2, "linestyle": (0, (4, 3))}
 
 
-def role(facts: Facts, name: str) -> str:
-    """The key of a candidate in LOOKS: what is most worth seeing about it."""
-    if name == facts.winner:
-        return "winner"
-    if name == facts.runner_up:
-        return "runner"
-    if name == facts.start_choice:
-        return "start"
-    if facts.status.get(name, "ok") != "ok":
-        return "failed"
-    return "control" if name in facts.controls else "other"
+class Tag(NamedTuple):
+    """The name of what ends at (x, y)."""
+
+    x: float
+    y: float
+    text: str
+    colour: str
 
 
-def curves(facts: Facts, sheet: Sheet) -> str:
+def curves(facts: Facts) -> str:
     """Every candidate's validation loss from growing to the end of what was trained."""
-    lines = facts.probes
-    steps = [step for curve in _all_curves(facts) for step in curve.steps]
-    with _figure(sheet, 420 if sheet is WIDE else 340) as (figure, axes):
-        place = Steps(steps)
-        place.ticks(axes, sheet, facts.lag if facts.decision else None)
-        ranked = [curve for name, curve in lines.items() if _counts(facts, name)]
-        ranked += [curve for name, curve in facts.continued.items()]
-        losses = [loss for curve in ranked or _all_curves(facts) for loss in curve.losses]
-        if facts.source and facts.source.losses:
-            losses.append(facts.source.losses[-1])
-        _limits(axes, losses)
-        _lag_line(axes, place, facts)
-        for name, curve in lines.items():
-            _line(axes, place, curve, LOOKS[role(facts, name)])
-        for name, curve in facts.continued.items():
-            _line(axes, place, curve, LOOKS[role(facts, name)])
-        tags = [
-            labels.Tag(
-                curve.losses[-1],
-                _short(name, sheet),
-                C[role(facts, name)],
-                place(curve.steps[-1]),
-            )
-            for name, curve in (lines | facts.continued).items()
-            # A name stands where its line ends; one that ends at the lag is named in the next picture.
-            if curve.steps and place(curve.steps[-1]) >= place.right - 1e-9
-            if role(facts, name) in ("winner", "runner", "start")
-        ]
-        if facts.source and facts.source.losses:
-            level = facts.source.losses[-1]
-            axes.axhline(level, color=C["source"], linewidth=1.2, linestyle=(0, (4, 3)), zorder=2)
-            tags.append(labels.Tag(level, "small model", C["source"], place.right))
-        labels.column(axes, tags, sheet.font, place.right)
-        return svg.inline(figure, f"c{sheet.name[0]}", "Validation loss against step")
+    everyone = [*facts.probes.items(), *facts.continued.items()]
+    shown = [curve for name, curve in everyone if _counts(facts, name)]
+    losses = [loss for curve in shown or dict(everyone).values() for loss in curve.losses]
+    level = facts.source.losses[-1] if facts.source and facts.source.losses else None
+    with _axes(f"validation loss, {facts.unit}", 450, top=80) as axes:
+        right = _steps(axes, [step for _, curve in everyone for step in curve.steps], facts)
+        _limits(axes.set_ylim, losses if level is None else [*losses, level])
+        tags = []
+        for name, curve in everyone:
+            tag = _line(axes, facts, name, curve.steps, curve.losses, curve.failed)
+            # A name stands where its line ends; one that ends earlier is named in the next picture.
+            if tag and tag.x == right and facts.part(name) in TOLD:
+                tags.append(tag)
+        if level is not None:
+            axes.axhline(level, **LEVEL)
+            tags.append(Tag(right, level, "small model", C["source"]))
+        _column(axes, tags)
+        _key(axes, facts)
+        return _svg(axes, "Validation loss against step")
 
 
-def probes(facts: Facts, sheet: Sheet) -> str:
-    """Each probe's loss above that of the winner at the same step: what all have in common is gone, so they stand apart.
+def probes(facts: Facts) -> str:
+    """Each probe's loss above that of the winner at the same step.
 
-    Without a decision the best so far takes the winner's place.
+    What all have in common is gone, so they stand apart. Without a decision the best so far takes
+    the winner's place.
     """
     best = facts.probes[facts.winner or facts.ranking[0]]
-    shown = {
-        name: Curve(steps, tuple(gaps), curve.seeds)
+    gaps = {
+        name: gap
         for name, curve in facts.probes.items()
-        if _counts(facts, name)
-        for steps, gaps in [_above(curve, best)]
-        if steps
+        if _counts(facts, name) and (gap := _above(curve, best))
     }
-    room = round(1.35 * sheet.font * len(shown)) + 100
-    with _figure(
-        sheet,
-        max(420 if sheet is WIDE else 340, room),
-        title="loss above the winner's" if facts.winner else "loss above the best's",
-    ) as (figure, axes):
-        place = Steps([step for curve in shown.values() for step in curve.steps])
-        place.ticks(axes, sheet, facts.lag if facts.decision else None)
-        ends = sorted(curve.losses[-1] for curve in shown.values())
-        # A straggler may lie outside: it would squeeze the others, which are what the choice is among.
-        high = min(ends[-1], 3 * ends[len(ends) // 2]) or 0.01
-        axes.set_ylim(-0.4 * high, 1.25 * high)
-        _lag_line(axes, place, facts)
-        for name, curve in shown.items():
-            _line(axes, place, curve, LOOKS[role(facts, name)])
-        tags = [
-            labels.Tag(
-                curve.losses[-1],
-                _short(name, sheet) + (f"  {curve.losses[-1]:.4f}" if sheet is WIDE else ""),
-                _text_colour(facts, name),
-                place(curve.steps[-1]),
-            )
-            for name, curve in shown.items()
-        ]
-        labels.column(axes, tags, sheet.font, place.right)
-        return svg.inline(figure, f"p{sheet.name[0]}", "Loss above the winner's at the same step")
+    title = f"loss above the {'winner' if facts.winner else 'best'}'s, {facts.unit}"
+    with _axes(title, max(400, round(1.35 * FONT * len(gaps)) + 100)) as axes:
+        _steps(axes, [step for gap in gaps.values() for step in gap], facts)
+        ends = sorted([*gap.values()][-1] for gap in gaps.values())
+        # A straggler may lie outside: it would squeeze the others, which the choice is among.
+        high = min(ends[-1], 3 * abs(ends[len(ends) // 2])) or 0.01
+        axes.set_ylim(min(-0.4 * high, 1.1 * ends[0]), 1.25 * high)
+        tags = []
+        for name, gap in gaps.items():
+            if tag := _line(axes, facts, name, [*gap], [*gap.values()]):
+                gap_at_end = f"{tag.y:.4f}".replace("-", "−")
+                tags.append(tag._replace(text=f"{tag.text}  {gap_at_end}"))
+        _column(axes, tags)
+        return _svg(axes, "Loss above the winner's at the same step")
 
 
-def start_against_lag(facts: Facts, sheet: Sheet) -> str:
+def start_against_lag(facts: Facts) -> str:
     """Loss right after growing against loss at the lag, a dot for each candidate."""
     points = pairs(facts)
-    with _figure(
-        sheet,
-        440 if sheet is WIDE else 340,
-        right=24,
-        title="loss at the lag, nats per token",
-        bottom=48,
-    ) as (figure, axes):
-        axes.set_xlabel("loss right after growing, nats per token", color=C["muted"])
-        _limits(axes, [end for _, end in points.values()])
-        starts = [start for start, _ in points.values()]
-        pad = 0.08 * (max(starts) - min(starts)) or 0.05
-        axes.set_xlim(min(starts) - pad, max(starts) + pad)
+    with _axes(f"loss at the lag, {facts.unit}", right=24) as axes:
+        axes.set_xlabel(f"loss right after growing, {facts.unit}")
+        _limits(axes.set_xlim, [start for start, _ in points.values()])
+        _limits(axes.set_ylim, [end for _, end in points.values()])
         places = ranks({name: end for name, (_, end) in points.items()})
-        dots = []
-        # What is most worth seeing is named first; the rest from the bottom up.
-        by_weight = sorted(
-            points,
-            key=lambda name: (-LOOKS[role(facts, name)].order, points[name][1]),
-        )
-        for name in by_weight:
-            start, end = points[name]
-            look = LOOKS[role(facts, name)]
-            axes.plot(
-                [start],
-                [end],
-                marker="o",
-                markersize=8 if look.order > 6 else 6,
-                color=look.colour,
-                markeredgecolor=C["surface"],
-                linestyle="none",
-                zorder=look.order,
-            )
-            text = _short(name, sheet) if sheet is WIDE else f"{places[name]:g}"
-            dots.append(labels.Dot(start, end, text, _text_colour(facts, name)))
-        labels.around(axes, dots, sheet.font)
-        return svg.inline(
-            figure,
-            f"s{sheet.name[0]}",
-            "Loss right after growing against loss at the lag",
-        )
+        taken = [tuple(axes.transData.transform(point)) for point in points.values()]
+        for name in sorted(points, key=lambda name: -LOOKS[facts.part(name)].order):
+            part = facts.part(name)
+            size = 8 if part in TOLD else 6
+            look: dict[str, Any] = {
+                "color": C[part],
+                "markersize": size,
+                "zorder": LOOKS[part].order,
+            }
+            axes.plot(*points[name], "o", **look, markeredgecolor=C["surface"])
+            # Beside its dot, on the side where no other dot or number is nearest.
+            x, y = axes.transData.transform(points[name])
+            sides = [(x + dx, y + dy) for dx, dy in ((14, 0), (-14, 0), (0, 14), (0, -14))]
+            spot = max(sides, key=lambda side: min(14.0, *(math.dist(side, at) for at in taken)))
+            taken.append(spot)
+            at: dict[str, Any] = {"textcoords": "figure pixels", "ha": "center", "va": "center"}
+            text = C[part if part in TOLD else "muted"]
+            axes.annotate(str(places[name]), points[name], spot, color=text, **at)
+        return _svg(axes, "Loss right after growing against loss at the lag")
 
 
-def ranking(facts: Facts, sheet: Sheet) -> str:
+def ranking(facts: Facts) -> str:
     """The rank of each candidate at each evaluation of the probes."""
-    shown = {name: curve for name, curve in facts.probes.items() if _ranked(facts, name)}
-    steps = sorted({step for curve in shown.values() for step in curve.steps})
-    # A step counts where every candidate that is still alive has been measured; others would make ranks jump.
-    paths: dict[str, list[tuple[int, float]]] = {name: [] for name in shown}
-    for step in steps:
-        here = {name: loss for name, curve in shown.items() if (loss := curve.at(step)) is not None}
-        alive = [
-            name
-            for name, curve in shown.items()
-            if not curve.failed or step < (curve.failed_at or 0)
-        ]
-        if set(alive) <= set(here):
+    shown = {name: curve for name, curve in facts.probes.items() if name not in facts.apart}
+    # A step counts where all that are alive and in the race were measured; ranks would jump.
+    paths: dict[str, dict[int, int]] = {name: {} for name in shown}
+    for step in sorted({step for curve in shown.values() for step in curve.steps}):
+        here = {name: curve.at(step) for name, curve in shown.items()}
+        late = [name for name, loss in here.items() if loss is None]
+        if all(shown[name].failed or facts.lags.get(name, step) < step for name in late):
             for name, rank in ranks(here).items():
-                paths[name].append((step, rank))
-    height = max(200, round((26 if sheet is WIDE else 21) * len(shown)) + 70)
-    with _figure(sheet, height, left=38, title="rank (1 is the lowest loss)") as (
-        figure,
-        axes,
-    ):
-        place = Steps([step for path in paths.values() for step, _ in path])
-        place.ticks(axes, sheet, facts.lag if facts.decision else None)
+                paths[name][step] = rank
+    with _axes("rank (1 is the lowest loss)", max(200, 24 * len(shown) + 90), left=38) as axes:
+        right = _steps(axes, [step for path in paths.values() for step in path], facts)
         axes.set_ylim(len(shown) + 0.5, 0.5)
         axes.set_yticks(range(1, len(shown) + 1))
         axes.tick_params("y", pad=9)
         axes.grid(visible=False)
         tags = []
         for name, path in paths.items():
-            if not path:
-                continue
-            look = LOOKS[role(facts, name)]
-            xs = [place(step) for step, _ in path]
-            ys = [rank for _, rank in path]
-            axes.plot(
-                xs,
-                ys,
-                color=look.colour,
-                linewidth=look.width + 0.4,
-                linestyle=look.dashes,
-                alpha=look.opacity,
-                zorder=look.order,
-                marker="o",
-                markersize=4.5 if look.order > 6 else 3,
-                markeredgewidth=0,
-                clip_on=False,
-            )
-            if shown[name].failed:
-                _cross(axes, xs[-1], ys[-1])
+            failed = shown[name].failed
+            tag = _line(axes, facts, name, [*path], [*path.values()], failed, "o")
+            if tag and tag.x == right:
+                tags.append(tag)
+            elif tag:
                 # Beside its end: a hair line to the column would look as if it went on.
-                labels.beside(axes, xs[-1], ys[-1], _short(name, sheet), C["failed"])
-                continue
-            tags.append(labels.Tag(ys[-1], _short(name, sheet), _text_colour(facts, name), xs[-1]))
-        labels.column(axes, tags, sheet.font, place.right)
-        return svg.inline(figure, f"r{sheet.name[0]}", "Rank of each candidate at each evaluation")
+                at: dict[str, Any] = {"textcoords": "offset points", "va": "center"}
+                axes.annotate(tag.text, (tag.x, tag.y), (9, 0), color=tag.colour, **at)
+        _column(axes, tags)
+        return _svg(axes, "Rank of each candidate at each evaluation")
 
 
-def foresight(facts: Facts, sheet: Sheet) -> str:
-    """Spearman's correlation of the losses at each step with the final ones, and its range over seeds."""
-    audit = _required(facts.audit)
-    told = [each for each in audit.moments if each.agreement.spearman is not None]
-    with _figure(sheet, 300, right=24, title="rank correlation with the final loss") as (
-        figure,
-        axes,
-    ):
-        place = _audit_steps(axes, sheet, facts, audit)
+def foresight(facts: Facts) -> str:
+    """Spearman's correlation of the losses at each step with the final ones."""
+    told = [each for each in _required(facts).moments if each.agreement.spearman is not None]
+    with _axes("rank correlation with the final loss", 300, right=24) as axes:
+        _audit_steps(axes, facts)
         axes.set_ylim(-1.05, 1.05)
         axes.set_yticks([-1, -0.5, 0, 0.5, 1])
-        bars = [each for each in told if each.spread]
-        axes.vlines(
-            [place(each.step) for each in bars],
-            [each.spread[0] for each in bars if each.spread],
-            [each.spread[1] for each in bars if each.spread],
-            color=C["other"],
-            linewidth=4,
-            alpha=0.5,
-        )
-        axes.plot(
-            [place(each.step) for each in told],
-            [each.agreement.spearman or 0.0 for each in told],
-            color=C["winner"],
-            linewidth=2.2,
-            marker="o",
-            markersize=4,
-        )
-        return svg.inline(
-            figure, f"f{sheet.name[0]}", "Rank correlation with the final loss by step"
-        )
+        for each in told:
+            if each.spread:
+                axes.vlines(each.step, *each.spread, color=C["other"], linewidth=4, alpha=0.5)
+        heights = [each.agreement.spearman or 0.0 for each in told]
+        axes.plot([each.step for each in told], heights, **DOTTED)
+        return _svg(axes, "Rank correlation with the final loss by step")
 
 
-def regret(facts: Facts, sheet: Sheet) -> str:
+def regret(facts: Facts) -> str:
     """What the choice at each step loses at the end, with the noise floor and a random choice."""
-    audit = _required(facts.audit)
-    with _figure(sheet, 300, title="regret of the choice at a step, nats per token") as (
-        figure,
-        axes,
-    ):
-        place = _audit_steps(axes, sheet, facts, audit)
+    audit = _required(facts)
+    with _axes(f"regret of the choice at a step, {facts.unit}", 300) as axes:
+        right = _audit_steps(axes, facts)
         values = [each.regret for each in audit.moments]
-        high = 1.12 * max(*values, audit.random_regret, audit.noise_floor or 0.0)
+        high = 1.12 * max(*values, audit.random_regret, audit.noise_floor or 0.0) or 0.01
         axes.set_ylim(-0.04 * high, high)
-        levels = {"random choice": audit.random_regret}
+        axes.plot([each.step for each in audit.moments], values, **DOTTED)
+        tags = [Tag(right, audit.random_regret, "random choice", C["source"])]
         if audit.noise_floor is not None:
-            levels["noise floor"] = audit.noise_floor
-        for level in levels.values():
-            axes.axhline(level, color=C["source"], linewidth=1.2, linestyle=(0, (4, 3)), zorder=2)
-        axes.plot(
-            [place(each.step) for each in audit.moments],
-            values,
-            color=C["winner"],
-            linewidth=2.2,
-            marker="o",
-            markersize=4,
-        )
-        tags = [labels.Tag(level, name, C["source"], place.right) for name, level in levels.items()]
-        labels.column(axes, tags, sheet.font, place.right)
-        return svg.inline(figure, f"g{sheet.name[0]}", "Regret of the choice by step")
-
-
-def _required(audit: Audit | None) -> Audit:
-    if audit is None:
-        raise ValueError("the run is no audit, or has not come to its end")
-    return audit
-
-
-def _audit_steps(axes: "Axes", sheet: Sheet, facts: Facts, audit: Audit) -> "Steps":
-    place = Steps([each.step for each in audit.moments])
-    place.ticks(axes, sheet, facts.lag if facts.decision else None)
-    _lag_line(axes, place, facts)
-    found = audit.transition
-    if found.low is not None and found.high is not None:
-        axes.axvspan(
-            place(round(found.low)),
-            place(round(found.high)),
-            color=C["other"],
-            alpha=0.15,
-            linewidth=0,
-        )
-    return place
+            tags.append(Tag(right, audit.noise_floor, "noise floor", C["source"]))
+        for tag in tags:
+            axes.axhline(tag.y, **LEVEL)
+        _column(axes, tags)
+        return _svg(axes, "Regret of the choice by step")
 
 
 def pairs(facts: Facts) -> dict[str, tuple[float, float]]:
-    """Loss right after growing and loss at the lag of each candidate that has both, controls left out."""
+    """Loss right after growing and at the lag of each candidate of the pool that has both."""
     return {
         name: (start, end)
         for name in facts.probes
-        if _ranked(facts, name)
+        if name not in facts.apart
         and (start := facts.at_start.get(name)) is not None
         and (end := facts.at_lag.get(name)) is not None
     }
 
 
-def rank_correlation(facts: Facts) -> float | None:
-    """Spearman's rank correlation of the two losses; None where fewer than three candidates or no differences make it empty."""
-    from scipy import stats
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Places at least `gap` apart within [low, high], as near as can be to the wanted ones.
 
-    points = pairs(facts)
-    start = ranks({name: pair[0] for name, pair in points.items()})
-    end = ranks({name: pair[1] for name, pair in points.items()})
-    if len(points) < 3 or len(set(start.values())) < 2 or len(set(end.values())) < 2:
-        return None
-    return float(
-        stats.spearmanr([start[name] for name in points], [end[name] for name in points]).statistic
-    )
+    `wanted` rises. With i gaps taken from the i-th place, "apart" becomes "not falling", which is
+    isotonic regression. Where there is no room for all, they go on above `high`.
+    """
+    from scipy import optimize
 
-
-class Steps:
-    """Where a step stands: logarithmic, with step 0 at the left edge, half a decade at most before the first evaluation."""
-
-    def __init__(self, steps: Sequence[int]) -> None:
-        later = sorted({step for step in steps if step > 0})
-        self.first = math.log10(later[0]) if later else 0.0
-        self.last = math.log10(later[-1]) if later else 1.0
-        gap = min(0.5, 0.12 * max(self.last - self.first, 0.5))
-        self.zero = self.first - gap
-        self.left = self.zero if 0 in steps or not later else self.first
-        self.right = max(self.last, self.first + 0.1)
-
-    def __call__(self, step: int) -> float:
-        return math.log10(step) if step > 0 else self.zero
-
-    def ticks(self, axes: "Axes", sheet: Sheet, lag: int | None) -> None:
-        """Puts ticks at 1, 2 and 5 times powers of ten, as many as have room, at 0 and at the lag."""
-        axes.set_xlim(self.left, self.right)
-        span = self.right - self.left
-        room = (sheet.font * 3.6) / (sheet.width - sheet.right - 50) * span
-        wanted = [0] * (self.left == self.zero) + ([lag] if lag else [])
-        powers = range(math.floor(self.first), math.ceil(self.last) + 1)
-        for factors in ((1,), (2, 5)):
-            wanted += [factor * 10**power for power in powers if power >= 0 for factor in factors]
-        kept: list[int] = []
-        for step in wanted:
-            x = self(step)
-            inside = step == 0 or self.first - 1e-9 <= x <= self.right + 1e-9
-            if inside and all(abs(x - self(other)) >= room for other in kept):
-                kept.append(step)
-        axes.set_xticks(
-            [self(step) for step in kept],
-            [f"{step:,}".replace(",", "\u2009") + "\nlag" * (step == lag) for step in kept],
-        )
-        axes.set_xlabel("training steps after growing", color=C["muted"])
+    if not wanted:
+        return []
+    fitted = optimize.isotonic_regression([place - i * gap for i, place in enumerate(wanted)]).x
+    ceiling = max(low, high - (len(wanted) - 1) * gap)
+    return [float(min(max(place, low), ceiling)) + i * gap for i, place in enumerate(fitted)]
 
 
 @contextlib.contextmanager
-def _figure(
-    sheet: Sheet,
-    height: int,
-    left: int = 50,
-    right: int | None = None,
-    title: str = "validation loss, nats per token",
-    bottom: int = 62,
-) -> Iterator[tuple["Figure", "Axes"]]:
+def _axes(
+    title: str, height: int = 400, left: int = 58, right: int = NAMES, top: int = 30
+) -> Iterator["Axes"]:
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -411,120 +265,157 @@ def _figure(
         raise ImportError(
             "The charts of a report need matplotlib: pip install 'lagjax[report]'"
         ) from error
-    settings: dict[str, Any] = svg.SETTINGS | {
-        "font.size": sheet.font,
-        "text.color": C["ink"],
-        "axes.edgecolor": C["line"],
-        "axes.facecolor": "none",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
-        "axes.grid": True,
-        "axes.grid.axis": "y",
-        "axes.axisbelow": True,
-        "axes.titlesize": sheet.font,
-        "axes.titlecolor": C["muted"],
-        "axes.labelsize": sheet.font,
-        "axes.unicode_minus": True,
-        "axes.formatter.useoffset": False,
-        "grid.color": C["line"],
-        "grid.linewidth": 0.8,
-        "xtick.color": C["line"],
-        "xtick.labelcolor": C["muted"],
-        "ytick.color": C["line"],
-        "ytick.labelcolor": C["muted"],
-        "ytick.major.size": 0,
-        "lines.solid_capstyle": "round",
-    }
-    right = sheet.right if right is None else right
-    with matplotlib.rc_context(cast(Any, settings)), warnings.catch_warnings():
+    with matplotlib.rc_context(cast(Any, STYLE)), warnings.catch_warnings():
         # A name may hold letters that this font lacks; the browser's fonts have them.
         warnings.filterwarnings("ignore", message="Glyph")
-        figure = Figure(figsize=(sheet.width / 72, height / 72), dpi=72, facecolor="none")
-        top = 30
+        figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72, facecolor="none")
+        width, bottom = WIDTH - left - right, 58
         axes = figure.add_axes(
-            (
-                left / sheet.width,
-                bottom / height,
-                1 - (left + right) / sheet.width,
-                1 - (bottom + top) / height,
-            )
+            (left / WIDTH, bottom / height, width / WIDTH, 1 - (bottom + top) / height)
         )
-        axes.set_title(
-            title,
-            loc="left",
-            x=-left / (sheet.width - left - right),
+        axes.set_title(title, loc="left", x=-left / width)
+        yield axes
+
+
+def _svg(axes: "Axes", label: str) -> str:
+    """The figure as one <svg> fit to sit inside a page: no document around it, no clashing ids."""
+    figure, buffer = axes.get_figure(root=True), io.StringIO()
+    assert figure is not None
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=nothing)
+    text = buffer.getvalue()
+    body = text[text.index(">", text.index("<svg")) + 1 :]
+    # It styles `*`, which inside a page means the whole page; the page says the same of charts.
+    body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, flags=re.DOTALL)
+    prefix = re.sub(r"\W+", "-", label.lower())
+    # Only inside tags: a candidate's name may look like anything.
+    body = re.sub(r"<[^>]*>", lambda tag: _tag(tag[0], prefix), body)
+    height = round(72 * figure.get_figheight())
+    return (
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'aria-label="{html.escape(label)}">{" ".join(body.split())}'
+    )
+
+
+def _tag(tag: str, prefix: str) -> str:
+    tag = tag.replace(' id="', f' id="{prefix}-').replace('"url(#', f'"url(#{prefix}-')
+    tag = tag.replace('xlink:href="#', f'href="#{prefix}-')
+    tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag)
+    for name, colour in C.items():
+        tag = tag.replace(f": {colour}", f": var(--{name})")
+    return tag
+
+
+def _steps(axes: "Axes", steps: Sequence[int], facts: Facts) -> int:
+    """A logarithmic axis of steps with 0 at its left edge, and the lag; returns the right edge."""
+    lag = facts.lag if facts.decision else None
+    later = sorted({step for step in steps if step > 0}) or [1]
+    first, last = later[0], later[-1]
+    axes.set_xscale("symlog", linthresh=first, linscale=0.4)
+    axes.set_xlim(0 if 0 in steps or first == last else first, last)
+    decades = range(math.floor(math.log10(first)), math.ceil(math.log10(last)) + 1)
+    wanted = [0, *([lag] if lag else [])]
+    wanted += [factor * 10**power for factor in (1, 2, 5) for power in decades]
+    kept: dict[int, float] = {}
+    for step in wanted:
+        x = axes.transData.transform((step, 0))[0]
+        inside = axes.bbox.x0 - 1 <= x <= axes.bbox.x1 + 1
+        if inside and all(abs(x - other) > 3.6 * FONT for other in kept.values()):
+            kept[step] = x
+    axes.set_xticks([*kept], [f"{x:,}".replace(",", "\u2009") + "\nlag" * (x == lag) for x in kept])
+    axes.minorticks_off()
+    axes.set_xlabel("training steps after growing")
+    if lag:
+        axes.axvline(lag, color=C["muted"], linewidth=1, zorder=1)
+    return last
+
+
+def _limits(setter: Any, values: Sequence[float]) -> None:
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    pad = 0.06 * (high - low) or 0.05
+    setter(low - pad, high + pad)
+
+
+def _line(
+    axes: "Axes",
+    facts: Facts,
+    name: str,
+    steps: Sequence[int],
+    heights: Sequence[float],
+    failed: str | None = None,
+    marker: str = "",
+) -> Tag | None:
+    """Draws a candidate's line, with a cross where it failed; returns its name at its end."""
+    if not steps:
+        return None
+    part = facts.part(name)
+    look = LOOKS[part]
+    (line,) = axes.plot(steps, heights, color=C[part], clip_on=not marker, label=look.text)
+    line.set(linewidth=look.width, linestyle=look.dashes, alpha=look.opacity, zorder=look.order)
+    line.set(marker=marker or "o" * (len(steps) == 1), markersize=4.5 if part in TOLD else 3)
+    if failed:
+        (cross,) = axes.plot(steps[-1], heights[-1], "X", color=C["failed"], markersize=9)
+        cross.set(markeredgecolor=C["surface"], zorder=10, clip_on=False, label="failed")
+    flat = " ".join(name.split())
+    short = flat if len(flat) <= 16 else flat[:15] + "…"
+    return Tag(steps[-1], heights[-1], short, C[part if part in (*TOLD, "failed") else "muted"])
+
+
+def _column(axes: "Axes", tags: Sequence[Tag]) -> None:
+    """Writes the names in a column at the right, each tied to its line's end by a hair line."""
+    low, high, edge = axes.bbox.y0, axes.bbox.y1, axes.bbox.x1
+    ends = [axes.transData.transform((tag.x, tag.y)) for tag in tags]
+    order = sorted(range(len(tags)), key=lambda i: ends[i][1])
+    inside = [float(min(max(ends[i][1], low), high)) for i in order]
+    places = spread(inside, 1.3 * FONT, low, high + FONT)
+    for i, y, place in zip(order, inside, places):
+        hair = {"arrowstyle": "-", "color": tags[i].colour, "linewidth": 0.7, "alpha": 0.6}
+        hair |= {"relpos": (0, 0.5), "shrinkA": 2, "shrinkB": 0}
+        at: dict[str, Any] = {
+            "xycoords": "figure pixels",
+            "textcoords": "figure pixels",
+            "va": "center",
+        }
+        text = axes.annotate(
+            tags[i].text, (ends[i][0], y), (edge + 21, place), arrowprops=hair, **at
         )
-        yield figure, axes
+        text.set(color=tags[i].colour, annotation_clip=False)
 
 
-def _all_curves(facts: Facts) -> list[Curve]:
-    return [*facts.probes.values(), *facts.continued.values()]
-
-
-def _ranked(facts: Facts, name: str) -> bool:
-    return name not in facts.controls
+def _key(axes: "Axes", facts: Facts) -> None:
+    """What the looks of the lines mean; only those that occur."""
+    lines = {str(line.get_label()): line for line in axes.lines}
+    shown = {look.text: lines[look.text] for look in LOOKS.values() if look.text in lines}
+    also = {facts.winner: "winner", facts.runner_up: "runner"}.get(facts.start_choice)
+    texts = [
+        text + ", and lowest right after growing" * (also is not None and text == LOOKS[also].text)
+        for text in shown
+    ]
+    key = axes.legend([*shown.values()], texts, ncols=3, loc="upper left", frameon=False)
+    key.set_bbox_to_anchor((0, 1), axes.figure.transFigure)
 
 
 def _counts(facts: Facts, name: str) -> bool:
-    """Whether a candidate's losses decide how far an axis reaches: what failed or was never to win would hide the rest."""
-    return _ranked(facts, name) and facts.status.get(name, "ok") == "ok"
+    """Whether a candidate decides how far an axis reaches: others would hide the rest."""
+    return name not in facts.apart and facts.status.get(name, "ok") == "ok"
 
 
-def _above(curve: Curve, best: Curve) -> tuple[tuple[int, ...], list[float]]:
+def _above(curve: Curve, best: Curve) -> dict[int, float]:
     """By how much a curve lies above another, at the steps that both have."""
-    steps = tuple(step for step in curve.steps if step in best.steps)
-    mine, other = (dict(zip(each.steps, each.losses, strict=True)) for each in (curve, best))
-    return steps, [mine[step] - other[step] for step in steps]
+    zero = dict(zip(best.steps, best.losses))
+    found = zip(curve.steps, curve.losses)
+    return {step: loss - zero[step] for step, loss in found if step in zero}
 
 
-def _line(axes: "Axes", place: Steps, curve: Curve, look: Look) -> None:
-    xs = [place(step) for step in curve.steps]
-    if not xs:
-        return
-    axes.plot(
-        xs,
-        curve.losses,
-        color=look.colour,
-        linewidth=look.width,
-        linestyle=look.dashes,
-        alpha=look.opacity,
-        zorder=look.order,
-        marker="o" if len(xs) == 1 else "",
-    )
-    if curve.failed:
-        _cross(axes, xs[-1], curve.losses[-1])
+def _required(facts: Facts) -> Audit:
+    if facts.audit is None:
+        raise ValueError("the run is no audit, or has not come to its end")
+    return facts.audit
 
 
-def _cross(axes: "Axes", x: float, y: float) -> None:
-    axes.plot(
-        [x],
-        [y],
-        marker="X",
-        markersize=9,
-        color=C["failed"],
-        markeredgecolor=C["surface"],
-        zorder=10,
-        linestyle="none",
-        clip_on=False,
-    )
-
-
-def _lag_line(axes: "Axes", place: Steps, facts: Facts) -> None:
-    if facts.decision and facts.lag:
-        axes.axvline(place(facts.lag), color=C["muted"], linewidth=1, zorder=1)
-
-
-def _limits(axes: "Axes", losses: Sequence[float]) -> None:
-    low, high = min(losses, default=0.0), max(losses, default=1.0)
-    pad = 0.06 * (high - low) or 0.05
-    axes.set_ylim(low - pad, high + pad)
-
-
-def _text_colour(facts: Facts, name: str) -> str:
-    key = role(facts, name)
-    return C[key] if key in ("winner", "runner", "start", "failed") else C["muted"]
-
-
-def _short(name: str, sheet: Sheet) -> str:
-    return name if len(name) <= sheet.name_length else name[: sheet.name_length - 1] + "…"
+def _audit_steps(axes: "Axes", facts: Facts) -> int:
+    audit = _required(facts)
+    if audit.transition.low is not None and audit.transition.high is not None:
+        low, high = audit.transition.low, audit.transition.high
+        axes.axvspan(low, high, color=C["other"], alpha=0.15, linewidth=0)
+    return _steps(axes, [each.step for each in audit.moments], facts)

@@ -1,62 +1,79 @@
-"""What a run directory says, worked out once: the page, its charts and the terminal all draw from this."""
+"""What a run directory says, worked out once: every section and every picture draws from this."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lagjax.analysis.agreement import START_TOLERANCE
+from lagjax.analysis import agreement
 from lagjax.analysis.audit import Audit, audit
-from lagjax.report import curves
-from lagjax.report.curves import Curve
 from lagjax.select.decision import start_choice
 from lagjax.store import directory
 
-DECISION = (
-    "winner",
-    "runner_up",
-    "outcome",
-    "lag",
-    "margin",
-    "margin_interval",
-    "ranking",
-    "losses_at_start",
-    "losses_at_lag",
-    "status",
-    "ledger",
-)
+FORMAT = 2
 LINE = ("phase", "candidate", "seed", "step", "valid_loss", "status")
+CHOICE = ("winner", "runner_up", "outcome", "lag", "margin", "margin_interval", "ranking")
+DECISION = (*CHOICE, "losses_at_start", "losses_at_lag", "status", "ledger")
+
+Line = dict[str, Any]
+
+
+class Curve(NamedTuple):
+    """Mean validation losses at rising steps.
+
+    The curve ends before the first step at which any of its seeds has no finite loss: a mean over
+    fewer seeds would jump. `failed` then says why, and `failed_at` at which step.
+    """
+
+    steps: tuple[int, ...]
+    losses: tuple[float, ...]
+    failed: str | None = None
+    failed_at: int | None = None
+
+    def at(self, step: int | None) -> float | None:
+        """The loss at `step`, None where none was measured."""
+        return dict(zip(self.steps, self.losses)).get(step) if step is not None else None
 
 
 class Entry(NamedTuple):
-    """A member of the pool."""
+    """A member of the pool: `role` is "candidate", "control" or "baseline"."""
 
     name: str
-    operator: str
-    control: bool
+    operator: str = ""
+    role: str = "candidate"
+    word: str | None = None
+    exact: bool | None = None
 
 
 class Facts(NamedTuple):
-    """A run, ready to be told.
+    """A run, ready to be told; losses are in `unit`.
 
-    `lag` is the decision's, or the last step that every live candidate has reached while there is no decision.
-    `at_start` and `at_lag` are seed means in nats per token, None where a candidate failed or has not come that far.
+    `lag` is the decision's, or the last step that every live candidate has reached while there is
+    no decision. `lags` says how far each was to be probed, where the run says so. `at_start` and
+    `at_lag` are seed means, None where a candidate failed or has not come that far. `apart` are
+    controls and baselines: they have a rank in no table and cannot win. `metrics` are the run's
+    own, by candidate: the last step measured, and the means over the seeds that came that far.
     """
 
     config: dict[str, Any]
-    lines: list[curves.Line]
+    lines: list[Line]
     decision: dict[str, Any] | None
-    pool: tuple[Entry, ...]
+    rounds: list[dict[str, Any]]
+    pool: dict[str, Entry]
+    apart: frozenset[str]
     source: Curve | None
     probes: dict[str, Curve]
     continued: dict[str, Curve]
     seeds: int
-    lag: int | None
+    unit: str
     horizon: int | None
+    lag: int | None
+    lags: dict[str, int]
     at_start: dict[str, float | None]
     at_lag: dict[str, float | None]
     status: dict[str, str]
     start_choice: str | None
+    metrics: dict[str, tuple[int, dict[str, float | None]]]
     audit: Audit | None
 
     @property
@@ -69,157 +86,240 @@ class Facts(NamedTuple):
 
     @property
     def ranking(self) -> list[str]:
-        """Names without the controls, best first: as decided, or by the losses at the lag while nothing is decided."""
+        """Candidates, best first: as decided, or by the losses at the lag while nothing is."""
         if self.decision:
             order = self.decision["ranking"]
         else:
-            live = {name: x for name, x in self.at_lag.items() if x is not None}
+            live = {name: loss for name, loss in self.at_lag.items() if loss is not None}
             order = sorted(live, key=lambda name: live[name])
-        return [name for name in order if name not in self.controls]
+        return [name for name in order if name not in self.apart]
 
-    @property
-    def controls(self) -> frozenset[str]:
-        return frozenset(entry.name for entry in self.pool if entry.control)
+    def part(self, name: str) -> str:
+        """What is most worth seeing about a candidate: it decides how it looks."""
+        if name == self.winner:
+            return "winner"
+        if name == self.runner_up:
+            return "runner"
+        if name == self.start_choice:
+            return "start"
+        if self.status.get(name, "ok") != "ok":
+            return "failed"
+        return self.pool[name].role if name in self.apart else "other"
 
 
-def gather(record: directory.RunData) -> Facts:
-    """Works out the facts of a run.
-
-    Raises ValueError where the files are not those of a run.
-    """
-    config, lines, decision, _ = record
-    _check(config, lines, decision)
-    pool = _pool(config, lines, decision)
-    names = [entry.name for entry in pool]
-    probe_lines = curves.by_candidate(lines, "probe")
-    probes = {
-        name: curves.mean_over_seeds(probe_lines[name]) for name in names if name in probe_lines
-    }
-    continued = {
-        name: curves.continuation(probe_lines.get(name, []), after)
-        for name, after in curves.by_candidate(lines, "continue").items()
-    }
-    source = curves.by_candidate(lines, "source").get("source")
+def gather(run: directory.RunData) -> Facts:
+    """Works out the facts of a run; raises ValueError where the files are not those of a run."""
+    _check(run)
+    config, lines, decision, rounds = run
     task = config.get("task") or {}
-    lag = decision["lag"] if decision else _common_step(probes.values())
-    status = {name: probes[name].failed or "ok" for name in probes}
-    at_start = {name: probes[name].at(0) for name in probes}
-    at_lag = {name: None if lag is None else probes[name].at(lag) for name in probes}
+    source, probed, after = (
+        _by_candidate(line for line in lines if line["phase"] == phase)
+        for phase in ("source", "probe", "continue")
+    )
+    pool = _pool(run, probed)
+    apart = frozenset(name for name, entry in pool.items() if entry.role != "candidate")
+    probes = {name: mean_over_seeds(found) for name, found in probed.items()}
+    lags = {name: step for each in rounds for name, step in (each.get("until") or {}).items()}
+    lag = _common_step(probes, lags)
+    status = {name: curve.failed or "ok" for name, curve in probes.items()}
+    at_start = {name: curve.at(0) for name, curve in probes.items()}
+    at_lag = {name: curve.at(lag) for name, curve in probes.items()}
     if decision:
+        lag, lags = decision["lag"], lags | (decision.get("lags") or {})
         status |= decision["status"]
         at_start |= decision["losses_at_start"]
-        at_lag |= decision["losses_at_lag"]
+        at_lag = dict(decision["losses_at_lag"])
     seen = {line["seed"] for line in lines if line["phase"] == "probe"}
     return Facts(
         config=config,
         lines=lines,
         decision=decision,
+        rounds=rounds,
         pool=pool,
-        source=curves.mean_over_seeds(source) if source else None,
-        probes=probes,
-        continued=continued,
+        apart=apart,
+        source=mean_over_seeds(source["source"]) if source else None,
+        probes={name: probes[name] for name in pool if name in probes},
+        continued={
+            name: continuation(probed.get(name, []), found) for name, found in after.items()
+        },
         seeds=int(task.get("seeds") or len(seen) or 1),
-        lag=lag,
+        unit=str(task.get("unit") or "nats per token"),
         horizon=task.get("horizon"),
+        lag=lag,
+        lags=lags,
         at_start=at_start,
         at_lag=at_lag,
         status=status,
-        start_choice=start_choice(
-            {name: at_start.get(name) for name in names},
-            [entry.name for entry in pool if entry.control],
-        ),
-        audit=_audit(config, lines, pool),
+        start_choice=start_choice({name: at_start.get(name) for name in pool}, apart),
+        metrics=_metrics(lines),
+        audit=_audit(config, lines, list(pool), apart),
     )
 
 
-def _audit(
-    config: dict[str, Any], lines: Iterable[curves.Line], pool: Iterable[Entry]
-) -> Audit | None:
-    """The audit, where every candidate was trained to the horizon with every seed, or failed before."""
-    task = config.get("task") or {}
-    if config.get("compare") != "all" or not task.get("horizon"):
-        return None
-    found: dict[tuple[str, int], dict[int, float]] = {
-        (entry.name, seed): {} for entry in pool for seed in range(task["seeds"])
-    }
-    failed = set()
+def mean_over_seeds(lines: Iterable[Line]) -> Curve:
+    """The curve of one candidate in one phase."""
+    by_seed: dict[int, dict[int, float | None]] = {}
+    bad: list[tuple[int, str]] = []
     for line in lines:
-        if line["phase"] != "source":
-            lane, loss = (line["candidate"], line["seed"]), line["valid_loss"]
-            found[lane][line["step"]] = np.nan if loss is None else loss
-            failed |= {lane} if loss is None else set()
-    whole = [losses for lane, losses in found.items() if lane not in failed]
-    if not whole or any(task["horizon"] not in losses for losses in whole):
-        return None
-    steps = sorted(set.intersection(*map(set, whole)))
-    losses = [
-        [
-            [found[entry.name, seed].get(step, np.nan) for seed in range(task["seeds"])]
-            for entry in pool
-        ]
-        for step in steps
-    ]
-    controls = frozenset(entry.name for entry in pool if entry.control)
-    return audit([entry.name for entry in pool], controls, steps, np.array(losses, float))
+        by_seed.setdefault(line["seed"], {})[line["step"]] = line["valid_loss"]
+        if line["valid_loss"] is None:
+            bad.append((line["step"], str(line["status"])))
+    failed_at, failed = min(bad, default=(None, None))
+    common = sorted(set.intersection(*map(set, by_seed.values())))
+    steps = tuple(step for step in common if failed_at is None or step < failed_at)
+    losses = ([losses[step] or 0.0 for losses in by_seed.values()] for step in steps)
+    return Curve(steps, tuple(sum(each) / len(each) for each in losses), failed, failed_at)
 
 
-def ranks(losses: Mapping[str, float]) -> dict[str, float]:
-    """Ranks from 1, the lowest loss first; those tied within a relative 1e-5 share the mean of their places."""
-    groups: list[list[str]] = []
-    for name in sorted(losses, key=lambda name: losses[name]):
-        lead = losses[groups[-1][0]] if groups else None
-        if lead is not None and losses[name] - lead <= START_TOLERANCE * abs(lead):
-            groups[-1].append(name)
-        else:
-            groups.append([name])
+def continuation(probe: Iterable[Line], after: list[Line]) -> Curve:
+    """What comes after the probe, from the probe's last step on.
+
+    Only the seeds that went on are averaged, at the joint too, so that the line starts where these
+    very trainings stood.
+    """
+    seeds, first = {line["seed"] for line in after}, min(line["step"] for line in after)
+    own = [line for line in probe if line["seed"] in seeds and line["step"] < first]
+    last = max((line["step"] for line in own), default=None)
+    return mean_over_seeds([line for line in own if line["step"] == last] + after)
+
+
+def ranks(losses: Mapping[str, float | None]) -> dict[str, int]:
+    """Ranks from 1, the lowest loss first; those that `level` makes equal share the best place."""
+    found = level(losses)
+    places = zip(found, agreement.ranks(list(found.values())))
+    return {name: place for name, place in places if place is not None}
+
+
+def level(losses: Mapping[str, float | None]) -> dict[str, float]:
+    """The losses there are, those within `START_TOLERANCE` above another set to that one.
+
+    All exact operators start at one loss, and a rounding error is no order among them.
+    """
     found: dict[str, float] = {}
-    place = 1
-    for group in groups:
-        found |= dict.fromkeys(group, place + (len(group) - 1) / 2)
-        place += len(group)
+    lead = -np.inf
+    for loss, name in sorted((loss, name) for name, loss in losses.items() if loss is not None):
+        if loss - lead > agreement.START_TOLERANCE * abs(loss):
+            lead = loss
+        found[name] = lead
+    return {name: found[name] for name in losses if name in found}
+
+
+def spent(facts: Facts) -> dict[str, tuple[float, float, float]]:
+    """FLOPs, tokens and seconds by purpose: counts go on from a probe to the horizon."""
+    last: dict[tuple[str, str, int], Line] = {}
+    for line in facts.lines:
+        last[line["phase"], line["candidate"], line["seed"]] = line
+    found: dict[str, tuple[float, float, float]] = {}
+    for (phase, name, seed), line in last.items():
+        kept = name == facts.winner and seed == 0
+        purpose = {
+            "source": "Training the small model",
+            "probe": "Probe of the winner, kept" if kept else "Probes that were not kept",
+        }.get(phase, "Winner after the lag" if kept else "Others after the lag, for comparison")
+        if phase == "probe" and not facts.decision:
+            purpose = "Probes so far"
+        before = last.get(("probe", name, seed), {}) if phase == "continue" else {}
+        keys = ("flops", "tokens", "seconds")
+        more = [(line.get(key) or 0) - (before.get(key) or 0) for key in keys]
+        flops, tokens, seconds = found.get(purpose, (0.0, 0.0, 0.0))
+        found[purpose] = (flops + more[0], tokens + more[1], seconds + more[2])
     return found
 
 
-def _common_step(probes: Iterable[Curve]) -> int | None:
-    live = [set(curve.steps) for curve in probes if not curve.failed]
+def _by_candidate(lines: Iterable[Line]) -> dict[str, list[Line]]:
+    found: dict[str, list[Line]] = {}
+    for line in lines:
+        found.setdefault(line["candidate"], []).append(line)
+    return found
+
+
+def _pool(run: directory.RunData, probed: Iterable[str]) -> dict[str, Entry]:
+    """The pool as configured, what a policy added, then whoever else turns up in the files."""
+    given = [*(run.config.get("pool") or [])]
+    given += [entry for each in run.rounds for entry in each.get("candidates") or []]
+    pool = {
+        entry["name"]: Entry(**{key: entry[key] for key in Entry._fields if key in entry})
+        for entry in given
+    }
+    for name in (*probed, *(run.decision or {}).get("status", ())):
+        pool.setdefault(name, Entry(name))
+    return pool
+
+
+def _common_step(probes: Mapping[str, Curve], lags: Mapping[str, int]) -> int | None:
+    """The last step that all have reached that are alive and still in the race."""
+    furthest = max(lags.values(), default=0)
+    live = [
+        set(curve.steps)
+        for name, curve in probes.items()
+        if not curve.failed and lags.get(name, furthest) == furthest
+    ]
     return max(set.intersection(*live), default=None) if live else None
 
 
-def _pool(
-    config: dict[str, Any],
-    lines: list[curves.Line],
-    decision: dict[str, Any] | None,
-) -> tuple[Entry, ...]:
-    """The pool as configured, then whoever else turns up in the files."""
-    entries = {
-        entry["name"]: Entry(
-            entry["name"],
-            str(entry.get("operator", "")),
-            entry.get("role") not in (None, "candidate"),
-        )
-        for entry in config.get("pool") or []
-    }
-    others = [*curves.by_candidate(lines, "probe"), *(decision or {}).get("status", ())]
-    for name in others:
-        entries.setdefault(name, Entry(name, "", False))
-    return tuple(entries.values())
+def _metrics(lines: Iterable[Line]) -> dict[str, tuple[int, dict[str, float | None]]]:
+    told = [line for line in lines if line["phase"] != "source" and line.get("metrics")]
+    found = {}
+    for name, own in _by_candidate(told).items():
+        step = max(line["step"] for line in own)
+        last = [line["metrics"] for line in own if line["step"] == step]
+        means = {}
+        for metric in last[0]:
+            values = [of_seed.get(metric) for of_seed in last]
+            means[metric] = None if None in values else float(np.mean(np.array(values, float)))
+        found[name] = (step, means)
+    return found
 
 
-def _check(config: Any, lines: list[Any], decision: Any) -> None:
+def _audit(
+    config: Mapping[str, Any], lines: Iterable[Line], names: list[str], apart: frozenset[str]
+) -> Audit | None:
+    """The audit, where every candidate was trained to the horizon with each seed, or failed."""
+    task = config.get("task") or {}
+    if config.get("compare") != "all" or not task.get("horizon"):
+        return None
+    seeds = range(task["seeds"])
+    found: dict[tuple[str, int], dict[int, float]] = {(n, s): {} for n in names for s in seeds}
+    for line in lines:
+        if line["phase"] != "source":
+            loss = np.nan if line["valid_loss"] is None else line["valid_loss"]
+            found[line["candidate"], line["seed"]][line["step"]] = loss
+    whole = [losses for losses in found.values() if np.isfinite([*losses.values()]).all()]
+    if not whole or any(task["horizon"] not in losses for losses in whole):
+        return None
+    steps = sorted(set.intersection(*map(set, whole)))
+    losses_TxCxS = [[[found[n, s].get(t, np.nan) for s in seeds] for n in names] for t in steps]
+    return audit(names, apart, steps, np.array(losses_TxCxS, float))
+
+
+def _check(run: directory.RunData) -> None:
     """Says what is wrong with files that are not a run's, before anything stumbles over it."""
-    if lacking := _lacking((), config):
+    if lacking := _lacking((), run.config):
         raise ValueError(f"config.json lacks {lacking}, so this is no run directory.")
-    for number, line in enumerate(lines, 1):
-        lacking = _lacking(LINE, line)
-        if lacking:
-            raise ValueError(f"Line {number} of curves.jsonl lacks {lacking}.")
-    if decision is not None and (lacking := _lacking(DECISION, decision)):
+    if run.config.get("format") != FORMAT:
+        raise ValueError(
+            f"config.json is of format {run.config.get('format', 1)}, this lagjax reads format "
+            f"{FORMAT}; make the page with the version that made the run, or run it anew."
+        )
+    entries = [*(run.config.get("pool") or [])]
+    for file, keys, rows in (
+        ("curves.jsonl", LINE, run.curves),
+        ("rounds.jsonl", ("round", "answer"), run.rounds),
+    ):
+        for number, line in enumerate(rows, 1):
+            if lacking := _lacking(keys, line):
+                raise ValueError(f"Line {number} of {file} lacks {lacking}.")
+            entries += line.get("candidates") or []
+    for entry in entries:
+        if lacking := _lacking(("name",), entry):
+            raise ValueError(f"A member of the pool lacks {lacking}: {entry!r:.80}.")
+    if run.decision is not None and (lacking := _lacking(DECISION, run.decision)):
         raise ValueError(
             f"decision.json lacks {lacking}; delete it and run the same command again."
         )
 
 
-def _lacking(keys: tuple[str, ...], found: Any) -> str:
+def _lacking(keys: Iterable[str], found: object) -> str:
     if not isinstance(found, dict):
         return "all its keys (it is not a JSON object)"
     return ", ".join(key for key in keys if key not in found)

@@ -1,60 +1,44 @@
-"""The decision as one screen of text."""
+"""The decision as a screen of text: what the page says, without its pictures and explanations."""
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from rich import box, table
+from rich.console import Console, JustifyMethod
 from rich.text import Text
 
-from lagjax.report import audit, tables
+from lagjax.report import content, sentences
+from lagjax.report.content import Row, Table
 from lagjax.report.facts import Facts
+
+STYLES = {"winner": "bold", "failed": "dim", "control": "dim", "baseline": "dim"}
 
 
 def show(facts: Facts, console: Console) -> None:
-    """Prints what was chosen, the candidates and the ledger."""
-    word, meaning = tables.outcome(facts)
+    """Prints what was chosen, and every section that has tables or sentences."""
     # Text throughout: a name in square brackets is a name, not markup.
-    console.print(Text(tables.sentence(facts), style="bold"))
-    console.print(Text(f"Outcome: {word} ({meaning})."))
-    if facts.decision and facts.decision["margin"] is not None:
-        console.print(Text("Margin: {} {}.".format(*tables.margin(facts))))
-    rows = tables.candidates(facts)
-    if rows:
-        console.print(_table(facts, rows))
-    console.print(Text(tables.ledger_line(facts)))
-    if facts.audit:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="Audit")
-        for title in audit.HEADINGS:
-            table.add_column(Text(title), justify="right", overflow="fold")
-        for cells in audit.rows(facts.audit):
-            table.add_row(*map(Text, cells))
-        console.print(table)
-        for sentence in audit.sentences(facts.audit):
-            console.print(Text(sentence))
+    console.print(Text(sentences.sentence(facts), style="bold"))
+    for term, value, detail in sentences.summary(facts):
+        console.print(Text(f"{term}: {value}, {detail}."))
+    for section in content.sections(facts):
+        told = [block for block in section.body if isinstance(block, str | Table)]
+        if told:
+            console.print(Text(f"\n{section.title}", style="bold"))
+        for block in told:
+            console.print(Text(block) if isinstance(block, str) else _table(block))
 
 
-def _table(facts: Facts, rows: list[tables.Row]) -> Table:
+def _table(found: Table) -> table.Table:
+    named = any(found.headings)
+    drawn = table.Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=named)
     # Enough for the names; what is noted about a candidate may go below its name.
-    widest = min(24, max(len(row.name) for row in rows))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in tables.headings(facts):
-        words = title in ("Candidate", "Status")
-        table.add_column(
-            Text(title),
-            justify="left" if words else "right",
-            overflow="fold",
-            min_width=widest if title == "Candidate" else None,
-        )
-    for row in rows:
-        notes = f" ({', '.join(row.notes)})" if row.notes else ""
-        cells = (
-            row.name + notes,
-            row.start_rank,
-            row.lag_rank,
-            row.start_loss,
-            row.lag_loss,
-            row.final_loss,
-            row.status,
-        )
-        style = "bold" if "winner" in row.notes else "dim" if row.failed else ""
-        table.add_row(*(Text(cell) for cell in cells), style=style)
-    return table
+    widest = min(24, max(len(row.cells[0]) for row in found.rows))
+    drawn.add_column(Text(found.headings[0]), overflow="fold", min_width=widest)
+    for title in found.headings[1:]:
+        justify: JustifyMethod = "left" if title in found.words else "right"
+        drawn.add_column(Text(title), justify=justify, overflow="fold")
+    for row in found.rows:
+        drawn.add_row(*_cells(row), style=STYLES.get(row.part, ""))
+    return drawn
+
+
+def _cells(row: Row) -> list[Text]:
+    notes = f" ({', '.join(text for _, text in row.notes)})" if row.notes else ""
+    return [Text(row.cells[0] + notes), *map(Text, row.cells[1:])]

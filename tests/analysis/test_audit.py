@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lagjax.analysis.audit import audit
+from lagjax.analysis.audit import audit, matrix
 from lagjax.analysis.transition import transition
 
 NAMES = ("a", "b", "c", "d", "reversed")
@@ -83,6 +83,31 @@ def test_failed_candidates_count_as_the_worst_that_ended() -> None:
 def test_fewer_than_two_that_ended_are_no_audit() -> None:
     row = [1.0, np.nan, np.nan, np.nan, 2.0]
     assert audit(NAMES, CONTROLS, STEPS, losses(row, row, row)) is None
+
+
+def test_a_matrix_has_the_steps_that_all_share_and_nothing_after_a_failure() -> None:
+    curves = {
+        ("a", 0): {0: 3.0, 5: 2.5, 10: 2.0},
+        ("a", 1): {10: 2.1, 0: 3.1},
+        ("b", 0): {0: 4.0, 5: None},
+        ("b", 1): {0: 4.1, 5: 3.9, 10: 3.0},
+        ("other", 0): {0: 1.0},
+    }
+    steps, found = matrix(curves, ("b", "a"), (0, 1))
+    assert steps == [0, 10]
+    nan = np.nan
+    np.testing.assert_array_equal(found, [[[4.0, 4.1], [3.0, 3.1]], [[nan, 3.0], [2.0, 2.1]]])
+
+
+def test_a_matrix_of_a_trial_that_has_not_begun_has_no_steps() -> None:
+    steps, found = matrix({("a", 0): {0: 1.0}, ("b", 0): {0: 1.0}}, ("a", "b"), (0, 1))
+    assert steps == [] and found.shape == (0, 2, 2)
+    assert audit(("a", "b"), frozenset(), steps, found) is None
+
+
+def test_a_matrix_of_failures_alone_has_no_steps() -> None:
+    steps, found = matrix({("a", 0): {0: None}}, ("a",), (0,))
+    assert steps == [] and found.shape == (0, 1, 1)
 
 
 def test_noise_floor_is_that_of_replicates_and_robust() -> None:

@@ -7,8 +7,9 @@ import jax
 import pytest
 
 from experiments import conformance, tables
+from experiments.rows import HERE, RESULTS, read
 
-ROWS = tables.read(tables.HERE / "results" / "conformance.jsonl")
+ROWS = read(RESULTS / "conformance.jsonl")
 # What must be exact on at least one family.
 EXACT = (
     "tile",
@@ -108,7 +109,7 @@ def test_committed_rows_are_complete_and_true():
 
 
 def test_the_readme_shows_the_committed_rows():
-    readme = (tables.HERE.parent / "README.md").read_text()
+    readme = (HERE.parent / "README.md").read_text()
     assert tables.with_operators(readme, ROWS) == readme
     assert readme.count("| tile | 12 of 12 |") == 1
     with pytest.raises(ValueError, match="has no marks <!-- operators -->"):

@@ -1,4 +1,4 @@
-"""The byte GPT: its parameters and table, what it may not see, its two layouts, its loss, and that it learns."""
+"""The byte GPT: its parameters and table, what it may not see, layouts, loss, learning."""
 
 import dataclasses
 import math
@@ -101,7 +101,7 @@ def test_the_tables_of_both_layouts_name_the_same_parameters() -> None:
 
 
 def test_no_position_sees_a_later_one(params: Any) -> None:
-    """Losses [T] by position embeddings [T, width]: the gradient is exactly zero above the diagonal."""
+    """Losses [T] by position embeddings [T, width]: gradients are exactly 0 above the diagonal."""
     model = gpt.model(SMALL)
 
     def nats(positions: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Corpora: what is read, how it is split, and that batches and shards are what the probe relies on."""
+"""Corpora: what is read, how it is split, and what the probe relies on in batches and shards."""
 
 import os
 import sysconfig
@@ -24,7 +24,7 @@ def corpus_of(folder: Path, content: bytes) -> text.Corpus:
 
 
 def positions(n_train: int, n_valid: int) -> text.Corpus:
-    """A corpus whose tokens are their own positions, so that every window shows where it was taken."""
+    """A corpus whose tokens are their own positions, so that a window shows where it was taken."""
     return text.Corpus(np.arange(n_train), np.arange(n_valid), "", 1, 0, "positions")
 
 

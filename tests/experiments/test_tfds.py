@@ -1,4 +1,4 @@
-"""TensorFlow Datasets, prepared offline by the real builders and read by the real loader, without TensorFlow."""
+"""TensorFlow Datasets, prepared offline by real builders and read without TensorFlow."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ WIKITEXT = pathlib.Path(__file__).parents[3] / "shared" / "data" / "wikitext2"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Real English text, or where that is absent, lines of words; and one file of another language."""
+    """Real English text, or where that is absent, lines of words; a file of another language."""
     made = tmp_path_factory.mktemp("texts")
     if WIKITEXT.is_dir():
         content = (WIKITEXT / "valid.txt").read_bytes()[:200_000].decode(errors="ignore")
@@ -83,7 +83,7 @@ class Unsplit(Pairs):
 
 
 class Strings(Pairs):
-    """Strings that are not declared as text; one of them does not always hold UTF-8; and more splits than are read."""
+    """Strings not declared as text, one of them not always UTF-8; and more splits than are read."""
 
     SPLITS = ("extra", "test", "train", "validation")
 
@@ -219,15 +219,18 @@ def test_the_commands(
 ) -> None:
     """From a folder to a corpus in processes of their own, of which none imports TensorFlow."""
     made = subprocess.run(
-        [sys.executable, "-m", "experiments.data.text_folder", str(folder), "--data-dir", str(tmp_path), "--name", "b"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "experiments.data.text_folder", str(folder)]
+        + ["--data-dir", str(tmp_path), "--name", "b"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     flags = made.stdout.splitlines()[-1].split("quickstart ")[1].split()
     assert flags == ["--data", "tfds:text_folder/b", "--data-dir", str(tmp_path)]
     code = (
         "import sys; from experiments import quickstart; "
-        f"print(quickstart.load(quickstart.Config(data={flags[1]!r}, data_dir={flags[3]!r})).digest); "
-        "assert 'tensorflow' not in sys.modules"
+        f"print(quickstart.load(quickstart.Config(data={flags[1]!r}, "
+        f"data_dir={flags[3]!r})).digest); assert 'tensorflow' not in sys.modules"
     )
     read = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     config = quickstart.Config(data=flags[1], data_dir=tmp_path)

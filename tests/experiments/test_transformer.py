@@ -1,4 +1,4 @@
-"""The transformer with every choice: one function in three implementations, what it may not see, and its experts."""
+"""The transformer with every choice: three implementations, what it may not see, its experts."""
 
 import dataclasses
 import functools
@@ -14,7 +14,8 @@ import pytest
 from experiments.models import gpt, transformer
 from lagjax.algebra.axes import Elementwise, Lookup, Residual, flatten
 
-# Sizes differ from axis to axis, so that none can be taken for another. Together these have every choice.
+# Sizes differ from axis to axis, so that none can be taken for another. Together these have every
+# choice.
 LEARNED = transformer.Config(
     layers=2,
     width=6,
@@ -125,7 +126,7 @@ def test_equals_gpt() -> None:
 
 @pytest.mark.parametrize("identical", [True, False])
 def test_experts_equal_a_dense_net(identical: bool) -> None:
-    """Identical experts under any router; and the first of different ones, where a router of zeros ties them."""
+    """Identical experts under any router; the first of different ones, where zeros tie them."""
     config = dataclasses.replace(EXPERTS, top=2 if identical else 1)
     dense = drawn(dataclasses.replace(EXPERTS, experts=0, top=1))
     mixture = drawn(config)

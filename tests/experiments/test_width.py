@@ -1,4 +1,4 @@
-"""Width against depth in small, from its command line: equal FLOPs, going on, and the answer from rows."""
+"""Width against depth in small, from its command line: equal FLOPs, going on, what rows say."""
 
 import json
 import pathlib
@@ -7,7 +7,9 @@ import sys
 import jax
 import pytest
 
-from experiments import tables, width
+from experiments import width
+from experiments.rows import Row, read
+from experiments.width_findings import sections
 from lagjax.progress import Silent
 
 SMALL = {
@@ -56,7 +58,7 @@ def test_rows_of_equal_cost_that_are_made_once(
         added.append(int(capsys.readouterr().out.split()[0]))
     # What has a row is not run again.
     assert added == [1, 1, 0]
-    rows = tables.read(corpus.with_name("rows.jsonl"))
+    rows = read(corpus.with_name("rows.jsonl"))
     assert [(row["candidate"], row["seed"]) for row in rows] == [(ARM, 0), (ARM, 1)]
     assert rows[0]["losses"] != rows[1]["losses"]
     for row in rows:
@@ -71,7 +73,7 @@ def test_rows_of_equal_cost_that_are_made_once(
         assert str(corpus) not in json.dumps(row)
         assert row["requires"] == ["epsilon × 0.5 (embed)"]
     # Three seeds of every arm are the least that makes a table.
-    assert tables._width(rows) == []
+    assert sections(rows) == []
 
 
 def test_arms_are_what_they_are_called(corpus: pathlib.Path) -> None:
@@ -110,7 +112,7 @@ def test_bad_input(
     assert not corpus.with_name("rows.jsonl").exists()
 
 
-def made(**finals: float) -> list[tables.Row]:
+def made(**finals: float) -> list[Row]:
     """Rows of three seeds, in which arms of a family end where it is said, and all others at 2."""
     return [
         {
@@ -145,12 +147,12 @@ def made(**finals: float) -> list[tables.Row]:
     ],
 )
 def test_the_answer_follows_the_rows(ends: dict[str, float], verdict: str) -> None:
-    (part,) = tables._width(made(**ends))
+    (part,) = sections(made(**ends))
     assert verdict in part
     assert all(f"| {name} |" in part for name in width.ARMS)
     assert "| 0.2500 |" in part
     # A seed that lacks an arm does not count.
-    assert tables._width(made(**ends)[:-1]) == []
+    assert sections(made(**ends)[:-1]) == []
 
 
 def test_an_arm_that_failed_is_said_to_have() -> None:
@@ -158,6 +160,6 @@ def test_an_arm_that_failed_is_said_to_have() -> None:
     for row in rows:
         if row["candidate"].startswith("zero-pad"):
             row |= {"last_shards": None, "losses": [None, None]}
-    (part,) = tables._width(rows)
+    (part,) = sections(rows)
     assert part.count("failed, failed, failed") == 3
     assert "the best exact width arm (isometric, reset)" in part

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import scale, tables
+from experiments import scale
 from experiments.models import transformer
+from experiments.rows import RESULTS, read
 from lagjax.algebra.plan import Growth
 from lagjax.growth import leafwise as module
 from lagjax.growth.depth import Depth, Fresh, Scaled, Stack
@@ -226,7 +227,7 @@ def test_measurements_that_cannot_be_made_are_refused() -> None:
 
 def test_recorded_rows_hold_what_is_promised() -> None:
     """Source, target and one leaf, beside the process itself."""
-    for row in tables.read(tables.HERE / "results" / "scale.jsonl"):
+    for row in read(RESULTS / "scale.jsonl"):
         held = row["peak_bytes"] - row["peak_bytes_before"]
         assert held <= row["bytes_moved"] + row["largest_leaf"]
         assert row["temporary_bytes"] <= row["largest_leaf"]

@@ -12,9 +12,10 @@ NAMES = (
     "net2net", '<b>&"x"', "gradmax", "random-new",
 )  # fmt: skip
 CONTROLS = ("from scratch", "shuffled")
+BASELINE, ADDED = "small model goes on", "0 0* 1 1 1"
 EXACT = ("zero-new", "half-new", "fpi")
 STEPS = (0, 1, 2, 5, 10, 20, 40, 60, 80, 100, 150, 200, 250)
-LAG, HORIZON = 250, 5000
+FIRST, LAG, HORIZON = 60, 250, 5000
 LATER = (300, 400, 600, 1000, 1500, 2000, 3000, 4000, 5000)
 
 
@@ -28,18 +29,28 @@ def make(
     phases: tuple[str, ...] = ("source", "probe", "continue"),
     controls: bool = True,
     audit: bool = False,
+    racing: bool = False,
+    baseline: bool = False,
+    metrics: bool = False,
+    shift: float = 0.0,
+    unit: str = "nats per token",
 ) -> dict[str, Any] | None:
-    """Writes a run directory; returns its decision (None with outcome None: an unfinished run)."""
+    """Writes a run directory; returns its decision (None with outcome None: an unfinished run).
+
+    `racing`: all are probed to FIRST, ADDED is added by the policy and follows, and the best four go
+    on to LAG. `shift` is taken off every loss, so that losses may be negative.
+    """
     root.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(7)
-    pool = names + (CONTROLS if controls else ())
-    failed = names + CONTROLS if outcome == "all_failed" else failed
+    names += (ADDED,) * racing
+    pool = names + CONTROLS * controls + (BASELINE,) * baseline
+    failed = pool if outcome == "all_failed" else failed
     start = {name: 3.1 if name in EXACT else 3.15 + draw.gamma(2.0, 0.5) for name in names}
     floor = {name: 2.5 + draw.normal(0, 0.03) for name in names}
     slow = {name: draw.uniform(3, 12) * (1 + 2 * (name in EXACT)) for name in names}
-    start |= dict.fromkeys(CONTROLS, 5.55)
-    floor |= dict.fromkeys(CONTROLS, 2.9)
-    slow |= dict.fromkeys(CONTROLS, 90.0)
+    start |= dict.fromkeys(CONTROLS, 5.55) | {BASELINE: 3.1}
+    floor |= dict.fromkeys(CONTROLS, 2.9) | {BASELINE: 2.6}
+    slow |= dict.fromkeys(CONTROLS, 90.0) | {BASELINE: 40.0}
     best = min(
         (name for name in names if name not in failed),
         key=lambda name: floor[name],
@@ -52,7 +63,15 @@ def make(
         decay = (1 + step / slow[name]) ** -0.9
         drift = 0.08 * math.log1p(step / 250)
         wobble = 0 if step == 0 else 0.002 * math.sin(seed + 3 * math.log1p(step) + len(name))
-        return float(floor[name] + (start[name] - floor[name]) * decay - drift + wobble)
+        return float(floor[name] + (start[name] - floor[name]) * decay - drift + wobble) - shift
+
+    def mean(name: str, step: int) -> float:
+        return sum(loss(name, step, seed) for seed in range(seeds)) / seeds
+
+    ahead = [name for name in names if name not in failed]
+    if racing:
+        ahead = sorted(ahead, key=lambda name: mean(name, FIRST))[:4]
+    lags = {name: LAG if name in ahead or not racing else FIRST for name in pool}
 
     def line(
         phase: str,
@@ -68,17 +87,19 @@ def make(
             "valid_loss_shards": [] if value is None else [value - 0.01, value + 0.01],
             "train_loss": None if step == 0 else value, "grad_norm": None, "update_norm": None, "lr": None,
             "tokens": step * 8192, "flops": scale * step * 2.4e12, "seconds": step * 0.021, "status": status,
+            "metrics": {"valid_accuracy": None if value is None else 0.5 - 0.1 * value, "lr": 3e-4} if metrics else {},
         }  # fmt: skip
 
     lines = []
     if "source" in phases:
         lines += [
-            line("source", "source", 0, s, 3.0 + 2.5 / (1 + s / 50)) for s in (0, 100, 500, 2000)
+            line("source", "source", 0, s, 3.0 - shift + 2.5 / (1 + s / 50))
+            for s in (0, 100, 500, 2000)
         ]
     if "probe" in phases:
         for name in pool:
             for seed in range(seeds):
-                for step in STEPS[: None if outcome else 9]:
+                for step in (s for s in STEPS if s <= (lags[name] if outcome else 80)):
                     if name in failed and step >= 40:
                         lines.append(
                             line(
@@ -93,16 +114,14 @@ def make(
                         break
                     lines.append(line("probe", name, seed, step, loss(name, step, seed)))
 
-    def mean(name: str, step: int) -> float:
-        return sum(loss(name, step, seed) for seed in range(seeds)) / seeds
-
     decision = None
     if outcome and "probe" in phases:
-        live = [name for name in names if name not in failed]
-        at_lag = {name: None if name in failed else mean(name, LAG) for name in pool}
-        order = sorted(live, key=lambda name: at_lag[name] or 0.0)
+        at_lag = {
+            name: None if name in failed or lags[name] < LAG else mean(name, LAG) for name in pool
+        }
+        order = sorted(ahead, key=lambda name: at_lag[name] or 0.0)
         tied = sorted(order[:2], key=pool.index) if outcome == "tie" else order[:1]
-        winner = tied[0] if live else None
+        winner = tied[0] if ahead else None
         runner = next((name for name in order if name != winner), None)
         margin = None if runner is None or winner is None else at_lag[runner] - at_lag[winner]
         decision = {
@@ -112,7 +131,7 @@ def make(
             ),
             "losses_at_start": {name: mean(name, 0) for name in pool}, "losses_at_lag": at_lag,
             "status": {name: "loss not finite at step 40" if name in failed else "ok" for name in pool},
-            "tied": tied,
+            "tied": tied, "lags": lags,
             "ledger": {
                 "overhead": 0.6721, "budget_share": 1.6721 / len(pool), "full_run_flops": 2.4e12 * HORIZON,
                 "losers_flops": 2.4e12 * LAG * (len(pool) * seeds - 1), "evaluation_flops": 3.1e13, "fit_flops": 4.4e12,
@@ -128,15 +147,37 @@ def make(
                 lines += [
                     line("continue", name, seed, step, loss(name, step, seed)) for step in LATER
                 ]
+    roles = dict.fromkeys(CONTROLS, "control") | {BASELINE: "baseline"}
+    entries = {
+        name: {
+            "name": name, "operator": f"Grow(depth={name!r})", "role": roles.get(name, "candidate"),
+            "word": "0 0* 1 1*" if name == "half-new" else None, "exact": {"half-new": True, "fpi": False}.get(name),
+            "transfer": {"moments": "reset", "schedule": "restart"}, "target": 0, "step_flops": 2.4e12,
+        }
+        for name in pool
+    }  # fmt: skip
     config = {
-        "task": {"horizon": HORIZON, "seeds": seeds, "batch": 32},
-        "pool": [{"name": n, "operator": f"Grow(depth={n!r})", "control": n in CONTROLS} for n in pool],
+        "format": 2, "task": {"horizon": HORIZON, "seeds": seeds, "seed": 0, "unit": unit},
+        "pool": [entry for name, entry in entries.items() if name != ADDED],
         "policy": "FixedLag(steps=250)",
         "compare": "all" if audit else "start",
         "versions": {"jax": "0.10.2", "flax": "0.12.8"},
         "device": "cpu", "cores": 2, "arguments": {"workdir": str(root.name), "steps": HORIZON},
     }  # fmt: skip
+    answers: list[dict[str, Any]] = []
+    if "probe" in phases and racing:
+        answers = [
+            {"answer": "Probe", "until": {name: FIRST for name in pool if name != ADDED}},
+            {"answer": "Add", "candidates": [entries[ADDED]]},
+            {"answer": "Probe", "until": {ADDED: FIRST}},
+            {"answer": "Probe", "until": dict.fromkeys(ahead, LAG)},
+        ]
+    elif "probe" in phases:
+        answers = [{"answer": "Probe", "until": dict.fromkeys(pool, LAG)}]
+    answers += [{"answer": "Decision", **decision}] if decision else []
+    rounds = [{"round": number, **answer} for number, answer in enumerate(answers)]
     (root / "config.json").write_text(json.dumps(config))
+    (root / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rounds))
     (root / "curves.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
     if decision is not None:
         (root / "decision.json").write_text(json.dumps(decision, indent=2))

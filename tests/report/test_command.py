@@ -33,7 +33,7 @@ def test_show(tmp_path, capsys, monkeypatch, outcome):
     assert all(name in out for name in names)
     if decision and decision["winner"]:
         assert f"{decision['winner']} was " in out
-        assert "overhead 0.672 full runs" in out
+        assert "Overhead 0.672 full runs" in out and "Winner after the lag" in out
     assert (outcome or "unfinished") in out
 
 
@@ -52,6 +52,10 @@ def test_show_json_is_the_file(tmp_path, capsys):
         (None, None, "no run directory"),
         ("config.json", "{", "config.json"),
         ("config.json", "[1]", "config.json"),
+        ("config.json", '{"pool": [{"control": true}]}', "config.json is of format 1"),
+        ("config.json", '{"format": 2, "pool": [{"role": "control"}]}', "pool lacks name"),
+        ("rounds.jsonl", '{"round": 0}\n', "Line 1 of rounds.jsonl lacks answer"),
+        ("rounds.jsonl", '{"round": 0, "answer": "Add", "candidates": [1]}\n', "pool lacks"),
         ("curves.jsonl", "{}\n", "Line 1 of curves.jsonl"),
         ("curves.jsonl", "oops\n", "curves.jsonl"),
         ("decision.json", '{"winner": 1}', "decision.json lacks"),

@@ -1,4 +1,4 @@
-"""The page holds together: nothing fetched, every candidate named, the same bytes each time, right at every stage of a run."""
+"""The page holds together: nothing fetched, all named, the same bytes each time, at every stage."""
 
 import itertools
 import json
@@ -10,8 +10,8 @@ import pytest
 import synthetic_runs
 
 from lagjax import report
-from lagjax.report import curves
-from lagjax.report.labels import spread
+from lagjax.report import facts
+from lagjax.report.charts import spread
 
 RUNS = {
     "clear": {},
@@ -25,6 +25,16 @@ RUNS = {
     "started": {"outcome": None, "phases": ()},
     "no source": {"phases": ("probe", "continue")},
     "one": {"names": ("only",), "controls": False},
+    "racing": {
+        "seeds": 2,
+        "failed": ("aki",),
+        "racing": True,
+        "baseline": True,
+        "metrics": True,
+        "shift": 4.0,
+        "unit": "bits per <pixel>",
+    },
+    "negative audit": {"seeds": 2, "audit": True, "shift": 9.0, "unit": "bits per <pixel>"},
     "two": {"names": ("$a$", "b_{"), "controls": False},
     "long": {"names": ("x" * 80, "ünïcode 模型", "tab\tand\nline"), "controls": False},
 }
@@ -37,7 +47,7 @@ class Reader(HTMLParser):
     def __init__(self, page):
         super().__init__()
         self.open, self.ids, self.links, self.texts, self.tags = [], [], [], [], set()
-        self.rows = []
+        self.tables = []
         self.feed(page)
         self.close()
         assert not self.open
@@ -46,10 +56,12 @@ class Reader(HTMLParser):
         self.tags.add(tag)
         if tag not in VOID:
             self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
         if tag == "tr":
-            self.rows.append([])
+            self.tables[-1].append([])
         if tag in ("td", "th"):
-            self.rows[-1].append("")
+            self.tables[-1][-1].append("")
         for name, value in attrs:
             if name == "id":
                 self.ids.append(value)
@@ -70,8 +82,13 @@ class Reader(HTMLParser):
             self.texts.append(data)
         else:
             assert "url(" not in data and "@import" not in data
-        if "td" in self.open:
-            self.rows[-1][-1] += data
+        if {"td", "th"} & {*self.open}:
+            self.tables[-1][-1][-1] += data
+
+    def table(self, *headings):
+        """name → its cells by heading, of the table that has these headings."""
+        head, *rows = next(each for each in self.tables if {*headings} <= {*each[0]})
+        return {row[0]: dict(zip(head, row, strict=True)) for row in rows}
 
 
 @pytest.fixture(scope="module")
@@ -116,34 +133,112 @@ def test_same_run_same_bytes(pages):
         "curves.jsonl",
         "decision.json",
         "report.html",
+        "rounds.jsonl",
     ]
 
 
-@pytest.mark.parametrize("name", ["clear", "seeds", "tie", "all_failed", "one"])
+@pytest.mark.parametrize("name", ["clear", "seeds", "tie", "all_failed", "one", "racing"])
 def test_table_tells_the_decision(pages, name):
     path, decision = pages[name]
-    rows = Reader(path.read_text("utf-8")).rows
+    rows = Reader(path.read_text("utf-8")).table("Candidate", "Status")
+    assert len(rows) == len(decision["status"])
+    apart = (*synthetic_runs.CONTROLS, synthetic_runs.BASELINE)
+    able = [name for name in decision["ranking"] if name not in apart]
+    # A column that would be empty is left out.
+    assert ("Loss at the lag" in next(iter(rows.values()))) == bool(able)
     for candidate, status in decision["status"].items():
-        row = next(row for row in rows if row and row[0].startswith(candidate))
-        _, _, rank, start, lag, _, said = row
-        able = [n for n in decision["ranking"] if n not in synthetic_runs.CONTROLS]
-        assert rank == (str(able.index(candidate) + 1) if candidate in able else "–")
-        for shown, given in (
-            (start, decision["losses_at_start"][candidate]),
-            (lag, decision["losses_at_lag"][candidate]),
-        ):
-            assert shown == ("–" if given is None else f"{given:.4f}")
-        assert said == status
-        assert ("winner" in row[0]) == (candidate == decision["winner"])
+        title, row = next(item for item in rows.items() if item[0].startswith(candidate))
+        rank = str(able.index(candidate) + 1) if candidate in able else "–"
+        assert row.get("Rank at the lag", "–") == rank
+        assert row["Loss right after growing"] == minus(decision["losses_at_start"][candidate])
+        at_lag = row.get("Loss at the lag", "–")
+        if decision["lags"][candidate] < decision["lag"]:
+            assert at_lag.endswith(" at step 60") or status != "ok"
+        else:
+            assert at_lag == minus(decision["losses_at_lag"][candidate])
+        assert row["Status"] == status
+        assert ("winner" in title) == (candidate == decision["winner"])
+
+
+def minus(value):
+    """As the page writes a loss."""
+    return "–" if value is None else f"{value:.4f}".replace("-", "−")
 
 
 def test_tied_at_the_start_share_a_rank(pages):
     path, _ = pages["clear"]
-    rows = Reader(path.read_text("utf-8")).rows
-    tied = [row[0] for row in rows if len(row) == 7 and row[1] == "1="]
+    rows = Reader(path.read_text("utf-8")).table("Candidate", "Status")
+    tied = [name for name, row in rows.items() if row["Rank right after growing"] == "1="]
     assert len(tied) == len(synthetic_runs.EXACT)
-    chosen = [row[0] for row in rows if row and "lowest right after growing" in row[0]]
+    assert {row["Rank right after growing"] for row in rows.values()} >= {"4", "5", "13", "–"}
+    chosen = [name for name in rows if "lowest right after growing" in name]
     assert len(chosen) == 1 and chosen[0].startswith(min(synthetic_runs.EXACT))
+
+
+def test_word_and_exactness_where_given(pages):
+    path, _ = pages["clear"]
+    rows = Reader(path.read_text("utf-8")).table("Candidate", "Status")
+    exact = {"fpi": "no", "half-new": "yes", "stack": "–"}
+    for given, told in exact.items():
+        name, row = next(item for item in rows.items() if item[0].startswith(given))
+        assert row["Exact"] == told
+        assert ("word: 0 0* 1 1*" in name) == (given == "half-new")
+
+
+def test_roles_have_no_rank_and_are_named(pages):
+    path, _ = pages["racing"]
+    rows = Reader(path.read_text("utf-8")).table("Candidate", "Status")
+    for name, role in (("from scratch", "control"), (synthetic_runs.BASELINE, "baseline")):
+        title, row = next(item for item in rows.items() if item[0].startswith(name))
+        assert title.startswith(f"{name} {role}") and row["Rank right after growing"] == "–"
+
+
+def test_rounds_only_where_there_are_several(pages):
+    path, decision = pages["racing"]
+    rows = Reader(path.read_text("utf-8")).table("Round", "Answer")
+    assert [row["Answer"] for row in rows.values()] == [
+        "Probe",
+        "Add",
+        "Probe",
+        "Probe",
+        "Decision",
+    ]
+    assert [row["To step"] for row in rows.values()] == ["60", "–", "60", "250", "–"]
+    assert rows["0"]["Candidates"] == "16 of 17"
+    assert rows["1"]["Candidates"] == synthetic_runs.ADDED
+    assert {*re.split(", | and ", rows["3"]["Candidates"])} == {*decision["ranking"]}
+    assert rows["4"]["Candidates"] == decision["winner"]
+    assert "The rounds" not in pages["clear"][0].read_text("utf-8")
+
+
+def test_metrics_are_those_of_the_last_step(pages):
+    path, decision = pages["racing"]
+    rows = Reader(path.read_text("utf-8")).table("Candidate", "At step")
+    lines = [json.loads(x) for x in (path.parent / "curves.jsonl").read_text().splitlines()]
+    for name, at in ((decision["runner_up"], 250), ("stack", 60)):
+        own = [x["metrics"] for x in lines if (x["candidate"], x["step"]) == (name, at)]
+        assert len(own) == 2 and rows[name]["At step"] == str(at)
+        mean = sum(each["valid_accuracy"] for each in own) / 2
+        assert rows[name]["valid_accuracy"] == f"{mean:.4f}" and rows[name]["lr"] == "0.0003"
+    assert rows["aki"]["valid_accuracy"] == "–"
+    assert "The metrics" not in pages["clear"][0].read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", ["racing", "negative audit"])
+def test_the_unit_is_the_runs(pages, name):
+    page = pages[name][0].read_text("utf-8")
+    assert "nats" not in page
+    assert page.count("bits per &lt;pixel&gt;") > 6
+
+
+@pytest.mark.parametrize("name", ["racing", "clear"])
+def test_ranks_are_told_of_those_in_the_race(pages, name):
+    page = pages[name][0].read_text("utf-8")
+    picture = page[page.index('aria-label="Rank of each') :]
+    told = Reader(picture[: picture.index("</svg>")]).texts
+    # Names stand in the column or, of those that left the race, at the end of their lines.
+    assert all(each in told for each in synthetic_runs.NAMES if len(each) < 16)
+    assert not {*synthetic_runs.CONTROLS, synthetic_runs.BASELINE} & {*told}
 
 
 @pytest.mark.parametrize(
@@ -153,6 +248,10 @@ def test_tied_at_the_start_share_a_rank(pages):
         ("clear", "95 % interval"),
         ("clear", "Spearman's rank correlation of the two is"),
         ("seeds", "means over 3 seeds"),
+        ("racing", "chosen out of 14 candidates after up to 250 training steps"),
+        ("racing", "by candidate from 60 to 250"),
+        ("racing", "Controls and baselines are left out"),
+        ("negative audit", "No transition was found: 0 curves of 21 positive points"),
         ("seeds", "loss not finite at step 40"),
         ("tie", "comes first of them in the pool"),
         ("all_failed", "Nothing was chosen: all 13 candidates failed"),
@@ -177,8 +276,8 @@ def test_failed_candidate_ends_where_it_failed():
             (0, 2, 1.0, "ok"),
         )
     ]
-    curve = curves.mean_over_seeds(lines)
-    assert curve == ((0,), (3.5,), (0, 1), "loss not finite at step 1", 1)
+    curve = facts.mean_over_seeds(lines)
+    assert curve == ((0,), (3.5,), "loss not finite at step 1", 1)
 
 
 def test_continuation_starts_where_its_own_seeds_stood():
@@ -186,7 +285,7 @@ def test_continuation_starts_where_its_own_seeds_stood():
         return {"seed": seed, "step": step, "valid_loss": loss, "status": "ok"}
 
     probe = [line(0, 0, 5.0), line(0, 10, 3.0), line(1, 0, 5.0), line(1, 10, 4.0)]
-    curve = curves.continuation(probe, [line(0, 20, 2.0)])
+    curve = facts.continuation(probe, [line(0, 20, 2.0)])
     assert curve.steps == (10, 20) and curve.losses == (3.0, 2.0)
 
 
@@ -208,11 +307,11 @@ def test_audit_is_told_and_only_when_it_is_whole(tmp_path):
     synthetic_runs.make(tmp_path / "whole", seeds=3, audit=True, failed=("aki",))
     page = report.write(tmp_path / "whole").read_text()
     found = Reader(page)
-    steps = [row for row in found.rows if row and row[0] in ("0", "250", "5000")]
-    assert len(steps) == 3
-    last = steps[-1]
+    steps = found.table("Step", "Spearman")
+    assert {"0", "250", "5000"} <= {*steps}
+    last = steps["5000"]
     # At the end a seed's losses are its own final ones: Spearman 1, and the regret is the seeds' disagreement.
-    assert last[1] == "1.00" and float(last[6]) < 0.01
+    assert last["Spearman"] == "1.00" and float(last["Regret"]) < 0.01
     assert "zero-new ended lowest" in page and "The noise floor" in page
     # One candidate is one step short: there is no audit yet.
     curves_file = tmp_path / "whole" / "curves.jsonl"

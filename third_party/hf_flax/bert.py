@@ -1,4 +1,7 @@
-"""FlaxBertForMaskedLM of Hugging Face transformers 4.57.6 (Apache-2.0): post-norm, heads flattened with their size."""
+"""FlaxBertForMaskedLM of Hugging Face transformers 4.57.6 (Apache-2.0).
+
+Post-norm, heads flattened with their size.
+"""
 
 from transformers import BertConfig
 

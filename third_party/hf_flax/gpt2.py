@@ -1,4 +1,7 @@
-"""FlaxGPT2LMHeadModel of Hugging Face transformers 4.57.6 (Apache-2.0): kernels transposed, queries, keys and values in one."""
+"""FlaxGPT2LMHeadModel of Hugging Face transformers 4.57.6 (Apache-2.0).
+
+Kernels are transposed, queries, keys and values in one.
+"""
 
 from transformers import GPT2Config
 

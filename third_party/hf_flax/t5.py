@@ -1,7 +1,8 @@
-"""FlaxT5ForConditionalGeneration of Hugging Face transformers 4.57.6 (Apache-2.0): an encoder and a decoder stack.
+"""FlaxT5ForConditionalGeneration of Hugging Face transformers 4.57.6 (Apache-2.0).
 
-The second number of a path, `block/3/layer/1`, tells sublayers apart and is literal. Block 0 holds the relative
-positions of its whole stack; their row comes without a capture, so that they are no part of layer 0.
+An encoder and a decoder stack. The second number of a path, `block/3/layer/1`, tells sublayers
+apart and is literal. Block 0 holds the relative positions of its whole stack; their row comes
+without a capture, so that they are no part of layer 0.
 """
 
 from lagjax.algebra.axes import Axes, Dot, Elementwise, Lookup, Residual

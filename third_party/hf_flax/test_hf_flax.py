@@ -82,7 +82,7 @@ def test_gpt2():
 
 @pytest.mark.parametrize("way", [Tile(Noise()), BlockDiagonal(), Average()], ids=str)
 def test_gpt2_grows_wider_and_keeps_its_function(way):
-    """Queries, keys and values in one transposed array, heads flattened: the real classes compute the same."""
+    """Queries, keys and values in one transposed array, heads flattened: the real classes agree."""
     sizes = {"vocab_size": 13, "n_positions": 6, "n_layer": 2}
     small = GPT2Config(**sizes, n_embd=8, n_head=2, n_inner=12)
     width = 16 if isinstance(way, BlockDiagonal | Tile) else 12
