@@ -223,7 +223,7 @@ class Worker:
             tally.seconds += (now - clock) / len(tallies)
             tally.over = failed
             tally.latest = {
-                "phase": job.phase,
+                "phase": job.phase_at(step),
                 "candidate": trial.candidate,
                 "seed": trial.seed,
                 "step": step,
