@@ -96,7 +96,7 @@ def test_a_new_norm_is_one_dataclass():
 
 def test_pools_ask_a_norm_whether_it_subtracts_the_mean():
     ways = ByKind(width.ZeroPad(), width.Tile(), width.Tile(), layer=width.Centred())
-    found = [ways.way(Residual(norm)) for norm in (RMSNorm(), MaxNorm(), None, LayerNorm())]
+    found = [ways.expansion(Residual(norm)) for norm in (RMSNorm(), MaxNorm(), None, LayerNorm())]
     assert found == [width.ZeroPad()] * 3 + [width.Centred()]
 
 
