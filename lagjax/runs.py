@@ -109,7 +109,7 @@ def run(
         sizes = [work.groups[name].state_bytes for name in known for _ in range(task.seeds)]
         checks.check_disk(store.checkpoints, sizes)
         base = 2 if compare == "all" else 4
-        search = Search(work, store, executor, progress, known, candidates_at_once, base)
+        search = Search(work, store, executor, progress, known, candidates_at_once, base, {})
         decision, evidence = choose(search, policy)
         decision = decision._replace(ledger=cost(search, evidence, decision))
         text = json.dumps(decision.as_json(), indent=1, allow_nan=False) + "\n"
@@ -216,7 +216,7 @@ def train(
             {"arguments": dict(arguments or {}), "source": section, **environment()}, ENVIRONMENT
         )
         checks.check_disk(store.checkpoints, [group.state_bytes])
-        search = Search(work, store, executor, progress, {}, 1, 4)
+        search = Search(work, store, executor, progress, {}, 1, 4, {})
         store.rewind(trial, steps)
         carry_out(search, [Job((trial,), 1, steps, evaluation_steps(steps), "source")])
         if (line := store.curves.of(trial)[-1])["status"] != "ok":

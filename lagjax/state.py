@@ -16,14 +16,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lagjax.algebra.axes import Axes, Layout, Params, flatten, path_of
+from lagjax.algebra.axes import Array, Axes, Keys, Layout, Params, flatten, path_of
 from lagjax.algebra.plan import Plan
 from lagjax.algebra.provenance import step_sizes, unseen
 from lagjax.buffers import own
 from lagjax.model import Batch, Key, Model
 
 OptState: TypeAlias = Any
-PyTree: TypeAlias = Any
 Schedule: TypeAlias = Literal["restart", "continue"] | int
 
 ORDER = {
@@ -123,7 +122,7 @@ def carry(
             is not `tx`'s.
     """
     fresh = tx.init(large)
-    wanted: Any = jax.tree.structure(jax.eval_shape(tx.init, params))
+    wanted: object = jax.tree.structure(jax.eval_shape(tx.init, params))
     if wanted != jax.tree.structure(state):
         raise ValueError(
             "the source's optimizer state was not made by tx.init for the source's parameters: "
@@ -183,11 +182,11 @@ def measure(
 
 def collections(
     plan: Plan | None,
-    found: Mapping[str, PyTree],
-    fresh: Mapping[str, PyTree],
+    found: Mapping[str, Params],
+    fresh: Mapping[str, Params],
     source: Axes,
     target: Axes,
-) -> dict[str, PyTree]:
+) -> dict[str, Params]:
     """State that is no parameter, grown: batch statistics, averages of the parameters.
 
     A leaf with a row of its own in the axes table, under `collection/path`, is a statistic of what
@@ -228,13 +227,13 @@ def collections(
     }
 
 
-def _by_path(trees: Mapping[str, PyTree]) -> dict[str, Any]:
+def _by_path(trees: Mapping[str, Params]) -> dict[str, Array]:
     return {
         f"{name}/{path}": x for name, tree in trees.items() for path, x in flatten(tree).items()
     }
 
 
-def _of_growth(node: Any) -> bool:
+def _of_growth(node: object) -> bool:
     return isinstance(node, ScaleByGrowthState)
 
 
@@ -254,8 +253,8 @@ def _moments(
 ) -> OptState:
     """Grows what is shaped like the parameters, field by field, and carries the rest."""
     old_paths, new_paths = _keys(params), _keys(large)
-    sources: dict[Any, dict[str, Any]] = {}
-    rest: dict[Any, Any] = {}
+    sources: dict[Keys, dict[str, Array]] = {}
+    rest: dict[Keys, Any] = {}
     for keys, value in jax.tree_util.tree_flatten_with_path(state, is_leaf=_of_growth)[0]:
         prefix, path = _owner(keys, old_paths)
         if path is None:
@@ -264,7 +263,7 @@ def _moments(
             _check_shape(keys, value, plan.source, path)
             sources.setdefault(prefix, {})[path] = value
     leaves, treedef = jax.tree_util.tree_flatten_with_path(fresh, is_leaf=_of_growth)
-    wanted: dict[Any, dict[str, Any]] = {}
+    wanted: dict[Keys, dict[str, Array]] = {}
     for keys, value in leaves:
         prefix, path = _owner(keys, new_paths)
         if path is not None:
@@ -273,7 +272,7 @@ def _moments(
         prefix: plan.moments(sources.get(prefix, {}), group, _order(prefix))
         for prefix, group in wanted.items()
     }
-    values = []
+    values: list[Any] = []
     for keys, value in leaves:
         prefix, path = _owner(keys, new_paths)
         if path is not None:
@@ -287,11 +286,11 @@ def _moments(
     return jax.tree.unflatten(treedef, values)
 
 
-def _keys(params: Params) -> dict[Any, str]:
+def _keys(params: Params) -> dict[Keys, str]:
     return {keys: path_of(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(params)[0]}
 
 
-def _owner(keys: tuple[Any, ...], paths: dict[Any, str]) -> tuple[tuple[Any, ...], str | None]:
+def _owner(keys: Keys, paths: dict[Keys, str]) -> tuple[Keys, str | None]:
     """Splits the path of a state's leaf into the field that holds it and its parameter's path."""
     for start in range(len(keys) + 1):
         if keys[start:] in paths and start:
@@ -299,7 +298,7 @@ def _owner(keys: tuple[Any, ...], paths: dict[Any, str]) -> tuple[tuple[Any, ...
     return keys, None
 
 
-def _check_shape(keys: tuple[Any, ...], value: Any, source: Layout, path: str) -> None:
+def _check_shape(keys: Keys, value: Array, source: Layout, path: str) -> None:
     leaf = next(leaf for leaf in source.leaves if leaf.path == path)
     if tuple(value.shape) != leaf.shape:
         raise ValueError(
@@ -307,7 +306,7 @@ def _check_shape(keys: tuple[Any, ...], value: Any, source: Layout, path: str) -
         )
 
 
-def _order(prefix: tuple[Any, ...]) -> int:
+def _order(prefix: Keys) -> int:
     field = next(
         (key.name for key in reversed(prefix) if isinstance(key, jax.tree_util.GetAttrKey)),
         None,
@@ -317,7 +316,7 @@ def _order(prefix: tuple[Any, ...]) -> int:
     return ORDER[field]
 
 
-def _no_rule(keys: tuple[Any, ...]) -> str:
+def _no_rule(keys: Keys) -> str:
     return (
         f"no rule grows the optimizer state {path_of(keys)!r}; reset the moments, or use a "
         f"transformation whose statistics are among {', '.join(ORDER)}"
@@ -341,7 +340,7 @@ def _rewound(state: OptState, step: int) -> OptState:
     return jax.tree.map(rewind, state, is_leaf=_scheduled)
 
 
-def _scheduled(node: Any) -> bool:
+def _scheduled(node: object) -> bool:
     return isinstance(node, optax.ScaleByScheduleState | optax.InjectStatefulHyperparamsState)
 
 
@@ -350,7 +349,7 @@ def _schedules(state: OptState, like: OptState) -> OptState:
     # By path, because the parameters inside the two states may be of different depth.
     others = dict(jax.tree_util.tree_flatten_with_path(like, is_leaf=_scheduled)[0])
 
-    def swap(keys: tuple[Any, ...], one: Any) -> Any:
+    def swap(keys: Keys, one: Any) -> Any:
         if not _scheduled(one):
             return one
         if isinstance(one, optax.InjectStatefulHyperparamsState):

@@ -10,17 +10,15 @@ import pytest
 
 from lagjax.algebra.axes import Axes
 from lagjax.algebra.kinds import Channels, Residual, Units
-from lagjax.growth.depth import Depth
+from lagjax.growth.operator import Grow
 from lagjax.growth.width import (
     Aki,
     Average,
-    Both,
     Isometric,
     NoisySplit,
     RandomIn,
     RandomPad,
     Tile,
-    Width,
 )
 from lagjax.state import collections
 
@@ -125,7 +123,7 @@ FORMS = [(one, other) for one in LAYERS for other in LAYERS]
 @pytest.mark.parametrize("forms", FORMS, ids="-".join)
 @pytest.mark.parametrize("way", [Tile(), Tile(NoisySplit()), RandomIn()], ids=str)
 def test_a_net_with_batch_norm_keeps_its_function(forms, way):
-    operator = Both(Depth("0 0* 1 new*"), Width({"mlp": way}))
+    operator = Grow(depth="0 0* 1 new*", width={"mlp": way})
     small, large = drawn(2, 4, 3, 1), drawn(4, 4, 6, 2)
     plan, params, state = grown(operator, forms, small, large)
     assert plan.exact
@@ -149,7 +147,7 @@ def test_a_net_with_batch_norm_keeps_its_function(forms, way):
 @pytest.mark.parametrize("forms", FORMS, ids="-".join)
 def test_averages_grow_as_their_parameters_do(forms):
     """Noise and all: an average of parameters that stand still is these, grown or not."""
-    operator = Both(Depth("0 0*0.5 new"), Width({"embed": Tile(NoisySplit()), "mlp": RandomPad()}))
+    operator = Grow(depth="0 0*0.5 new", width={"embed": Tile(NoisySplit()), "mlp": RandomPad()})
     _, params, state = grown(operator, forms, drawn(1, 2, 3, 1), drawn(3, 4, 5, 2))
     chex.assert_trees_all_equal(state["ema"], params)
 
@@ -167,7 +165,7 @@ def linear(way, old=3, new=6, table=LINEAR):
         u = X @ params["w"]
         return {"s": {"mean": u.mean(0), "var": u.var(0)}}
 
-    plan = Width({"c": way}).plan(KEY, table.layout(small), table.layout(large))
+    plan = Grow(width={"c": way}).plan(KEY, table.layout(small), table.layout(large))
     blank = jax.tree.map(lambda x: np.full(x.shape, 7.0), statistics(large))
     found = collections(plan, statistics(small), blank, table, table)
     return found["s"], statistics(plan.params(small, large))["s"]
@@ -211,7 +209,7 @@ def test_state_that_does_not_fit(rows, tree, message):
 
 def test_collections_that_do_not_fit():
     layout = LINEAR.layout({"w": np.ones((3, 6))})
-    plan = Width({"c": Tile()}).plan(KEY, layout, layout)
+    plan = Grow(width={"c": Tile()}).plan(KEY, layout, layout)
     s = {"mean": jnp.ones(6), "var": jnp.ones(6)}
     with pytest.raises(ValueError, match=r"\['s'\], the small one \[\]; give \['s'\] of the small"):
         collections(plan, {}, {"s": s}, LINEAR, LINEAR)

@@ -21,17 +21,27 @@ import difflib
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
+from numpy.typing import NDArray
 
 from lagjax.algebra.kinds import Kind, Unknown
 from lagjax.algebra.notation import Dim, of_state, parse
 
+Keys: TypeAlias = tuple[Any, ...]
+"""Of a leaf, as `jax.tree_util` has them."""
+Array: TypeAlias = jax.Array | NDArray[Any]
 Params: TypeAlias = Any
 """A pytree of arrays, or of `jax.ShapeDtypeStruct`."""
+
+
+Place: TypeAlias = tuple[tuple[str, int], ...]
+"""Which layer of which unrolled stacks: `(stack, number)` of each."""
+LayerKind: TypeAlias = frozenset[tuple[str, Place]]
+"""The names of a layer's parameters, with the other unrolled stacks that they are part of."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ class Leaf:
     path: str
     name: str
     dims: tuple[Dim, ...]
-    layer: tuple[tuple[str, int], ...]
+    layer: Place
     shape: tuple[int, ...]
     dtype: Any
 
@@ -90,9 +100,9 @@ class Layout:
         """The parameters that have an axis."""
         return [leaf for leaf in self.leaves if any(axis in dim.names for dim in leaf.dims)]
 
-    def layer_kinds(self, stack: str) -> list[frozenset[tuple[str, Any]]]:
+    def layer_kinds(self, stack: str) -> list[LayerKind]:
         """For each layer of the stack the names of its parameters, equal for layers of a kind."""
-        found: list[set[tuple[str, Any]]] = [set() for _ in range(self.stacks[stack])]
+        found: list[set[tuple[str, Place]]] = [set() for _ in range(self.stacks[stack])]
         for leaf in self.leaves:
             others = tuple(item for item in leaf.layer if item[0] != stack)
             for one, index in leaf.layer:
@@ -188,7 +198,7 @@ class Axes:
         return self._bound([*leaves, *(found[path] for path in shapes)])
 
     def _bound(self, leaves: list[Leaf]) -> Layout:
-        paired: dict[Any, Leaf] = {}
+        paired: dict[tuple[str, Place], Leaf] = {}
         for leaf in leaves:
             if (other := paired.setdefault((leaf.name, leaf.layer), leaf)) is not leaf:
                 raise ValueError(
@@ -254,13 +264,13 @@ def _shapes(tree: Params) -> dict[str, jax.ShapeDtypeStruct]:
 
 def flatten(tree: Params) -> dict[str, Any]:
     """The leaves of a tree by path: keys joined by `/`, without the `value` of Flax's boxes."""
-    flat: dict[str, Any] = {}
+    flat = {}
     for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         flat[path_of(keys)] = leaf
     return flat
 
 
-def path_of(keys: Sequence[Any]) -> str:
+def path_of(keys: Keys) -> str:
     """The path of a leaf in the form that tables match."""
     boxed = keys and isinstance(keys[-1], jax.tree_util.GetAttrKey) and keys[-1].name == "value"
     return jax.tree_util.keystr(tuple(keys[:-1] if boxed else keys), simple=True, separator="/")
@@ -373,7 +383,7 @@ def _sizes(leaves: Sequence[Leaf], given: Mapping[str, int]) -> dict[str, int]:
     return sizes
 
 
-def _nearest(word: str, known: Any) -> str:
+def _nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(known), 1, cutoff=0.4)
     return f"; the nearest is {close[0]!r}" if close else ""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Vector: TypeAlias = NDArray[Any]
 """An entry for each index of an axis."""
@@ -142,16 +142,16 @@ class AxisMap:
         )
 
 
-def column(vector: Any, dimensions: int, at: int) -> Vector:
+def column(vector: ArrayLike, dimensions: int, at: int) -> Vector:
     """A vector as an array of so many dimensions, along the one at `at`."""
     shape = [1] * dimensions
     shape[at] = -1
     return np.reshape(vector, shape)
 
 
-def divided(a: Any, b: Vector) -> Vector:
+def divided(a: ArrayLike, b: Vector) -> Vector:
     """a / b, and 0 where b is 0."""
-    return np.where(b == 0, 0.0, a / np.where(b == 0, 1.0, b))
+    return np.where(b == 0, 0.0, np.asarray(a) / np.where(b == 0, 1.0, b))
 
 
 def _numbering(source: Vector) -> Vector:

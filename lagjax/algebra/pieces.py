@@ -10,13 +10,13 @@ import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.algebra.axes import Layout, extent, length
+from lagjax.algebra.axes import Array, Layout, extent, length
 from lagjax.algebra.kinds import Kind
 from lagjax.algebra.maps import AxisMap, Vector, column, divided
 from lagjax.algebra.notation import Dim
@@ -69,7 +69,7 @@ def pieces_of(dims: tuple[Dim, ...]) -> tuple[Piece, ...]:
     return tuple(made)
 
 
-def split(array: Any, dims: Sequence[Dim], sizes: Mapping[str, int]) -> tuple[Any, ...]:
+def split(array: Array, dims: Sequence[Dim], sizes: Mapping[str, int]) -> tuple[Array, ...]:
     """Unfolds an array into its pieces."""
     parts = [array]
     for axis, dim in enumerate(dims):
@@ -81,7 +81,7 @@ def split(array: Any, dims: Sequence[Dim], sizes: Mapping[str, int]) -> tuple[An
     return tuple(part.reshape(piece.shape(sizes)) for part, piece in zip(parts, made))
 
 
-def join(parts: Sequence[Any], dims: Sequence[Dim], sizes: Mapping[str, int]) -> Any:
+def join(parts: Sequence[Array], dims: Sequence[Dim], sizes: Mapping[str, int]) -> Array:
     """Folds what `split` unfolded."""
     along = next((axis for axis, dim in enumerate(dims) if len(dim.parts) > 1), 0)
     folded = []
@@ -92,12 +92,12 @@ def join(parts: Sequence[Any], dims: Sequence[Dim], sizes: Mapping[str, int]) ->
         return folded[0]
     # Masks stay in numpy, under a trace too.
     host = all(isinstance(part, np.ndarray) for part in folded)
-    return (np if host else jnp).concatenate(folded, axis=along)
+    return np.concatenate(folded, along) if host else jnp.concatenate(folded, along)
 
 
 def unfold(
-    array: Any, old: Sequence[Dim], new: Sequence[Dim], sizes: Mapping[str, int]
-) -> tuple[Any, ...]:
+    array: Array, old: Sequence[Dim], new: Sequence[Dim], sizes: Mapping[str, int]
+) -> tuple[Array, ...]:
     """Splits an array and brings each piece's axes into another codebase's order.
 
     An axis that only that one has is of size 1.
@@ -113,7 +113,9 @@ def unfold(
     return tuple(moved)
 
 
-def rearrange(array: Any, old: Sequence[Dim], new: Sequence[Dim], sizes: Mapping[str, int]) -> Any:
+def rearrange(
+    array: Array, old: Sequence[Dim], new: Sequence[Dim], sizes: Mapping[str, int]
+) -> Array:
     """Brings an array from one codebase's order and folding of axes into another's."""
     if [dim.parts for dim in old] == [dim.parts for dim in new]:
         return array
@@ -207,37 +209,38 @@ class GrownAxis:
             filled = self.map.reads if self.reads else self.map.writes
         return np.where(self.map.fresh, filled, 1.0)
 
-    def column(self, vector: Any, like: Any) -> Any:
+    def column(self, vector: Vector, like: Array) -> Array:
         """A vector as an array of the dtype of `like` that multiplies it along this axis."""
         return jnp.asarray(column(vector, like.ndim, self.at), like.dtype)
 
-    def scaled(self, x: Any, factors: Vector) -> Any:
+    def scaled(self, x: Array, factors: Vector) -> Array:
         """Multiplies along the axis, where there is anything to multiply by."""
         return x if np.all(factors == 1) else x * self.column(factors, x)
 
-    def copies(self, x: Any, factors: Vector) -> Any:
+    def copies(self, x: Array, factors: Vector) -> Array:
         """Takes the copies along the axis and multiplies them; new entries are 0."""
         source = np.maximum(self.map.source, 0)
         taken = x if self.map.identity else jnp.take(x, source, self.at)
         return self.scaled(taken, np.where(self.map.fresh, 0.0, factors))
 
-    def grow(self, x: Any) -> Any:
+    def grow(self, x: Array) -> Array:
         """What comes from the small model: new entries are 0 or, if the map says so, means."""
         value = self.copies(x, self.factor)
         if self.averages and self.map.mean.any():
             value = value + self.column(self.map.mean, value) * jnp.mean(x, self.at, keepdims=True)
         return value
 
-    def twins(self, fresh: Any) -> Any:
+    def twins(self, fresh: Array) -> Array:
         """Fresh values in which a new entry has those of its twin."""
         if np.array_equal(self.map.twin, np.arange(self.map.new)):
             return fresh
         return jnp.take(fresh, self.map.twin, self.at)
 
-    def free(self, noise: Any) -> Any:
+    def free(self, noise: Array) -> Array:
         """N (I − R L): what a reader may add without anything changing, out of any noise."""
         made = self.map
-        undone, source = 0, np.maximum(made.source, 0)
+        undone: Array | int = 0
+        source = np.maximum(made.source, 0)
         # Copy by copy, because a scatter would hold several times what it sums.
         for copy in range(int(made.counts.max())):
             member = np.zeros(made.old, int)
@@ -251,7 +254,7 @@ class GrownAxis:
         kept = self.scaled(noise, (~made.fresh).astype(float))
         return kept - undone * self.column(left, noise)
 
-    def contract(self, x: Any) -> Any:
+    def contract(self, x: Array) -> Array:
         """What a grown parameter does to the small model's activations.
 
         W' R along a read axis, a left inverse of R else: applied to every axis of an exactly grown
@@ -264,7 +267,7 @@ class GrownAxis:
             weights = np.where(first, divided(1.0, self.factor), 0.0)
         return self.summed(x, weights, np.maximum(self.map.source, 0), self.map.old)
 
-    def summed(self, x: Any, weights: Vector, into: Vector, count: int) -> Any:
+    def summed(self, x: Array, weights: Vector, into: Vector, count: int) -> Array:
         """The weighted sums of the slices along the axis that go `into` each of `count` others."""
         moved = jnp.moveaxis(x, self.at, 0)
         weighted = moved * jnp.asarray(column(weights, moved.ndim, 0), x.dtype)
@@ -272,8 +275,8 @@ class GrownAxis:
 
 
 def parameter(
-    value: Any, later: Any, fresh: Any, axes: Sequence[GrownAxis], key: jax.Array | None
-) -> Any:
+    value: Array, later: Array, fresh: Array, axes: Sequence[GrownAxis], key: jax.Array | None
+) -> Array:
     """Grows a parameter along its axes: first where it writes, then where it reads what is written.
 
     Args:
@@ -285,7 +288,7 @@ def parameter(
     """
     size = jnp.sqrt(jnp.mean(jnp.square(value)))
 
-    def drawn(axis: GrownAxis, of: float) -> Any:
+    def drawn(axis: GrownAxis, of: float) -> Array:
         nonlocal key
         if key is None:
             raise ValueError(
@@ -318,7 +321,7 @@ def parameter(
     return value
 
 
-def moment(value: Any, fresh: Any, axes: Sequence[GrownAxis], power: int) -> Any:
+def moment(value: Array, fresh: Array, axes: Sequence[GrownAxis], power: int) -> Array:
     """Grows statistics of the gradient along their parameter's axes."""
     for axis in axes:
         value = axis.copies(value, axis.slope**power)
@@ -334,7 +337,7 @@ def new_entries(axes: Sequence[GrownAxis], dimensions: int) -> Vector:
     return blank
 
 
-def _diagonal(value: Any, reader: GrownAxis, writing: Sequence[GrownAxis]) -> Any:
+def _diagonal(value: Array, reader: GrownAxis, writing: Sequence[GrownAxis]) -> Array:
     """Lets each copy read of its own number only, where an axis written has as many copies."""
     count = int(reader.map.counts.max())
     for writer in writing:

@@ -7,20 +7,20 @@ has to say where each new layer comes from, and each new entry of an axis.
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lagjax.algebra import fit, pieces, proof, words
-from lagjax.algebra.axes import Layout, Leaf, Params, flatten
-from lagjax.algebra.maps import AxisMap, column
+from lagjax.algebra.axes import Array, Layout, Leaf, Params, flatten
+from lagjax.algebra.maps import AxisMap, Vector, column
 from lagjax.algebra.notation import Dim
 from lagjax.algebra.pieces import GrownAxis
 from lagjax.algebra.words import Layer, Word
 
-Along: TypeAlias = Callable[[Leaf, int, Any, Any, tuple[GrownAxis, ...]], Any]
+Along: TypeAlias = Callable[[Leaf, int, Array, Array, tuple[GrownAxis, ...]], Array]
 """What becomes of one piece along its axes: `(leaf, number of the piece, value, fresh, axes)`."""
 
 
@@ -74,7 +74,7 @@ class Plan:
         grown = self._values(flatten(params), flatten(fresh), numbers)
         return jax.tree.unflatten(jax.tree.structure(fresh), list(grown.values()))
 
-    def state(self, arrays: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
+    def state(self, arrays: Mapping[str, Array], fresh: Mapping[str, Array]) -> dict[str, Array]:
         """Grows state that is no parameter, of a plan whose layouts have it (`Axes.with_state`).
 
         A statistic grows as the activations that it is of, a copy of a parameter as this does, and
@@ -89,15 +89,17 @@ class Plan:
         return self._values(arrays, fresh, same)
 
     def _values(
-        self, arrays: Mapping[str, Any], fresh: Mapping[str, Any], numbers: Mapping[str, int]
-    ) -> dict[str, Any]:
+        self, arrays: Mapping[str, Array], fresh: Mapping[str, Array], numbers: Mapping[str, int]
+    ) -> dict[str, Array]:
         """Grows parameters; a leaf's number tells its noise from others'."""
         following = {
             stack: word.following(self.source.layer_kinds(stack))
             for stack, word in self.words.items()
         }
 
-        def along(leaf: Leaf, part: int, value: Any, made: Any, axes: tuple[GrownAxis, ...]) -> Any:
+        def along(
+            leaf: Leaf, part: int, value: Array, made: Array, axes: tuple[GrownAxis, ...]
+        ) -> Array:
             later, key = value, self.key
             if any(axis.map.ahead.any() for axis in axes):
                 later = self._unfolded(leaf, arrays, following)[part]
@@ -111,8 +113,8 @@ class Plan:
         return self._grow(arrays, fresh, factor, along)
 
     def moments(
-        self, arrays: Mapping[str, Any], fresh: Mapping[str, Any], power: int
-    ) -> dict[str, Any]:
+        self, arrays: Mapping[str, Array], fresh: Mapping[str, Array], power: int
+    ) -> dict[str, Array]:
         """Grows statistics of the gradient: of order `power`, 1 for a mean, 2 for one of squares.
 
         A layer whose residual outputs are scaled by s sends s times the gradient back to its inner
@@ -136,7 +138,7 @@ class Plan:
             lambda _, __, value, made, axes: pieces.moment(value, made, axes, power),
         )
 
-    def chosen(self, leaf: Leaf, arrays: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    def chosen(self, leaf: Leaf, arrays: Mapping[str, Array]) -> tuple[Array, ...] | None:
         """The source's values for a leaf of the target, layers chosen and scaled, no axis grown.
 
         By pieces, with the target's order of axes. In a stack, what a fresh layer has is 0; None
@@ -164,11 +166,11 @@ class Plan:
 
     def _grow(
         self,
-        arrays: Mapping[str, Any],
-        fresh: Mapping[str, Any],
+        arrays: Mapping[str, Array],
+        fresh: Mapping[str, Array],
         factor: Callable[[Leaf, Layer], float],
         along: Along,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Array]:
         """Every leaf of the target that `fresh` has, in its dtype, its pieces by `along`."""
         made, grown = {stack: word.fresh for stack, word in self.words.items()}, {}
         for leaf in self.target.leaves:
@@ -188,7 +190,7 @@ class Plan:
             grown[leaf.path] = value
         return grown
 
-    def _leaf(self, leaf: Leaf, arrays: Mapping[str, Any], blank: Any, along: Along) -> Any:
+    def _leaf(self, leaf: Leaf, arrays: Mapping[str, Array], blank: Array, along: Along) -> Array:
         """The grown values of one leaf of the target; where the word says new, any."""
         axes, extents = self.grown(leaf), self.target.extents
         if not any(axes):
@@ -203,15 +205,15 @@ class Plan:
         )
 
     def _picked(
-        self, leaf: Leaf, arrays: Mapping[str, Any], layers: Mapping[str, list[int]] | None = None
-    ) -> tuple[Any, tuple[Dim, ...]]:
+        self, leaf: Leaf, arrays: Mapping[str, Array], layers: Mapping[str, list[int]] | None = None
+    ) -> tuple[Array, tuple[Dim, ...]]:
         layers = layers or {stack: word.sources for stack, word in self.words.items()}
         olds = self._olds[leaf.name]
         return words.pick(olds, arrays, words.chosen(leaf, layers))
 
     def _unfolded(
-        self, leaf: Leaf, arrays: Mapping[str, Any], layers: Mapping[str, list[int]] | None = None
-    ) -> tuple[Any, ...]:
+        self, leaf: Leaf, arrays: Mapping[str, Array], layers: Mapping[str, list[int]] | None = None
+    ) -> tuple[Array, ...]:
         value, dims = self._picked(leaf, arrays, layers)
         # The stacks inside the leaf are the target's already.
         sizes = {**self.source.sizes, **self.target.stacks}
@@ -226,6 +228,6 @@ class Plan:
         return found
 
 
-def _scaled(value: Any, factors: Any) -> Any:
+def _scaled(value: Array, factors: Vector | float) -> Array:
     """Multiplies, where there is anything to multiply by."""
     return value if np.all(factors == 1) else value * jnp.asarray(factors, value.dtype)

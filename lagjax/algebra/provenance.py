@@ -144,5 +144,4 @@ def _entries(
         for axis in axes:
             value = combine(value, column(vector(axis), value.ndim, axis.at))
         made.append(value)
-    joined: Vector = join(made, leaf.dims, plan.target.extents)
-    return joined
+    return np.asarray(join(made, leaf.dims, plan.target.extents))

@@ -7,13 +7,13 @@ says from both.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.algebra.axes import Layout, Leaf
+from lagjax.algebra.axes import Array, LayerKind, Layout, Leaf
 from lagjax.algebra.maps import Vector, column
 from lagjax.algebra.notation import Dim
 
@@ -75,7 +75,7 @@ class Word:
         sources = [layer.source for layer in self.layers]
         return [x is None or x in sources[:index] for index, x in enumerate(sources)]
 
-    def following(self, kinds: Sequence[Any]) -> list[int]:
+    def following(self, kinds: Sequence[LayerKind]) -> list[int]:
         """As `sources`, each the next layer of its kind instead; the last is followed by itself."""
         later = [
             next((i for i in range(one + 1, len(kinds)) if kinds[i] == kinds[one]), one)
@@ -90,7 +90,7 @@ class Word:
         return f"Word({str(self)!r})"
 
 
-def by_layer(leaf: Leaf, numbers: Mapping[str, Sequence[Any]]) -> Iterator[Vector]:
+def by_layer(leaf: Leaf, numbers: Mapping[str, Sequence[float]]) -> Iterator[Vector]:
     """Of every stack that a leaf is part of its layers' numbers; each broadcasts to the leaf."""
     for stack, index in leaf.layer:
         yield np.full([1] * len(leaf.shape), numbers[stack][index])
@@ -108,8 +108,8 @@ def layers_of(layout: Layout, name: str, stack: str) -> list[int]:
 
 
 def pick(
-    leaves: Sequence[Leaf], arrays: Mapping[str, Any], layers: Mapping[str, int | Sequence[int]]
-) -> tuple[Any, tuple[Dim, ...]]:
+    leaves: Sequence[Leaf], arrays: Mapping[str, Array], layers: Mapping[str, int | Sequence[int]]
+) -> tuple[Array, tuple[Dim, ...]]:
     """Layers of a parameter in one array, and the axes of this.
 
     Args:
@@ -123,7 +123,7 @@ def pick(
     found = {leaf.layer: leaf for leaf in leaves}
     unrolled = [stack for stack, _ in leaves[0].layer]
 
-    def one(chosen: Mapping[str, int | Sequence[int]]) -> tuple[Any, tuple[Dim, ...]]:
+    def one(chosen: Mapping[str, int | Sequence[int]]) -> tuple[Array, tuple[Dim, ...]]:
         leaf = found[tuple((stack, chosen[stack]) for stack in unrolled)]  # type: ignore[misc]
         if leaf.path not in arrays:
             raise ValueError(f"there is no value for {leaf.path}, from which others are to grow")
@@ -139,7 +139,7 @@ def pick(
 
     def many(
         rest: Sequence[str], chosen: Mapping[str, int | Sequence[int]]
-    ) -> tuple[Any, tuple[Dim, ...]]:
+    ) -> tuple[Array, tuple[Dim, ...]]:
         if not rest:
             return one(chosen)
         stack, front = rest[0], Dim("#", ((rest[0],),))

@@ -1,12 +1,11 @@
 """Blame: which axis of which parameter breaks what a plan proves."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.algebra.axes import Params, flatten
+from lagjax.algebra.axes import Array, Params, flatten
 from lagjax.algebra.maps import column
 from lagjax.algebra.pieces import GrownAxis, split
 from lagjax.algebra.plan import Plan
@@ -73,23 +72,25 @@ def unmet(plan: Plan, outputs: Sequence[int]) -> Iterator[Violation]:
     )
 
 
-def _mistakes(value: Any, source: Any, factors: Sequence[GrownAxis]) -> Iterator[tuple[str, str]]:
+def _mistakes(
+    value: Array, source: Array, factors: Sequence[GrownAxis]
+) -> Iterator[tuple[str, str]]:
     """The axes along which one part of a leaf is wrong; `source` has no axis grown, `value` all."""
     reading = [axis for axis in factors if axis.reads]
     writing = [axis for axis in factors if not axis.reads]
     size = float(jnp.abs(source).max()) or 1.0
 
-    def near(one: Any, other: Any) -> bool:
+    def near(one: Array, other: Array) -> bool:
         return bool(jnp.abs(one - other).max() <= NEAR * size)
 
-    def written(plain: GrownAxis | None = None) -> Any:
+    def written(plain: GrownAxis | None = None) -> Array:
         """What readers' contraction must give, one axis without its factors."""
         grown = source
         for axis in writing:
             grown = _bare(grown, axis) if axis is plain else axis.grow(grown)
         return _held(grown, writing)
 
-    def contracted(but: GrownAxis | None = None) -> Any:
+    def contracted(but: GrownAxis | None = None) -> Array:
         found = value
         for axis in reading:
             if axis is not but:
@@ -123,12 +124,12 @@ def _mistakes(value: Any, source: Any, factors: Sequence[GrownAxis]) -> Iterator
             yield axis.name, "the grown parameter keeps neither W' R = W nor R W"
 
 
-def _bare(value: Any, axis: GrownAxis) -> Any:
+def _bare(value: Array, axis: GrownAxis) -> Array:
     """Copies along an axis without their factors."""
     return axis.copies(value, (~axis.map.fresh).astype(float))
 
 
-def _held(value: Any, writing: Sequence[GrownAxis]) -> Any:
+def _held(value: Array, writing: Sequence[GrownAxis]) -> Array:
     """The values, 0 where fresh ones may stand."""
     for axis in writing:
         free = axis.map.fresh & (axis.fill != 0)
@@ -136,7 +137,7 @@ def _held(value: Any, writing: Sequence[GrownAxis]) -> Any:
     return value
 
 
-def _lengths(value: Any, axis: int) -> Any:
+def _lengths(value: Array, axis: int) -> Array:
     """The lengths of the slices along an axis, in order of size."""
     flat = jnp.moveaxis(value, axis, 0).reshape(value.shape[axis], -1)
     return jnp.sort(jnp.sqrt(jnp.square(flat).sum(1)))

@@ -291,7 +291,7 @@ def _written(plan: Plan, params: Params, axis: str) -> Iterator[tuple[np.ndarray
         for value, axes in zip(parts, plan.grown(leaf)):
             for one in axes:
                 if one.name == axis and not one.reads:
-                    rows = np.moveaxis(value, one.at, 0)
+                    rows = np.moveaxis(np.asarray(value), one.at, 0)
                     yield rows.reshape(len(rows), -1), one
 
 

@@ -12,12 +12,11 @@ norm sees the streams of both (`Residual(None, ...)`), all their axes grow, and 
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lagjax.algebra.axes import Axes, Layout, Leaf, Params
+from lagjax.algebra.axes import Array, Axes, Layout, Leaf, Params
 from lagjax.algebra.maps import AxisMap, column
 from lagjax.algebra.pieces import join, split
 from lagjax.algebra.plan import Plan
@@ -95,7 +94,7 @@ def common(params: Sequence[Params], source: Axes) -> Layout:
     return first
 
 
-def _fused(plan: Plan, leaf: Leaf, values: Sequence[Any]) -> Any:
+def _fused(plan: Plan, leaf: Leaf, values: Sequence[Array]) -> Array:
     """One leaf out of those of all sources' grown trees: block s is the tree's of source s.
 
     Blocks lie along the first axis that grew of those that the leaf writes or acts on, else of
@@ -117,6 +116,6 @@ def _fused(plan: Plan, leaf: Leaf, values: Sequence[Any]) -> Any:
     return join(parts, leaf.dims, extents)
 
 
-def _mean(values: Sequence[Any]) -> Any:
+def _mean(values: Sequence[Array]) -> Array:
     total = sum(values[1:], values[0])
     return (total / len(values)).astype(values[0].dtype)

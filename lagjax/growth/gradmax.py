@@ -12,15 +12,15 @@ get basis vectors as fan-outs, each shows one column, and all layers are measure
 """
 
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.algebra.axes import Axes, Layout, Leaf, Params, flatten
+from lagjax.algebra.axes import Array, Axes, Layout, Leaf, Params, flatten
 from lagjax.algebra.kinds import Units
 from lagjax.algebra.pieces import join, pieces_of, split
 from lagjax.algebra.plan import Plan
@@ -29,7 +29,7 @@ from lagjax.flops import flops
 from lagjax.growth.learned import ByContent
 from lagjax.growth.operator import Grow
 from lagjax.growth.width import ZeroPad
-from lagjax.model import Batch, Key, Model
+from lagjax.model import Batch, Key, Linear, Model
 
 Site: TypeAlias = tuple[tuple[tuple[str, int], ...], tuple[str, ...]]
 """Where units are: the layer of unrolled stacks, and the stacks inside the arrays."""
@@ -48,10 +48,10 @@ class Given(ByContent):
         fresh: (path, array of the target's shape) of some leaves.
     """
 
-    base: Any
-    fresh: tuple[tuple[str, Any], ...]
+    base: Linear
+    fresh: tuple[tuple[str, Array], ...]
 
-    def content(self) -> tuple[Hashable, ...]:
+    def content(self) -> tuple[object, ...]:
         return (self.base, digest(dict(self.fresh)))
 
     def __repr__(self) -> str:
@@ -59,8 +59,7 @@ class Given(ByContent):
 
     def plan(self, key: Key, source: Layout, target: Layout, /) -> Plan:
         """The base's."""
-        plan: Plan = self.base.plan(key, source, target)
-        return plan
+        return self.base.plan(key, source, target)
 
     def __call__(self, key: Key, params: Params, source: Axes, target: Model, /) -> Params:
         """Raises ValueError for a value that the target has no place for, and as the base does."""
@@ -151,7 +150,7 @@ def gradmax(
     zeros = {leaf.path: np.zeros(leaf.shape, leaf.dtype) for leaf in new.leaves}
     structure = jax.tree.structure(shapes)
 
-    def fresh(fan_outs: Mapping[Site, Any]) -> dict[str, Any]:
+    def fresh(fan_outs: Mapping[Site, Array]) -> dict[str, Array]:
         """The readers, their new entries filled from `[layers, new units, fan-out]` by site."""
         made, starts = {}, dict.fromkeys(fan_outs, 0)
         for path, leaf in reads.items():
@@ -167,10 +166,10 @@ def gradmax(
         return made
 
     def gathered(
-        leaves: Mapping[str, Leaf], values: Mapping[str, Any], role: str
-    ) -> dict[Site, Any]:
+        leaves: Mapping[str, Leaf], values: Mapping[str, Array], role: str
+    ) -> dict[Site, Array]:
         """All that writes or reads the units, `[layers, units, fan-in or fan-out]` by site."""
-        found: dict[Site, list[Any]] = {}
+        found: dict[Site, list[Array]] = {}
         for path, leaf in leaves.items():
             parts = split(values[path], leaf.dims, new.extents)
             for part, order in _having(leaf, axis, role).items():
@@ -183,7 +182,7 @@ def gradmax(
     @jax.jit
     def columns(
         params: Params, offset: jax.Array, batch: Batch
-    ) -> tuple[dict[Site, Any], Any, dict[Site, Any]]:
+    ) -> tuple[dict[Site, Array], Array, dict[Site, Array]]:
         """Columns of G from `offset` on, summed over the batch; its count; the grown fan-outs."""
         basis = {
             site: jnp.broadcast_to(
@@ -195,7 +194,7 @@ def gradmax(
         made = {**zeros, **fresh(basis)}
         grown = flatten(plan.params(params, jax.tree.unflatten(structure, list(made.values()))))
 
-        def total(written: dict[str, Any]) -> tuple[jax.Array, Any]:
+        def total(written: dict[str, Array]) -> tuple[jax.Array, Array]:
             leaves = list({**grown, **written}.values())
             return target.loss(jax.tree.unflatten(structure, leaves), batch, None)
 
@@ -213,7 +212,7 @@ def gradmax(
             f"where nothing writes it: its units have no fan-in of their own; {REMEDY}"
         )
     passes = math.ceil(max(width for _, width in sites.values()) / count)
-    sums: dict[tuple[Site, int], Any] = {}
+    sums: dict[tuple[Site, int], Array] = {}
     counted, spent, costs = 0.0, 0.0, {}
     for batch in batches:
         signature = tuple(np.shape(x) for x in jax.tree.leaves(batch))
@@ -285,7 +284,7 @@ def _directions(
     return np.concatenate([taken, mixed]), float((values[: len(taken)] ** 2).sum())
 
 
-def _wide(x: jax.Array) -> jax.Array:
+def _wide(x: Array) -> Array:
     """In float32 at least, since it is summed over batches."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -326,14 +325,14 @@ def _having(leaf: Leaf, axis: str, role: str) -> dict[int, Order]:
     return found
 
 
-def _rows(value: Any, order: Order) -> Any:
+def _rows(value: Array, order: Order) -> Array:
     """`[layers, units, rest]` of an unfolded array."""
     moved = value.transpose(order.axes)
     stacks, units = moved.shape[: order.stacks], moved.shape[order.stacks]
     return moved.reshape(math.prod(stacks), units, -1)
 
 
-def _unrows(rows: Any, order: Order, shape: tuple[int, ...]) -> Any:
+def _unrows(rows: Array, order: Order, shape: tuple[int, ...]) -> Array:
     """The array that `_rows` took apart."""
     moved = rows.reshape([shape[axis] for axis in order.axes])
     return moved.transpose(np.argsort(order.axes))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lagjax.algebra.axes import Axes, Layout, Leaf, Params, flatten
+from lagjax.algebra.axes import Array, Axes, Layout, Leaf, Params, flatten
 from lagjax.algebra.maps import AxisMap
 from lagjax.algebra.notation import Dim
 from lagjax.algebra.pieces import join, pieces_of, rearrange, unfold
@@ -78,8 +78,8 @@ def fit(
 
     @jax.jit
     def step(
-        phi: Phi, state: Any, params: Params, number: jax.Array, batch: Batch
-    ) -> tuple[Phi, Any, jax.Array]:
+        phi: Phi, state: optax.OptState, params: Params, number: jax.Array, batch: Batch
+    ) -> tuple[Phi, optax.OptState, jax.Array]:
         def mean(phi: Phi) -> jax.Array:
             grown = make(phi)(key, params, source, target)
             total, count = target.loss(grown, batch, jax.random.fold_in(key, number))
@@ -108,7 +108,7 @@ def fit(
 class ByContent:
     """Operators that hold arrays are equal where these are, bit for bit."""
 
-    def content(self) -> tuple[Hashable, ...]:
+    def content(self) -> tuple[object, ...]:
         """What two equal operators have in common."""
         raise NotImplementedError
 
@@ -137,14 +137,14 @@ class Ligo(ByContent):
             that have it.
     """
 
-    axes: tuple[tuple[str, Any], ...]
-    mixing: tuple[tuple[tuple[str, str], Any], ...]
+    axes: tuple[tuple[str, Array], ...]
+    mixing: tuple[tuple[tuple[str, str], Array], ...]
 
-    def __init__(self, axes: Mapping[str, Any], mixing: Mapping[tuple[str, str], Any]) -> None:
+    def __init__(self, axes: Mapping[str, Array], mixing: Mapping[tuple[str, str], Array]) -> None:
         object.__setattr__(self, "axes", tuple(axes.items()))
         object.__setattr__(self, "mixing", tuple(mixing.items()))
 
-    def content(self) -> tuple[Hashable, ...]:
+    def content(self) -> tuple[object, ...]:
         return (digest((dict(self.axes), dict(self.mixing))),)
 
     def __repr__(self) -> str:
@@ -175,8 +175,8 @@ class Ligo(ByContent):
                     )
 
     def _grown(
-        self, leaf: Leaf, source: Layout, target: Layout, values: Mapping[str, Any]
-    ) -> tuple[Any, tuple[Dim, ...]]:
+        self, leaf: Leaf, source: Layout, target: Layout, values: Mapping[str, Array]
+    ) -> tuple[Array, tuple[Dim, ...]]:
         """All layers of one name, and its axes: the stacks in front, then those of the target's."""
         stacks, axes, mixing = sorted(leaf.stacks), dict(self.axes), dict(self.mixing)
         olds = [one for one in source.leaves if one.name == leaf.name]
@@ -278,7 +278,7 @@ def _selection(
     return axes, mixing
 
 
-def _placed(leaf: Leaf, layout: Layout, value: Any, dims: tuple[Dim, ...]) -> Any:
+def _placed(leaf: Leaf, layout: Layout, value: Array, dims: tuple[Dim, ...]) -> Array:
     """One leaf out of all layers of its name."""
     places = {
         stack: layers_of(layout, leaf.name, stack).index(index) for stack, index in leaf.layer
@@ -288,7 +288,7 @@ def _placed(leaf: Leaf, layout: Layout, value: Any, dims: tuple[Dim, ...]) -> An
     return rearrange(value, dims, leaf.dims, layout.extents).astype(leaf.dtype)
 
 
-def _contracted(matrix: Any, value: Any, at: int) -> Any:
+def _contracted(matrix: Array, value: Array, at: int) -> Array:
     """`matrix`, `[new, old]`, applied along an axis; where it copies, copies are exact on every
     device.
     """

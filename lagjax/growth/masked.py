@@ -16,13 +16,13 @@ in this way.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.algebra.axes import Leaf, Params
+from lagjax.algebra.axes import Array, Leaf, Params
 from lagjax.algebra.kinds import Kind
 from lagjax.algebra.maps import AxisMap, Vector, column
 from lagjax.algebra.pieces import GrownAxis, join, split
@@ -30,7 +30,7 @@ from lagjax.algebra.plan import Plan
 from lagjax.algebra.words import Word, by_layer
 from lagjax.model import Model
 
-Mask: TypeAlias = Any
+Mask: TypeAlias = Array | float
 """A scalar from 0 to 1; may be traced."""
 
 
@@ -125,7 +125,7 @@ def _added(word: Word) -> list[bool]:
     return [new and scale != 0 for new, scale in zip(word.added, word.scales)]
 
 
-def _masked(plan: Plan, leaf: Leaf, value: Any, mask: Mask) -> Any:
+def _masked(plan: Plan, leaf: Leaf, value: Array, mask: Mask) -> Array:
     """One parameter as the masked model uses it."""
     if leaf.residual:
         added = {stack: _added(word) for stack, word in plan.words.items()}
@@ -146,7 +146,7 @@ def _masks(axis: GrownAxis) -> bool:
     return axis.role in (">", "+") if axis.kind.stream else axis.reads
 
 
-def _weighted(value: Any, entries: Vector, mask: Mask) -> Any:
+def _weighted(value: Array, entries: Vector, mask: Mask) -> Array:
     """Multiplies some entries by the mask."""
     if not entries.any():
         return value

@@ -12,7 +12,8 @@ from lagjax.algebra import kinds
 from lagjax.algebra.axes import Axes
 from lagjax.algebra.kinds import Channels, Dot, LayerNorm, Residual, RMSNorm, Units
 from lagjax.growth import width
-from lagjax.growth.width import ByKind, Width
+from lagjax.growth.operator import Grow
+from lagjax.growth.width import ByKind
 from tests.growth import checks
 
 KEY = jax.random.key(0)
@@ -24,7 +25,7 @@ def plan(kind, way, old=2, new=4):
     layouts = (
         axes.layout(checks.shapes({"in": (3, n), "norm": (n,), "out": (n, 3)})) for n in (old, new)
     )
-    return Width({"embed": way}).plan(KEY, *layouts)
+    return Grow(width={"embed": way}).plan(KEY, *layouts)
 
 
 def grown(plan):
