@@ -10,7 +10,6 @@ from lagjax.analysis.audit import Audit, audit
 from lagjax.select.decision import start_choice
 from lagjax.store import directory
 
-FORMAT = 2
 PHASES = ("source", "probe", "continue")
 LINE = ("phase", "candidate", "seed", "step", "valid_loss", "status")
 CHOICE = ("winner", "runner_up", "outcome", "lag", "margin", "margin_interval", "ranking")
@@ -298,13 +297,6 @@ def _audit(
 
 def _check(run: directory.RunData) -> None:
     """Says what is wrong with files that are not a run's, before anything stumbles over it."""
-    if lacking := _lacking((), run.config):
-        raise ValueError(f"config.json lacks {lacking}, so this is no run directory.")
-    if run.config.get("format") != FORMAT:
-        raise ValueError(
-            f"config.json is of format {run.config.get('format', 1)}, this lagjax reads format "
-            f"{FORMAT}; make the page with the version that made the run, or run it anew."
-        )
     entries = [*(run.config.get("pool") or [])]
     for file, keys, rows in (
         ("curves.jsonl", LINE, run.curves),
