@@ -92,6 +92,12 @@ class Facts(NamedTuple):
             order = sorted(live, key=lambda name: live[name])
         return [name for name in order if name not in self.apart]
 
+    def failed(self, name: str) -> bool:
+        """Whether it has failed; a policy may also have stopped it, which its status says too."""
+        if name in self.probes:
+            return self.probes[name].failed is not None
+        return self.status.get(name, "ok") != "ok"
+
     def part(self, name: str) -> str:
         """What is most worth seeing about a candidate: it decides how it looks."""
         if name == self.winner:
@@ -100,7 +106,7 @@ class Facts(NamedTuple):
             return "runner"
         if name == self.start_choice:
             return "start"
-        if self.status.get(name, "ok") != "ok":
+        if self.failed(name):
             return "failed"
         return self.pool[name].role if name in self.apart else "other"
 
@@ -123,7 +129,7 @@ def gather(run: directory.RunData) -> Facts:
     at_start = {name: curve.losses.get(0) for name, curve in probes.items()}
     at_lag = {name: curve.losses.get(lag or 0) for name, curve in probes.items()}
     if decision:
-        lag, lags = decision["lag"], lags | (decision.get("lags") or {})
+        lag, lags = decision["lag"], (decision.get("lags") or {}) | lags
         status |= decision["status"]
         at_start |= decision["losses_at_start"]
         at_lag = dict(decision["losses_at_lag"])
