@@ -385,7 +385,7 @@ def _column(axes: "Axes", tags: Sequence[Tag]) -> None:
 
 def _counts(facts: Facts, name: str) -> bool:
     """Whether a candidate decides how far an axis reaches: others would hide the rest."""
-    return name not in facts.apart and facts.status.get(name, "ok") == "ok"
+    return name not in facts.apart and not facts.failed(name)
 
 
 def _audit_steps(axes: "Axes", facts: Facts, audit: Audit) -> int:

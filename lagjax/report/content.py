@@ -332,7 +332,7 @@ def _in_order(facts: Facts) -> list[str]:
 
 
 def _candidate(facts: Facts, name: str, cells: Iterable[str]) -> Row:
-    entry, failed = facts.pool[name], facts.status.get(name, "ok") != "ok"
+    entry, failed = facts.pool[name], facts.failed(name)
     notes = {
         ("winner", "winner"): name == facts.winner,
         ("runner", "runner-up"): name == facts.runner_up,

@@ -10,7 +10,6 @@ from lagjax.analysis.audit import Audit, audit
 from lagjax.select.decision import start_choice
 from lagjax.store import directory
 
-FORMAT = 2
 PHASES = ("source", "probe", "continue")
 LINE = ("phase", "candidate", "seed", "step", "valid_loss", "status")
 CHOICE = ("winner", "runner_up", "outcome", "lag", "margin", "margin_interval", "ranking")
@@ -93,6 +92,12 @@ class Facts(NamedTuple):
             order = sorted(live, key=lambda name: live[name])
         return [name for name in order if name not in self.apart]
 
+    def failed(self, name: str) -> bool:
+        """Whether it has failed; a policy may also have stopped it, which its status says too."""
+        if name in self.probes:
+            return self.probes[name].failed is not None
+        return self.status.get(name, "ok") != "ok"
+
     def part(self, name: str) -> str:
         """What is most worth seeing about a candidate: it decides how it looks."""
         if name == self.winner:
@@ -101,7 +106,7 @@ class Facts(NamedTuple):
             return "runner"
         if name == self.start_choice:
             return "start"
-        if self.status.get(name, "ok") != "ok":
+        if self.failed(name):
             return "failed"
         return self.pool[name].role if name in self.apart else "other"
 
@@ -124,7 +129,7 @@ def gather(run: directory.RunData) -> Facts:
     at_start = {name: curve.losses.get(0) for name, curve in probes.items()}
     at_lag = {name: curve.losses.get(lag or 0) for name, curve in probes.items()}
     if decision:
-        lag, lags = decision["lag"], lags | (decision.get("lags") or {})
+        lag, lags = decision["lag"], (decision.get("lags") or {}) | lags
         status |= decision["status"]
         at_start |= decision["losses_at_start"]
         at_lag = dict(decision["losses_at_lag"])
@@ -298,13 +303,6 @@ def _audit(
 
 def _check(run: directory.RunData) -> None:
     """Says what is wrong with files that are not a run's, before anything stumbles over it."""
-    if lacking := _lacking((), run.config):
-        raise ValueError(f"config.json lacks {lacking}, so this is no run directory.")
-    if run.config.get("format") != FORMAT:
-        raise ValueError(
-            f"config.json is of format {run.config.get('format', 1)}, this lagjax reads format "
-            f"{FORMAT}; make the page with the version that made the run, or run it anew."
-        )
     entries = [*(run.config.get("pool") or [])]
     for file, keys, rows in (
         ("curves.jsonl", LINE, run.curves),

@@ -200,10 +200,10 @@ def _start_choice(facts: Facts) -> str:
 
 
 def at_lag(facts: Facts, name: str) -> str:
-    """The loss at the lag; one that was taken out of the race has a lag of its own."""
-    own, loss = facts.lags.get(name, -1), facts.at_lag.get(name)
-    if loss is None and name in facts.probes and own in facts.probes[name].losses:
-        return f"{number(facts.probes[name].losses[own])} at step {count(own)}"
+    """The loss at the lag, or where one ended that was taken out of the race before."""
+    loss, curve = facts.at_lag.get(name), facts.probes.get(name)
+    if loss is None and curve and curve.losses and not curve.failed:
+        return f"{number(curve.last)} at step {count(max(curve.losses))}"
     return number(loss)
 
 

@@ -16,7 +16,7 @@ BASELINE, ADDED = "small model goes on", "0 0* 1 1 1"
 EXACT = ("zero-new", "half-new", "fpi")
 STEPS = (0, 1, 2, 5, 10, 20, 40, 60, 80, 100, 150, 200, 250)
 FIRST, LAG, HORIZON = 60, 250, 5000
-FAILED = "loss not finite at step 40"
+FAILED, STOPPED = "loss not finite at step 40", "stopped at step 60"
 LATER = (300, 400, 600, 1000, 1500, 2000, 3000, 4000, 5000)
 
 
@@ -126,8 +126,11 @@ def make(
                 key=lambda name: at_lag[name] or 0.0,
             ),
             "losses_at_start": {name: mean(name, 0) for name in pool}, "losses_at_lag": at_lag,
-            "status": {name: FAILED if name in failed else "ok" for name in pool},
-            "tied": tied, "lags": lags,
+            "status": {
+                name: FAILED if name in failed else "ok" if lags[name] == LAG else STOPPED
+                for name in pool
+            },
+            "tied": tied, "lags": dict.fromkeys(pool, LAG),
             "ledger": {
                 "overhead": 0.6721, "budget_share": 1.6721 / len(pool),
                 "full_run_flops": 2.4e12 * HORIZON, "evaluation_flops": 3.1e13,

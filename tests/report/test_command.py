@@ -62,7 +62,7 @@ def test_show_json_is_the_file(tmp_path, capsys):
         (None, None, "no run directory"),
         ("config.json", "{", "config.json"),
         ("config.json", "[1]", "config.json"),
-        ("config.json", '{"pool": [{"control": true}]}', "config.json is of format 1"),
+        ("config.json", '{"pool": [{"control": true}]}', "are of format 1"),
         ("config.json", '{"format": 2, "pool": [{"role": "control"}]}', "pool lacks name"),
         ("rounds.jsonl", '{"round": 0}\n', "Line 1 of rounds.jsonl lacks answer"),
         ("rounds.jsonl", '{"round": 0, "answer": "Add", "candidates": [1]}\n', "pool lacks"),

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import sys
+from html import escape
 from html.parser import HTMLParser
 
 import pytest
@@ -140,7 +141,8 @@ def test_same_run_same_bytes(pages):
 @pytest.mark.parametrize("name", ["clear", "seeds", "tie", "all_failed", "one", "racing"])
 def test_table_tells_the_decision(pages, name):
     path, decision = pages[name]
-    rows = Reader(path.read_text("utf-8")).table("Candidate", "Status")
+    page = path.read_text("utf-8")
+    rows = Reader(page).table("Candidate", "Status")
     assert len(rows) == len(decision["status"])
     apart = (*synthetic_runs.CONTROLS, synthetic_runs.BASELINE)
     able = [name for name in decision["ranking"] if name not in apart]
@@ -152,11 +154,15 @@ def test_table_tells_the_decision(pages, name):
         assert row.get("Rank at the lag", "–") == rank
         assert row["Loss right after growing"] == minus(decision["losses_at_start"][candidate])
         at_lag = row.get("Loss at the lag", "–")
-        if decision["lags"][candidate] < decision["lag"]:
-            assert at_lag.endswith(" at step 60") or status != "ok"
+        if status == synthetic_runs.STOPPED:
+            assert at_lag.endswith(" at step 60")
         else:
             assert at_lag == minus(decision["losses_at_lag"][candidate])
         assert row["Status"] == status
+        # What was stopped has not failed.
+        name_is = re.escape(f'"><td><span class="name">{escape(candidate)}<')
+        looks = re.search(rf'<tr class="(\w*){name_is}', page)
+        assert looks and (looks[1] == "failed") == (status == synthetic_runs.FAILED)
         assert ("winner" in title) == (candidate == decision["winner"])
 
 
@@ -298,8 +304,12 @@ def test_a_race_without_its_decision_or_its_rounds(tmp_path):
     synthetic_runs.make(tmp_path, racing=True)
     page = report.write(tmp_path).read_text()
     assert f"Grow(depth=&#x27;{synthetic_runs.ADDED}&#x27;)" in page
-    rounds = (tmp_path / "rounds.jsonl").read_text()
+    rounds, file = (tmp_path / "rounds.jsonl").read_text(), tmp_path / "decision.json"
     (tmp_path / "rounds.jsonl").unlink()
+    decision = json.loads(file.read_text())
+    assert "after 250 training steps" in report.write(tmp_path).read_text()
+    decision["lags"]["stack"] = 100
+    file.write_text(json.dumps(decision))
     assert "after up to 250 training steps" in report.write(tmp_path).read_text()
     (tmp_path / "rounds.jsonl").write_text(rounds)
     (tmp_path / "decision.json").unlink()
