@@ -21,7 +21,7 @@ FINAL = ("Candidate", "Final loss", "of the seeds", "Above the best")
 
 def rows_of(run: Path) -> list[Row]:
     """A row for each candidate and seed; raises ValueError for no audit, or one not finished."""
-    config, lines, decision = directory.read(run)
+    config, lines, decision, _ = directory.read(run)
     horizon = config.get("task", {}).get("horizon")
     if config.get("compare") != "all" or decision is None:
         raise ValueError(f"{run} is no finished audit; run it with --audit to its end")
@@ -44,7 +44,7 @@ def rows_of(run: Path) -> list[Row]:
                     "config": config["arguments"],
                     "candidate": member["name"],
                     "operator": member["operator"],
-                    "control": member["control"],
+                    "control": member["role"] != "candidate",
                     "seed": seed,
                     "steps": [line["step"] for line in curve],
                     "losses": [line["valid_loss"] for line in curve],
