@@ -127,6 +127,22 @@ def test_audit_over_devices_to_rows_and_tables(
     assert "no run directory" in capsys.readouterr().err
 
 
+def test_another_seed_is_another_initialisation(
+    corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quickstart.lagjax, "run", lambda *_, **__: None)
+    monkeypatch.setattr(quickstart.report, "show", lambda _: None)
+    found = []
+    for seed in ("0", "1"):
+        run = tmp_path / seed
+        command = ["quickstart", "--data", str(corpus), "--workdir", str(run), "--seed", seed]
+        monkeypatch.setattr(sys, "argv", [*command, *SMALL])
+        assert quickstart.cli() == 0
+        found.append(directory.read(run).curves[0]["valid_loss"])
+    # Untrained, on the same validation shards.
+    assert found[0] != found[1]
+
+
 def test_a_mesh_of_more_devices_than_there_are(
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
