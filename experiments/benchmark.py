@@ -43,6 +43,7 @@ from experiments.cli import command
 from experiments.data import text
 from experiments.models import gpt
 from experiments.rows import RESULTS, Row, environment, markdown, store
+from lagjax.algebra.axes import Params
 from lagjax.engine import TrainState
 from lagjax.growth.depth import Stack
 from lagjax.growth.operator import FromScratch
@@ -141,26 +142,23 @@ class Bench:
 
         return go
 
+    def mean(self, params: Params, batch: Batch) -> jax.Array:
+        """The loss that is minimised."""
+        total, count = self.model.loss(params, batch, jax.random.key(0))
+        return total / count
+
     def loop(self, candidates: int = 1, steps: int | None = None) -> Callable[[], None]:
         """The same by the shortest loop that one would write."""
 
-        def step(carry: Any, batch: Any) -> Any:
+        def step(carry: Any, batch: Batch) -> Any:
             params, opt_state = carry
-
-            def mean(params: Any) -> Any:
-                total, count = self.model.loss(params, batch, jax.random.key(0))
-                return total / count
-
-            loss, grads = jax.value_and_grad(mean)(params)
+            loss, grads = jax.value_and_grad(self.mean)(params, batch)
             updates, opt_state = self.tx.update(grads, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), loss
 
-        @jax.jit
-        def fresh(params: Any) -> Any:
-            return jax.tree.map(jnp.copy, (params, self.tx.init(params)))
-
         run = jax.jit(lambda carry, batches: jax.lax.scan(step, carry, batches), donate_argnums=0)
-        carries = [fresh(self.params) for _ in range(candidates)]
+        states = [self.begin() for _ in range(candidates)]
+        carries = [(state.params, state.opt_state) for state in states]
         batches = np.stack([self.batch(0, step) for step in range(steps or self.config.steps)])
 
         def go() -> None:
@@ -243,13 +241,8 @@ def compiled(function: str) -> Iterator[list[str]]:
 
 def peak_memory_ratio(bench: Bench) -> list[float]:
     """By XLA's own plan; batches, which both sides hold, are left out of both."""
-
-    def mean(params: Any, batch: Any) -> Any:
-        total, count = bench.model.loss(params, batch, jax.random.key(0))
-        return total / count
-
     state, ((batches, _), *_) = bench.begin(), bench.batches(1)
-    step = jax.jit(jax.value_and_grad(mean)).lower(bench.params, bench.batch(0, 0)).compile()
+    step = jax.jit(jax.value_and_grad(bench.mean)).lower(bench.params, bench.batch(0, 0)).compile()
     plan = step.memory_analysis()
     if plan is None:
         return []

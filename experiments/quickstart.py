@@ -131,10 +131,10 @@ def main(config: Config) -> None:
     source = lagjax.train(
         small,
         optimizer(config, config.source_steps),
-        stream(0),
+        lambda _, step: stream(0)(0, step),
         valid,
         config.source_steps,
-        seed=0,
+        seed=config.seed,
         **options,
     )
     task = lagjax.Task(

@@ -103,6 +103,12 @@ def test_audit_over_devices_to_rows_and_tables(
     # One cosine over both models' steps, so that the rate goes on where the small model's stood.
     rates = {(line["phase"], line["step"]): line["lr"] for line in record.curves if line["lr"]}
     assert 0.5 * rates["source", 6] < rates["probe", 1] < rates["source", 6]
+    # One layer has no order to reverse: this pool has no controls of its own.
+    for member in record.config["pool"]:
+        member["role"] = {"stack": "control", "half-stack": "baseline"}.get(
+            member["name"], "candidate"
+        )
+    (run / "config.json").write_text(json.dumps(record.config))
     readme = tmp_path / "README.md"
     more = ["--results", str(results), "--readme", str(readme)]
     for _ in range(2):
@@ -111,9 +117,7 @@ def test_audit_over_devices_to_rows_and_tables(
     rows = read(results / "audit.jsonl")
     assert len(rows) == len(ends)
     assert all(len(row["losses"]) == len(row["steps"]) for row in rows)
-    roles = {member["name"]: member["role"] for member in record.config["pool"]}
-    assert "control" in roles.values()
-    assert all(row["control"] == (roles[row["candidate"]] == "control") for row in rows)
+    assert {row["candidate"] for row in rows if row["control"]} == {"stack", "half-stack"}
     assert {row["commit"] for row in rows} == {record.config["versions"]["commit"]}
     text = readme.read_text()
     assert text == tables.render(results)
@@ -121,6 +125,22 @@ def test_audit_over_devices_to_rows_and_tables(
     monkeypatch.setattr(sys, "argv", ["tables", str(tmp_path), *more])
     assert tables.cli() == 2
     assert "no run directory" in capsys.readouterr().err
+
+
+def test_another_seed_is_another_initialisation(
+    corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quickstart.lagjax, "run", lambda *_, **__: None)
+    monkeypatch.setattr(quickstart.report, "show", lambda _: None)
+    found = []
+    for seed in ("0", "1"):
+        run = tmp_path / seed
+        command = ["quickstart", "--data", str(corpus), "--workdir", str(run), "--seed", seed]
+        monkeypatch.setattr(sys, "argv", [*command, *SMALL])
+        assert quickstart.cli() == 0
+        found.append(directory.read(run).curves[0]["valid_loss"])
+    # Untrained, on the same validation shards.
+    assert found[0] != found[1]
 
 
 def test_a_mesh_of_more_devices_than_there_are(
