@@ -248,12 +248,12 @@ def load(
         step: of the checkpoint.
 
     Raises:
-        ValueError: where the run has not decided, there is no such checkpoint (with those that are there), or it is of another
-            model than `like`.
+        ValueError: where the run has not decided, there is no such checkpoint (with those that are there), or it is of
+            another model than `like` or another optimizer than `tx`.
     """
     root = pathlib.Path(workdir)
+    decision = read(root).decision
     if candidate is None:
-        decision = read(root).decision
         candidate = decision["winner"] if decision else None
         if candidate is None:
             why = (
@@ -266,12 +266,17 @@ def load(
     step = checkpointed(root, trial, step)
     found, _ = Checkpoints(root / "checkpoints").read(trial, step)
     found = {"opt_state": None, "collections": {}, **found}
+    whose = f"candidate {candidate!r} of {root}"
     if like is not None:
         shapes = jax.eval_shape(like.init, jax.random.key(0))
-        checks.check_like(found["params"], shapes, f"candidate {candidate!r} of {root}")
+        remedy = "the model that it was grown into"
+        checks.check_like(found["params"], shapes, whose, "like", remedy)
         found["params"] = filled(shapes, found["params"])
     if tx is not None:
-        found["opt_state"] = filled(jax.eval_shape(tx.init, found["params"]), found["opt_state"])
+        shapes = jax.eval_shape(tx.init, found["params"])
+        remedy = "the optimizer that trained it, or leave it out"
+        checks.check_like(found["opt_state"], shapes, whose, "tx", remedy)
+        found["opt_state"] = filled(shapes, found["opt_state"])
     return Trained(**found)
 
 
