@@ -9,34 +9,42 @@ from scipy import stats
 from lagjax.analysis.agreement import agreement, ranks
 from lagjax.analysis.ledger import ledger
 from lagjax.analysis.margin import margin
-from lagjax.select.decision import Decision, FixedLag, Probes, decide, start_choice
+from lagjax.evidence import Evidence, Known
+from lagjax.jobs import Trial
+from lagjax.select.decision import Decision, Probe, decide, start_choice
+from lagjax.select.fixed import FixedLag
+from lagjax.task import Candidate
 
 SHARDS = 8
 
 
 def probes(
-    *means: float, spread: float = 0.0, controls: tuple[str, ...] = (), seeds: int = 1
-) -> Probes:
+    *means: float,
+    spread: float = 0.0,
+    controls: tuple[str, ...] = (),
+    reached: dict[str, int] | None = None,
+) -> Evidence:
     """Candidates a, b, ... with these mean losses at step 4; shards share most of their noise."""
     random = np.random.default_rng(0)
-    common = random.normal(size=(seeds, SHARDS))
-    own = random.normal(size=(len(means), seeds, SHARDS))
+    common = random.normal(size=SHARDS)
+    own = random.normal(size=(len(means), SHARDS))
     own -= own.mean(axis=-1, keepdims=True)
-    losses = np.array(means)[:, None, None] + common - common.mean(-1, keepdims=True) + spread * own
-    names = tuple("abcdefgh"[: len(means)])
-    start = np.full_like(losses, 9.0)
-    status = {
-        name: "ok" if np.isfinite(x) else "loss not finite at step 2"
-        for name, x in zip(names, means)
-    }
-    return Probes(
-        names,
-        frozenset(controls),
-        (0, 4),
-        np.stack([start, losses]),
-        np.full(SHARDS, 100.0),
-        status,
-    )
+    known, lines, asked = {}, {}, {}
+    for name, mean, mine in zip("abcdefgh", means, own):
+        ok = np.isfinite(mean)
+        status = "ok" if ok else "loss not finite at step 2"
+        role = "control" if name in controls else "candidate"
+        candidate = Candidate(name, None, None, role)  # type: ignore[arg-type]
+        known[name] = Known(candidate, None, None, 10.0, 1.0, 100, status)
+        shards = (mean + common - common.mean() + spread * mine).tolist()
+        asked[name] = (reached or {}).get(name, 4)
+        told = [(0, [9.0] * SHARDS, "ok"), (4, shards, status)]
+        lines[Trial(name, 0)] = [
+            {"step": step, "valid_loss_shards": losses, "status": each, "flops": 10.0 * step}
+            for step, losses, each in told
+            if step <= asked[name]
+        ]
+    return Evidence(known, asked, lines, {}, np.full(SHARDS, 100.0), 100, 1, 0, 0.0)
 
 
 def test_clear() -> None:
@@ -93,11 +101,32 @@ def test_a_pool_of_one() -> None:
     )
 
 
+def test_what_a_race_left_behind_takes_no_part() -> None:
+    found = probes(1.0, 2.0, 2.5, spread=0.01, reached={"a": 2})
+    decision = decide(found, 4)
+    assert (decision.winner, decision.ranking) == ("b", ("b", "c"))
+    assert decision.status == {"a": "stopped at step 2", "b": "ok", "c": "ok"}
+    assert decision.losses_at_lag["a"] is None
+    with pytest.raises(ValueError, match="a margin at step 4 needs both there"):
+        found.margin("a", "b", 4)
+
+
 def test_fixed_lag_asks_then_decides() -> None:
     found = probes(2.0, 3.0, spread=0.01)
-    assert FixedLag(7)(found, 100) == 7
-    assert isinstance(FixedLag(4)(found, 100), Decision)
-    assert isinstance(FixedLag(share=0.04)(found, 100), Decision)
+    assert FixedLag(7)(found) == Probe(7)
+    assert isinstance(FixedLag(4)(found), Decision)
+    assert isinstance(FixedLag(share=0.04)(found), Decision)
+
+
+def test_a_probe_names_its_steps() -> None:
+    assert Probe(5).steps(("a", "b")) == {"a": 5, "b": 5}
+    assert Probe(5, ("b",)).steps(("a", "b")) == {"b": 5}
+    # In the pool's order, so that jobs do not depend on a dictionary's.
+    assert list(Probe({"b": 1, "a": 2}).steps(("a", "b"))) == ["a", "b"]
+    with pytest.raises(
+        ValueError, match=r"asks for the candidates \['c'\]; there are \['a', 'b'\]"
+    ):
+        Probe(5, ("c",)).steps(("a", "b"))
 
 
 @pytest.mark.parametrize(
@@ -114,6 +143,7 @@ def test_start_choice_breaks_ties_by_the_alphabet() -> None:
     assert start_choice(losses, {"e"}) == "b"
     assert start_choice({"a": 2.001, "b": 2.0}) == "b"
     assert start_choice({"a": None}) is None
+    assert start_choice({"a": -2.0, "b": -1.0}) == "a"
 
 
 def test_margin_with_one_seed_is_the_paired_t_interval() -> None:
