@@ -1,11 +1,13 @@
-"""Every growth operator on every kind of transformer: what it claims, what is proved of it, and what is measured.
+"""Every growth operator on every kind of transformer: what it claims, what is proved of it, and
+what is measured.
 
-    python -m experiments.conformance               # half an hour on 2 CPU cores; goes on where it was interrupted
-    python -m experiments.conformance --quick       # two families of models, a minute
+    python -m experiments.conformance           # half an hour on 2 CPU cores; goes on after a kill
+    python -m experiments.conformance --quick   # two families of models, a minute
 
-Writes `results/conformance.jsonl`, a row for each operator and family of models where it applies. Exact means that outputs differ by
-at most 1e-10 in float64 and 1e-4 in float32, relative to their scale. The families cover every pair of choices. No row
-is left out because it fails: it says what it is. `python -m experiments.tables` makes the README's table of operators.
+Writes `results/conformance.jsonl`, a row for each operator and family of models where it applies.
+Exact means that outputs differ by at most 1e-10 in float64 and 1e-4 in float32, relative to their
+scale. The families cover every pair of choices. No row is left out because it fails: it says what
+it is. `python -m experiments.tables` makes the README's table of operators.
 """
 
 import dataclasses
@@ -25,7 +27,6 @@ from experiments.cli import command
 from experiments.models import transformer
 from experiments.models.transformer import Config
 from experiments.rows import RESULTS
-from lagjax.algebra.plan import Growth
 from lagjax.certify.certify import certify, plan_of
 from lagjax.fingerprint import digest, versions
 from lagjax.growth import pools
@@ -50,7 +51,7 @@ from lagjax.growth.width import (
     Tile,
     ZeroPad,
 )
-from lagjax.model import Model
+from lagjax.model import Growth, Model
 from lagjax.store.directory import write_atomically
 
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -62,7 +63,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "gated": (False, True),
     "implementation": ("scanned", "unrolled", "nnx"),
 }
-HEADS = {"MHA": {"kv": 2, "group": 1}, "GQA": {"kv": 2, "group": 2}, "MQA": {"kv": 1, "group": 2}}  # fmt: skip
+HEADS = {"MHA": {"kv": 2, "group": 1}, "GQA": {"kv": 2, "group": 2}, "MQA": {"kv": 1, "group": 2}}
 KEY = jax.random.key(1)
 BATCHES = [
     np.random.default_rng(seed).integers(7, size=(4, 7), dtype=np.int32) for seed in range(4)
@@ -76,8 +77,10 @@ class Case:
     """An operator, the large model it is for, and where it says that it is exact.
 
     Attributes:
-        operator: what grows, or a function that makes it of the small model's parameters and the two models.
-        grown: the small model's configuration → what the large one's has otherwise; None where the operator has no use.
+        operator: what grows, or a function that makes it of the small model's parameters and the
+            two models.
+        grown: the small model's configuration → what the large one's has otherwise; None where the
+            operator has no use.
         claims: of which small models its documentation says that it is exact.
         small: what the small model has otherwise than its family.
     """
@@ -250,12 +253,14 @@ class Arguments:
     anew: bool = False
     """Make the rows that are there anew."""
     digests: bool = False
-    """Instead of certifying, check that every operator still grows the trees of `digests.jsonl`, bit for bit; where that
-    file is missing, write it."""
+    """Instead of certifying, check that every operator still grows the trees of `digests.jsonl`,
+    bit for bit; where that file is missing, write it."""
 
 
 def families() -> list[Family]:
-    """Choices in which every pair occurs: greedily the one that covers most pairs that are missing."""
+    """Choices in which every pair occurs: greedily the one that covers most pairs that are
+    missing.
+    """
     names = list(CHOICES)
     every = [dict(zip(names, values)) for values in itertools.product(*CHOICES.values())]
 
@@ -272,7 +277,9 @@ def families() -> list[Family]:
 
 
 def config_of(family: Family, **more: Any) -> Config:
-    """The small model of a family; sizes differ from axis to axis, so that none can be taken for another."""
+    """The small model of a family; sizes differ from axis to axis, so that none can be taken for
+    another.
+    """
     choices = {name: value for name, value in family.items() if name != "attention"}
     sizes = {"layers": 2, "width": 6, "head_dim": 4, "mlp": 8, "window": 6, "vocab": 7}
     return Config(**sizes, **HEADS[family["attention"]], **choices | more)
@@ -364,7 +371,9 @@ def refused(name: str, case: Case, family: Family, why: str) -> dict[str, Any]:
 
 
 def grown(name: str, family: Family, key: Any) -> str | None:
-    """The digest of what an operator makes of a family's small model; None where it does not apply or refuses."""
+    """The digest of what an operator makes of a family's small model; None where it does not apply
+    or refuses.
+    """
     small = config_of(family, **CASES[name].small)
     if (changes := CASES[name].grown(small)) is None:
         return None
@@ -381,7 +390,8 @@ def grown(name: str, family: Family, key: Any) -> str | None:
 
 
 def check_digests(families: list[Family], path: Path) -> None:
-    """Grows every tree with two keys, and compares it with the one that was grown before; writes the file if it is new.
+    """Grows every tree with two keys, and compares it with the one that was grown before; writes
+    the file if it is new.
 
     The bits are those of one kind of processor and of the versions in the rows.
     """

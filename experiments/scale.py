@@ -31,12 +31,11 @@ from experiments.cli import command
 from experiments.models import transformer
 from experiments.rows import RESULTS, Row, environment, markdown, store
 from lagjax.algebra.axes import Params
-from lagjax.algebra.plan import Growth
 from lagjax.growth.depth import Stack
 from lagjax.growth.leafwise import compiled
 from lagjax.growth.operator import Grow
 from lagjax.growth.width import Tile
-from lagjax.model import Model
+from lagjax.model import Growth, Model
 
 CASES: dict[str, Growth] = {
     "depth, scanned": Grow(depth=Stack()),

@@ -2,7 +2,18 @@
 
 __version__ = "0.2.0"
 
-from lagjax.algebra.axes import Axes, Dot, Elementwise, Experts, Lookup, Residual
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.kinds import (
+    Channels,
+    Dot,
+    Experts,
+    Heads,
+    LayerNorm,
+    Lookup,
+    Residual,
+    RMSNorm,
+    Units,
+)
 from lagjax.certify.certify import Certificate, certify
 from lagjax.engine import Engine, Trained, from_loss
 from lagjax.evidence import Evidence
@@ -24,23 +35,27 @@ __all__ = [
     "Axes",
     "Candidate",
     "Certificate",
+    "Channels",
     "Decision",
     "Dot",
-    "Elementwise",
     "Engine",
     "Evidence",
     "Experts",
     "FixedLag",
     "FromScratch",
     "Grow",
+    "Heads",
+    "LayerNorm",
     "Lookup",
     "Model",
     "Probe",
+    "RMSNorm",
     "Residual",
     "Same",
     "Task",
     "Trained",
     "Transfer",
+    "Units",
     "Upcycle",
     "certify",
     "decide",

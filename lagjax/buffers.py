@@ -9,11 +9,13 @@ Tree = TypeVar("Tree")
 
 
 def own(tree: Tree, *others: object) -> Tree:
-    """The tree with an array of its own for every leaf: copies of those that stand twice, or in `others`.
+    """The tree with an array of its own for every leaf: copies of those that stand twice, or in
+    `others`.
 
-    Called eagerly, an operation that changes nothing returns the array that it was given. A grown tree would hold the small
-    model's arrays, and one of them in several layers; a train step that donates its state fails on the second, and
-    deletes the small model. Under `jax.jit` results have buffers of their own, and nothing is copied here.
+    Called eagerly, an operation that changes nothing returns the array that it was given. A grown
+    tree would hold the small model's arrays, and one of them in several layers; a train step that
+    donates its state fails on the second, and deletes the small model. Under `jax.jit` results have
+    buffers of their own, and nothing is copied here.
     """
     held = {id(leaf) for leaf in jax.tree.leaves(others)}
 

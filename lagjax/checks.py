@@ -172,15 +172,15 @@ def check_start(losses: Mapping[str, float | None]) -> None:
         )
 
 
-def check_like(params: Mapping[str, object], like: Params, whose: str) -> None:
-    """Raises ValueError where parameters, as nested dictionaries, are not those of a model of these shapes."""
+def check_like(saved: object, like: object, whose: str, given: str, remedy: str) -> None:
+    """Raises ValueError where arrays, as nested dictionaries, are not those of a tree of these shapes."""
     found, wanted = (
-        {path: (x.shape, x.dtype) for path, x in flatten(tree).items()}
-        for tree in (params, nested(like))
+        {path: f"{x.dtype}{list(x.shape)}" for path, x in flatten(tree).items()}
+        for tree in (saved, nested(like))
     )
     for path in dict.fromkeys([*wanted, *found]):
         if found.get(path) != wanted.get(path):
             raise ValueError(
-                f"{whose} has {found.get(path, 'no parameter')} at {path!r}, and `like` has "
-                f"{wanted.get(path, 'none')}; give the model that it was grown into"
+                f"{whose} has {found.get(path, 'nothing')} at {path!r}, and `{given}` has "
+                f"{wanted.get(path, 'nothing')} there; give {remedy}"
             )

@@ -33,8 +33,10 @@ class Job(NamedTuple):
             the others have reached, so that an interrupted run repeats itself bitwise.
         at_once: rows that the compiled call has, at least as many as `rows`.
         until: the step to reach.
-        evaluations: the steps after which to evaluate, ascending; `until` is the last.
-        phase: what curves.jsonl calls it: "source", "probe" or "continue".
+        evaluations: the steps after which to evaluate, ascending; `until` is the last. Those of earlier rounds are among
+            them: where checkpoints are damaged, a trial begins before them, and its policy has seen them.
+        phase: what curves.jsonl calls the steps of this job: "source", "probe" or "continue".
+        probed: the step up to which the trials were probed before: the phase up to there is "probe".
     """
 
     rows: tuple[Trial | None, ...]
@@ -42,6 +44,11 @@ class Job(NamedTuple):
     until: int
     evaluations: tuple[int, ...]
     phase: str
+    probed: int = -1
+
+    def phase_at(self, step: int) -> str:
+        """The phase that a step belongs to."""
+        return "probe" if step <= self.probed else self.phase
 
     @property
     def trials(self) -> tuple[Trial, ...]:

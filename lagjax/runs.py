@@ -109,7 +109,7 @@ def run(
         sizes = [work.groups[name].state_bytes for name in known for _ in range(task.seeds)]
         checks.check_disk(store.checkpoints, sizes)
         base = 2 if compare == "all" else 4
-        search = Search(work, store, executor, progress, known, candidates_at_once, base)
+        search = Search(work, store, executor, progress, known, candidates_at_once, base, {})
         decision, evidence = choose(search, policy)
         decision = decision._replace(ledger=cost(search, evidence, decision))
         text = json.dumps(decision.as_json(), indent=1, allow_nan=False) + "\n"
@@ -216,7 +216,7 @@ def train(
             {"arguments": dict(arguments or {}), "source": section, **environment()}, ENVIRONMENT
         )
         checks.check_disk(store.checkpoints, [group.state_bytes])
-        search = Search(work, store, executor, progress, {}, 1, 4)
+        search = Search(work, store, executor, progress, {}, 1, 4, {})
         store.rewind(trial, steps)
         carry_out(search, [Job((trial,), 1, steps, evaluation_steps(steps), "source")])
         if (line := store.curves.of(trial)[-1])["status"] != "ok":
@@ -248,12 +248,12 @@ def load(
         step: of the checkpoint.
 
     Raises:
-        ValueError: where the run has not decided, there is no such checkpoint (with those that are there), or it is of another
-            model than `like`.
+        ValueError: where the run has not decided, there is no such checkpoint (with those that are there), or it is of
+            another model than `like` or another optimizer than `tx`.
     """
     root = pathlib.Path(workdir)
+    decision = read(root).decision
     if candidate is None:
-        decision = read(root).decision
         candidate = decision["winner"] if decision else None
         if candidate is None:
             why = (
@@ -266,12 +266,17 @@ def load(
     step = checkpointed(root, trial, step)
     found, _ = Checkpoints(root / "checkpoints").read(trial, step)
     found = {"opt_state": None, "collections": {}, **found}
+    whose = f"candidate {candidate!r} of {root}"
     if like is not None:
         shapes = jax.eval_shape(like.init, jax.random.key(0))
-        checks.check_like(found["params"], shapes, f"candidate {candidate!r} of {root}")
+        remedy = "the model that it was grown into"
+        checks.check_like(found["params"], shapes, whose, "like", remedy)
         found["params"] = filled(shapes, found["params"])
     if tx is not None:
-        found["opt_state"] = filled(jax.eval_shape(tx.init, found["params"]), found["opt_state"])
+        shapes = jax.eval_shape(tx.init, found["params"])
+        remedy = "the optimizer that trained it, or leave it out"
+        checks.check_like(found["opt_state"], shapes, whose, "tx", remedy)
+        found["opt_state"] = filled(shapes, found["opt_state"])
     return Trained(**found)
 
 

@@ -30,6 +30,7 @@ class Search(NamedTuple):
         known: name → what is known of a candidate; becomes more as the policy adds some.
         at_once: how many trials run at once; None where that is measured.
         base: how dense evaluations are at first, see `evaluation_steps`.
+        asked: name → the steps that a candidate was asked to be probed to, ascending; grows with the answers.
     """
 
     work: Workload
@@ -39,6 +40,7 @@ class Search(NamedTuple):
     known: dict[str, Known]
     at_once: int | None
     base: int
+    asked: dict[str, tuple[int, ...]]
 
     def trials(self, names: Sequence[str] | None = None) -> list[Trial]:
         """Every candidate with every seed, candidates of one seed together."""
@@ -46,18 +48,18 @@ class Search(NamedTuple):
         among = self.known if names is None else names
         return [Trial(name, seed) for seed in seeds for name in among]
 
-    def evidence(self, asked: Mapping[str, int], additions: int) -> Evidence:
+    def evidence(self, additions: int) -> Evidence:
         """What the policy may see."""
         fits = self.work.fits(self.known)
+        asked = {name: steps[-1] for name, steps in self.asked.items()}
         return gather(self.store, self.known, asked, additions, self.work.task, fits)
 
 
 def choose(search: Search, policy: Policy) -> tuple[Decision, Evidence]:
     """Asks the policy, and does what it asks for, until it decides."""
-    asked: dict[str, int] = {}
     additions = 0
     for number in itertools.count():
-        evidence = search.evidence(asked, additions)
+        evidence = search.evidence(additions)
         answer = policy(evidence)
         checks.check_answer(policy, answer, evidence)
         if isinstance(answer, Add):
@@ -68,20 +70,23 @@ def choose(search: Search, policy: Policy) -> tuple[Decision, Evidence]:
             return answer, evidence
         if isinstance(answer, Probe):
             until = answer.steps(tuple(search.known))
-            carry_out(search, _jobs(search, asked, until))
-            first = not asked
-            asked |= until
+            carry_out(search, _jobs(search, until))
+            first = not search.asked
+            for name, step in until.items():
+                # Who is further already stays there.
+                if step > evidence.reached(name):
+                    search.asked[name] = (*search.asked.get(name, ()), step)
             if first:
-                checks.check_start(search.evidence(asked, additions).losses(0))
+                checks.check_start(search.evidence(additions).losses(0))
     raise AssertionError("a policy decides, or is refused")
 
 
-def _jobs(search: Search, asked: Mapping[str, int], until: Mapping[str, int]) -> list[Job]:
+def _jobs(search: Search, until: Mapping[str, int], phase: str = "probe") -> list[Job]:
     """A round's jobs: a function of the answers and of config.json, never of how far the work has come."""
     jobs, groups = [], search.work.groups
 
-    def alike(name: str) -> tuple[Group, int, int]:
-        return groups[name], asked.get(name, -1), until[name]
+    def alike(name: str) -> tuple[Group, tuple[int, ...], int]:
+        return groups[name], search.asked.get(name, ()), until[name]
 
     for one in dict.fromkeys(map(alike, until)):
         names = [name for name in until if alike(name) == one]
@@ -89,13 +94,15 @@ def _jobs(search: Search, asked: Mapping[str, int], until: Mapping[str, int]) ->
         trials = search.trials(names)
         for start in range(0, len(trials), at_once):
             rows = tuple(trials[start : start + at_once])
-            jobs.append(_job(search, rows, at_once, one[2], "probe"))
+            jobs.append(_job(search, rows, at_once, one[2], phase))
     return jobs
 
 
 def _job(search: Search, rows: tuple[Trial, ...], at_once: int, until: int, phase: str) -> Job:
-    steps = evaluation_steps(search.work.task.horizon, until, base=search.base)
-    return Job(rows, at_once, until, tuple(step for step in steps if step <= until), phase)
+    asked = search.asked.get(rows[0].candidate, ())
+    steps = evaluation_steps(search.work.task.horizon, *asked, until, base=search.base)
+    steps = tuple(step for step in steps if step <= until)
+    return Job(rows, at_once, until, steps, phase, max(asked, default=-1))
 
 
 def carry_out(search: Search, jobs: Sequence[Job]) -> None:
@@ -130,8 +137,7 @@ def go_on(search: Search, decision: Decision, evidence: Evidence, compare: str, 
     if decision.winner is None:
         pass
     elif compare == "all":
-        for job in _jobs(search, evidence.asked, dict.fromkeys(search.known, horizon)):
-            jobs.append(job._replace(phase="continue"))
+        jobs += _jobs(search, dict.fromkeys(search.known, horizon), "continue")
     else:
         names = [decision.winner]
         if compare == "start":

@@ -1,9 +1,11 @@
-"""For modules whose tests spend most of their time compiling."""
+"""For modules whose tests spend most of their time compiling, or drawing pages that nobody looks at."""
 
 from collections.abc import Iterator
 
 import jax
 import pytest
+
+from lagjax import report
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -13,3 +15,9 @@ def compile_quickly() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw no page, which takes longer than what they train; in each module that takes this name from here."""
+    monkeypatch.setattr(report, "write", lambda path: path)

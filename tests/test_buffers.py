@@ -1,4 +1,6 @@
-"""Grown eagerly, outside of jit, a model and its state may be donated, and the small model stays."""
+"""Grown eagerly, outside of jit, a model and its state may be donated, and the small model
+stays.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -15,69 +15,25 @@ compile_quickly = quick.compile_quickly
 ROOT = pathlib.Path(lagjax.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-ORDER = [
-    "__main__",
-    "__init__",
-    "runs",
-    "search",
-    "executors.serial",
-    "executors.worker",
-    "executors.workload",
-    "checks",
-    "initial",
-    "growth.pools",
-    "growth.masked",
-    "growth.learned",
-    "growth.gradmax",
-    "growth.leafwise",
-    "leafwise",
-    "growth.fusion",
-    "growth.experts",
-    "growth.width",
-    "growth.depth",
-    "growth.operator",
-    "certify.certify",
-    "certify.blame",
-    "state",
-    "report.__init__",
-    "report.terminal",
-    "report.html",
-    "report.content",
-    "report.charts",
-    "report.sentences",
-    "report.facts",
-    "select.fixed",
-    "select.decision",
-    "evidence",
-    "task",
-    "probe",
-    "store.directory",
-    "store.checkpoints",
-    "store.losses",
-    "store.curves",
-    "store.files",
-    "store.record",
-    "engine",
-    "model",
-    "algebra.provenance",
-    "algebra.plan",
-    "algebra.proof",
-    "algebra.words",
-    "algebra.pieces",
-    "algebra.axes",
-    "algebra.kinds",
-    "algebra.maps",
-    "analysis.audit",
-    "analysis.transition",
-    "analysis.margin",
-    "analysis.agreement",
-    "analysis.ledger",
-    "progress",
-    "jobs",
-    "mesh",
-    "flops",
-    "fingerprint",
-]
+ORDER = re.findall(
+    r"[\w.]+",
+    """
+    __main__ __init__
+    runs search executors.serial executors.worker executors.workload checks initial
+    growth.pools growth.masked growth.gradmax growth.learned growth.leafwise growth.operator
+    growth.fusion growth.experts growth.width growth.depth
+    certify.certify certify.blame state buffers
+    report.__init__ report.terminal report.html report.content report.charts report.sentences
+    report.facts
+    select.fixed select.decision evidence task
+    probe store.directory store.checkpoints store.losses store.curves store.files store.record
+    engine model
+    algebra.provenance algebra.plan algebra.fit algebra.proof algebra.words algebra.pieces
+    algebra.axes algebra.kinds algebra.uses algebra.notation algebra.maps
+    analysis.audit analysis.transition analysis.margin analysis.agreement analysis.ledger
+    progress jobs mesh flops fingerprint
+    """,
+)
 """From the top down: a file imports only what stands after it."""
 
 LONGER = {}
@@ -93,16 +49,22 @@ def imported(path: pathlib.Path) -> set[str]:
     known = {name_of(file) for file in FILES}
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        names: list[str] = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found |= {_inner(alias.name, known) for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names] + [node.module]
-        for name in names:
-            inner = name.removeprefix("lagjax.") if name != "lagjax" else "__init__"
-            found |= {inner} & known
-            found |= {f"{inner}.__init__"} & {x for x in known if x == "report.__init__"}
-    return found - {name_of(path)}
+            # Either a module of a package, or a name of a module or of a package's face.
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(_inner(whole, known) or _inner(node.module, known))
+    return found - {name_of(path), ""}
+
+
+def _inner(module: str, known: set[str]) -> str:
+    """A module of lagjax as `ORDER` has it; nothing for others."""
+    if module == "lagjax":
+        return "__init__"
+    name = module.removeprefix("lagjax.")
+    return next((x for x in (name, f"{name}.__init__") if module != name and x in known), "")
 
 
 def test_every_file_has_its_place() -> None:

@@ -1,38 +1,46 @@
-"""Runs: what the run directory holds, resuming, damaged checkpoints, failures, groups and lanes."""
+"""Runs: what the run directory holds, resuming, failures, groups, what stays and what goes."""
 
-import gc
 import json
-import math
 import pathlib
 import shutil
+from collections import namedtuple
+from itertools import pairwise
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from lagjax.lanes import Course
 
 import lagjax
-from lagjax import runs
-from lagjax.probe import TrainState
+from lagjax import initial
+from lagjax.engine import TrainState
+from lagjax.jobs import Trial, evaluation_steps
 from lagjax.store import directory
-from lagjax.store.directory import Directory, LaneName
+from lagjax.store.directory import Store
+from lagjax.store.losses import Losses
 from tests import quick, toy
+from tests.toy import curve, without_times
 
 compile_quickly = quick.compile_quickly
+# `finished` has one, because fixtures of a module come first.
+no_page = quick.no_page
 
 LINE = {
     "phase", "candidate", "seed", "step", "valid_loss", "valid_loss_shards", "train_loss", "grad_norm", "update_norm",
-    "lr", "tokens", "flops", "seconds", "status",
+    "lr", "metrics", "tokens", "flops", "seconds", "status",
 }  # fmt: skip
 DECISION = {
     "winner", "runner_up", "outcome", "lag", "margin", "margin_interval", "ranking", "losses_at_start",
-    "losses_at_lag", "status", "tied", "ledger",
+    "losses_at_lag", "status", "tied", "lags", "ledger",
 }  # fmt: skip
 LEDGER = {
     "overhead", "budget_share", "full_run_flops", "losers_flops", "evaluation_flops", "fit_flops", "seconds",
 }  # fmt: skip
+CONFIG = {
+    "format", "arguments", "task", "pool", "policy", "compare", "keep", "candidates_at_once", "placement", "versions",
+    "device", "cores", "grouping", "shard_tokens",
+}  # fmt: skip
+ENTRY = {"name", "operator", "role", "word", "exact", "transfer", "target", "step_flops"}
 
 
 FINISHED = {
@@ -41,27 +49,17 @@ FINISHED = {
     "compare": "start",
     "checkpoint_seconds": 1e9,
 }
-RUN = ("compare", "checkpoint_seconds", "lanes")
+RUN = ("compare", "keep", "checkpoint_seconds", "candidates_at_once", "policy")
 
 
 def go(path: pathlib.Path, *, told: toy.Told | None = None, **changes: object) -> lagjax.Decision:
-    options = {"lanes": 1} | {name: changes.pop(name) for name in RUN if name in changes}
+    options = {"candidates_at_once": 1, "policy": lagjax.FixedLag(8)}
+    options |= {name: changes.pop(name) for name in RUN if name in changes}
     pool = changes.pop("pool", toy.pool("stack", "random-top"))
-    task = toy.task(**changes)
-    policy = lagjax.FixedLag(8)
-    return lagjax.run(task, pool, policy, path, progress=told or toy.Told(), **options)
-
-
-def curve(path: pathlib.Path, candidate: str, seed: int = 0) -> list[dict]:
-    lines = directory.read(path).curves
-    return [line for line in lines if (line["candidate"], line["seed"]) == (candidate, seed)]
-
-
-def without_times(path: pathlib.Path) -> list[dict]:
-    return [
-        {key: x for key, x in line.items() if key != "seconds"}
-        for line in directory.read(path).curves
-    ]
+    policy = options.pop("policy")
+    return lagjax.run(
+        toy.task(**changes), pool, policy, path, progress=told or toy.Told(), **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +77,7 @@ def test_the_directory_holds_what_it_should(
     record = directory.read(path)
     assert record.decision is not None
     assert set(record.decision) == DECISION
+    assert record.decision["lags"] == dict.fromkeys(decision.status, 8)
     assert set(record.decision["ledger"]) == LEDGER
     assert record.decision == json.loads(json.dumps(decision.as_json()))
     assert all(set(line) == LINE for line in record.curves)
@@ -88,18 +87,17 @@ def test_the_directory_holds_what_it_should(
     assert len(set(keys)) == len(keys)
     assert {line["phase"] for line in record.curves if line["step"] <= 8} == {"probe"}
     assert {line["phase"] for line in record.curves if line["step"] > 8} == {"continue"}
-    for name in (
-        "task",
-        "pool",
-        "policy",
-        "compare",
-        "versions",
-        "device",
-        "cores",
-        "grouping",
-        "shard_tokens",
-    ):
-        assert name in record.config
+    assert set(record.config) == CONFIG
+    assert record.config["format"] == 2
+    assert record.config["task"]["unit"] == "nats per token"
+    assert all(set(entry) == ENTRY for entry in record.config["pool"])
+    words = {entry["name"]: (entry["word"], entry["exact"]) for entry in record.config["pool"]}
+    assert words["stack"] == ("0 1 0 1", False)
+    assert words["identity-top"] == ("0 1 new* new*", True)
+    assert record.config["shard_tokens"] == [32.0] * 6
+    probe, decided = record.rounds
+    assert probe == {"round": 0, "answer": "Probe", "until": dict.fromkeys(decision.status, 8)}
+    assert (decided["answer"], decided["winner"]) == ("Decision", decision.winner)
     assert (path / "report.html").is_file()
 
 
@@ -118,7 +116,7 @@ def test_lines_add_up(finished: tuple[pathlib.Path, lagjax.Decision]) -> None:
     ledger = decision.ledger
     assert ledger.full_run_flops == 24 * 3 * forward
     assert ledger.losers_flops == (4 * 2 - 1) * 8 * 3 * forward
-    evaluations = sum(step <= 8 for step in runs.evaluation_steps(24, 8))
+    evaluations = sum(step <= 8 for step in evaluation_steps(24, 8))
     assert ledger.evaluation_flops == 4 * 2 * evaluations * 6 * forward
     assert (
         ledger.overhead == (ledger.losers_flops + ledger.evaluation_flops) / ledger.full_run_flops
@@ -145,15 +143,30 @@ def test_a_curve_equals_a_plain_loop(
         updates, state = tx.update(grads, state, params)
         return jax.tree.map(jnp.add, params, updates), state
 
-    expected = {}
+    expected, trained = {}, []
     for step in range(9):
         totals = [total_and_count(params, shard, None) for shard in shards]
         expected[step] = sum(float(total) for total, _ in totals) / sum(
             int(count) for _, count in totals
         )
+        trained.append(float(total_and_count(params, toy.batch(1, step), None)[0]) / 32)
         params, state = train(params, state, toy.batch(1, step))
     for line in curve(path, "stack", seed=1):
         assert line["valid_loss"] == pytest.approx(expected[line["step"]], rel=1e-5)
+    losses = Losses(path / "steps").of(Trial("stack", 1))
+    np.testing.assert_allclose(losses, trained[:8], rtol=1e-5)
+
+
+def test_the_losses_of_every_step_add_up_to_the_lines(tmp_path: pathlib.Path) -> None:
+    """Wherever calls and evaluations end: 40 steps, evaluated at 7 and every second one."""
+    go(tmp_path, pool=toy.pool("stack"), horizon=40, policy=lagjax.FixedLag(7))
+    losses = Losses(tmp_path / "steps").of(Trial("stack", 0))
+    assert losses.shape == (40,)
+    lines = curve(tmp_path, "stack")
+    assert 7 in [line["step"] for line in lines] and len(lines) < 40
+    for before, line in pairwise(lines):
+        mean = losses[before["step"] : line["step"]].astype(np.float64).mean()
+        assert line["train_loss"] == pytest.approx(mean, rel=1e-6)
 
 
 def test_exact_candidates_start_at_the_small_models_loss(
@@ -168,32 +181,98 @@ def test_exact_candidates_start_at_the_small_models_loss(
 
 
 def test_again_does_nothing(finished: tuple[pathlib.Path, lagjax.Decision]) -> None:
+    """Though the losers' checkpoints are gone: the record says that nothing is left to do."""
     path, decision = finished
-    before = (path / "curves.jsonl").read_bytes()
+    files = lambda: {
+        x: (x.stat().st_mtime_ns, x.read_bytes()) for x in path.rglob("*") if x.is_file()
+    }
+    before = files()
     told = toy.Told()
     again = go(path, **FINISHED, told=told)
     assert not told.events
-    assert (path / "curves.jsonl").read_bytes() == before
+    after = files()
+    changed = {x.name for x in before if before[x] != after.get(x)} | {
+        x.name for x in after if x not in before
+    }
+    assert changed <= {"decision.json", "report.html", "lock"}
+    assert all(before[x][1] == after[x][1] for x in after)
     assert again == decision
 
 
-def test_lanes_change_results_by_rounding_only(
+def test_losers_checkpoints_go_unless_all_are_kept(
+    finished: tuple[pathlib.Path, lagjax.Decision], tmp_path: pathlib.Path
+) -> None:
+    path, decision = finished
+    kept = {x.name for x in (path / "checkpoints").iterdir()}
+    assert kept == {f"{decision.winner}-0", f"{decision.winner}-1"}
+    there: list[tuple[str, bool]] = []
+
+    def look(event: object) -> None:
+        folders = {x.name for x in (tmp_path / "run/checkpoints").iterdir()}
+        there.append((event.phase, "stack-0" in folders and "random-top-0" in folders))
+
+    first = go(tmp_path / "run", told=toy.Told(look))
+    # While they may be needed they are there; they go before the winner takes more of the disk.
+    last_probe = max(index for index, (phase, _) in enumerate(there) if phase == "probe")
+    assert there[-1] == ("continue", False) and last_probe > 8
+    assert {x.name for x in (tmp_path / "run/checkpoints").iterdir()} == {f"{first.winner}-0"}
+    again = go(tmp_path / "all", keep="all")
+    assert again._replace(ledger=None) == first._replace(ledger=None)
+    kept = {
+        x.name: sorted(y.name for y in x.iterdir())
+        for x in (tmp_path / "all/checkpoints").iterdir()
+    }
+    (loser,) = {"stack", "random-top"} - {first.winner}
+    assert kept == {f"{first.winner}-0": ["24", "8"], f"{loser}-0": ["8"]}
+
+
+def test_the_loss_at_the_start_would_have_chosen_another(
+    finished: tuple[pathlib.Path, lagjax.Decision],
+) -> None:
+    """With compare="start" it is trained to the horizon as well, and no one else is."""
+    path, decision = finished
+    at_start = min(decision.losses_at_start, key=lambda name: decision.losses_at_start[name])
+    assert at_start != decision.winner
+    ends = {(x["candidate"], x["seed"]): x["step"] for x in without_times(path)}
+    assert {trial for trial, step in ends.items() if step == 24} == {
+        (decision.winner, 0), (at_start, 0),
+    }  # fmt: skip
+
+
+def test_a_disk_without_room_is_refused(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    free = {"bytes": 0}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, free["bytes"]))
+    # Parameters, two moments, and a few scalars; two candidates, two checkpoints each and one being written.
+    size = (
+        4
+        * 3
+        * sum(x.size for x in jax.tree.leaves(jax.eval_shape(toy.LARGE.init, jax.random.key(0))))
+    )
+    free["bytes"] = 5 * size
+    with pytest.raises(
+        ValueError, match=r"of 2 trials take about 69.4 kB.* has 69.1 kB left; free some"
+    ):
+        go(tmp_path)
+    assert not (tmp_path / "curves.jsonl").exists() and not list(
+        (tmp_path / "checkpoints").iterdir()
+    )
+    free["bytes"] = 5 * (size + 100)
+    go(tmp_path)
+
+
+def test_at_once_changes_results_by_rounding_only(
     finished: tuple[pathlib.Path, lagjax.Decision], tmp_path: pathlib.Path
 ) -> None:
     path, _ = finished
-    go(tmp_path / "run", **FINISHED, lanes=3)
-    assert directory.read(tmp_path / "run").config["grouping"][0]["lanes"] == 3
-    for one, other in zip(_sorted(path), _sorted(tmp_path / "run"), strict=True):
+    go(tmp_path / "run", **FINISHED, candidates_at_once=3)
+    assert list(directory.read(tmp_path / "run").config["grouping"].values()) == [3]
+    for one, other in zip(without_times(path), without_times(tmp_path / "run"), strict=True):
         assert one["valid_loss"] == pytest.approx(other["valid_loss"], rel=1e-5)
         if one["step"]:
             assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
-
-
-def _sorted(path: pathlib.Path) -> list[dict]:
-    return sorted(
-        without_times(path),
-        key=lambda line: (line["candidate"], line["seed"], line["step"]),
-    )
 
 
 def test_how_often_it_saves_changes_nothing(
@@ -205,90 +284,12 @@ def test_how_often_it_saves_changes_nothing(
     go(tmp_path / "run", pool=pool, seeds=2, checkpoint_seconds=0.0)
     often = without_times(tmp_path / "run")
     winner = [line for line in without_times(path) if line["candidate"] == decision.winner]
-    key = lambda line: (line["seed"], line["step"])
-    assert sorted(often, key=key) == sorted(winner, key=key)
-
-
-# Orbax leaves coroutines behind where a file is damaged.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
-@pytest.mark.parametrize("damage", ["truncate", "alter", "remove"])
-def test_damaged_checkpoint_is_named_and_the_last_good_one_used(
-    finished: tuple[pathlib.Path, lagjax.Decision], damage: str, tmp_path: pathlib.Path
-) -> None:
-    path, decision = finished
-    shutil.copytree(path, copy := tmp_path / "run")
-    folder = copy / "checkpoints" / f"{decision.winner}-0"
-    # Take the last evaluation away, so that there is something left to do from the damaged checkpoint.
-    shutil.rmtree(folder / "24")
-    (latest,) = folder.iterdir()
-    shutil.copytree(latest, folder / "24")
-    data = max(
-        (file for file in latest.rglob("*") if file.is_file()),
-        key=lambda file: file.stat().st_size,
-    )
-    wrong = folder / "24" / data.relative_to(latest)
-    content = wrong.read_bytes()
-    if damage == "truncate":
-        wrong.write_bytes(content[: len(content) // 2])
-    elif damage == "alter":
-        middle = len(content) // 2
-        wrong.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    else:
-        wrong.unlink()
-    told: list[str] = []
-    lane = LaneName(decision.winner, 0)
-    with Directory(copy, told.append) as opened:
-        like = _like()
-        assert opened.saved(lane)[0] == 24
-        assert opened.restore(lane, 24, like) is None
-        gc.collect()
-        assert opened.restore(lane, int(latest.name), like) is not None
-    assert len(told) == 1
-    assert str(folder / "24") in told[0]
-    go(copy, **FINISHED)
-    assert _sorted(copy) == _sorted(path)
-    # Here, and not in the midst of another test.
-    gc.collect()
-
-
-def _like() -> object:
-    search_task = toy.task()
-    (group,) = runs._groups(search_task, toy.pool("stack"))
-    return runs._like(search_task, toy.pool("stack")[0], group[1])
-
-
-def test_a_candidate_that_turns_nan_is_set_aside(tmp_path: pathlib.Path) -> None:
-    """Its neighbours, in the same compiled call, do not notice."""
-
-    class Poison(lagjax.Grow):
-        """Grows to parameters that overflow."""
-
-        def __call__(self, key, params, source, target):
-            grown = super().__call__(key, params, source, target)
-            return {**grown, "embed": grown["embed"] * np.float32(1e38) * 10}
-
-    poisoned = lagjax.Candidate("poisoned", Poison(depth="0 1 0 1"), toy.LARGE)
-    pool = (toy.pool("stack")[0], poisoned, toy.pool("random-top")[0])
-    alone = go(tmp_path / "alone", pool=(pool[0], pool[2]), lanes=1)
-    for lanes in (1, 3):
-        decision = go(tmp_path / f"{lanes}", pool=pool, lanes=lanes)
-        assert decision.status["poisoned"].startswith("loss not finite at step ")
-        assert decision.losses_at_lag["poisoned"] is None
-        assert "poisoned" not in decision.ranking
-        assert decision.winner == alone.winner
-        last = curve(tmp_path / f"{lanes}", "poisoned")[-1]
-        assert last["valid_loss"] is None
-        assert last["step"] < 24
-        for name in ("stack", "random-top"):
-            assert decision.losses_at_lag[name] == pytest.approx(
-                alone.losses_at_lag[name], rel=1e-5
-            )
+    assert often == winner
 
 
 def test_all_failed_is_a_decision(tmp_path: pathlib.Path) -> None:
-    def engine(model: lagjax.Model) -> lagjax.Engine:
-        made = lagjax.from_loss(model, toy.tx())
+    def engine(model: lagjax.Model, tx: object) -> lagjax.Engine:
+        made = lagjax.from_loss(model, tx)
 
         def step(state: TrainState, batch: jax.Array) -> tuple:
             state, metrics = made.step(state, batch)
@@ -301,13 +302,16 @@ def test_all_failed_is_a_decision(tmp_path: pathlib.Path) -> None:
     assert decision.outcome == "all_failed"
     assert decision.winner is None
     assert set(decision.status.values()) == {"loss not finite at step 3"}
-    assert (tmp_path / "run/report.html").is_file()
+    assert not list((tmp_path / "run/checkpoints").iterdir())
+    told = toy.Told()
+    again = go(tmp_path / "run", engine=engine, told=told)
+    assert again == decision and not told.events
 
 
 def test_an_engine_of_ones_own(tmp_path: pathlib.Path) -> None:
     """A training loop that keeps a state of its own, here a running mean of the loss, without optax."""
 
-    def engine(model: lagjax.Model) -> lagjax.Engine:
+    def engine(model: lagjax.Model, tx: None) -> lagjax.Engine:
         def mean(params: object, batch: jax.Array) -> jax.Array:
             total, count = model.loss(params, batch, None)
             return total / count
@@ -316,19 +320,52 @@ def test_an_engine_of_ones_own(tmp_path: pathlib.Path) -> None:
             params, average = state
             loss, grads = jax.value_and_grad(mean)(params, batch)
             params = jax.tree.map(lambda x, g: x - 0.1 * g, params, grads)
-            return (params, 0.9 * average + 0.1 * loss), {"train_loss": loss}
+            average = 0.9 * average + 0.1 * loss
+            # A reading, and a mean over rows.
+            return (params, average), {
+                "loss": (loss * 3, 3),
+                "average": (average, 0),
+                "tokens": (batch.sum(), 4),
+            }
+
+        def evaluate(state: tuple, batch: jax.Array) -> dict:
+            return {
+                "loss": model.loss(state[0], batch, None),
+                "average": (state[1], 0),
+                "tokens": (batch.sum(), 4),
+            }
 
         return lagjax.Engine(
-            lambda params, opt_state, key: (params, jnp.zeros(())),
+            lambda trained, key: (trained.params, jnp.zeros(())),
             step,
-            lambda state, batch: model.loss(state[0], batch, None),
+            evaluate,
+            lambda state: lagjax.Trained(state[0]),
+            unit="nats per letter",
         )
 
-    decision = go(tmp_path / "run", tx=None, engine=engine)
+    # Evaluated at every third step at most.
+    decision = go(tmp_path, tx=None, engine=engine, horizon=48)
     assert decision.winner
-    line = curve(tmp_path / "run", decision.winner)[-1]
-    assert line["valid_loss"] < decision.losses_at_start[decision.winner]
-    assert line["grad_norm"] is None and line["tokens"] == 0
+    first, *lines = curve(tmp_path, decision.winner)
+    assert lines[-1]["valid_loss"] < decision.losses_at_start[decision.winner]
+    assert lines[-1]["grad_norm"] is None and lines[-1]["tokens"] == 3 * 48
+    assert directory.read(tmp_path).config["task"]["unit"] == "nats per letter"
+    losses = Losses(tmp_path / "steps").of(Trial(decision.winner, 0))
+    tokens = np.array([toy.batch(0, step).sum() / 4 for step in range(48)])
+    shown = np.sum(toy.VALID) / 24
+    assert first["metrics"] == {"valid_average": 0.0, "valid_tokens": pytest.approx(shown)}
+    average, before = 0.0, 0
+    for line in lines:
+        for loss in losses[before : line["step"]]:
+            average = 0.9 * average + 0.1 * loss
+        assert line["metrics"] == {
+            "average": pytest.approx(average, rel=1e-5),
+            "tokens": pytest.approx(tokens[before : line["step"]].mean()),
+            "valid_average": pytest.approx(average, rel=1e-5),
+            "valid_tokens": pytest.approx(shown),
+        }
+        before = line["step"]
+    assert len(lines) < 24
 
 
 def test_candidates_of_two_targets_are_two_groups(tmp_path: pathlib.Path) -> None:
@@ -339,76 +376,63 @@ def test_candidates_of_two_targets_are_two_groups(tmp_path: pathlib.Path) -> Non
     )
     decision = go(tmp_path / "run", pool=pool)
     assert set(decision.ranking) == {"stack", "deeper"}
-    assert [
-        found["candidates"] for found in directory.read(tmp_path / "run").config["grouping"]
-    ] == [["stack"], ["deeper"]]
+    config = directory.read(tmp_path / "run").config
+    assert set(config["grouping"]) == {entry["target"] for entry in config["pool"]}
+    assert len(config["grouping"]) == 2
     assert (
         curve(tmp_path / "run", "deeper")[1]["flops"] > curve(tmp_path / "run", "stack")[1]["flops"]
     )
 
 
 def test_moments_grow_and_the_schedule_continues(tmp_path: pathlib.Path) -> None:
-    _, state = lagjax.train(
-        toy.SMALL,
-        toy.tx(),
-        toy.batch,
-        toy.VALID,
-        20,
-        tmp_path / "a",
-        progress=toy.Told(),
+    trained = lagjax.train(
+        toy.SMALL, toy.tx(), toy.batch, toy.VALID, 20, tmp_path / "a", progress=toy.Told()
     )
+    # The task's, and candidates' own.
+    own = {
+        "fresh": lagjax.Transfer(),
+        "restarted": lagjax.Transfer("grow"),
+        "rewound": lagjax.Transfer("reset", 5),
+        "continued": None,
+    }
+    (stack,) = toy.pool("stack")
+    pool = [stack._replace(name=name, transfer=transfer) for name, transfer in own.items()]
+    transfer = lagjax.Transfer("grow", "continue")
+    source = trained._replace(params=toy.PARAMS)
     go(
         tmp_path / "b",
-        pool=toy.pool("stack"),
-        opt_state=state,
-        moments="grow",
-        schedule="continue",
-        horizon=8,
+        pool=pool,
+        source=source,
+        transfer=transfer,
+        horizon=2,
+        policy=lagjax.FixedLag(1),
     )
-    go(
-        tmp_path / "c",
-        pool=toy.pool("stack"),
-        opt_state=state,
-        moments="grow",
-        horizon=8,
-    )
-    # The rate goes on from step 20 of the schedule, or begins again.
-    assert curve(tmp_path / "b", "stack")[1]["lr"] == pytest.approx(3e-3 * (1 - 20 / 200), rel=1e-5)
-    assert curve(tmp_path / "c", "stack")[1]["lr"] == pytest.approx(3e-3, rel=1e-5)
-    go(tmp_path / "d", pool=toy.pool("stack"), horizon=8)
-    assert (
-        curve(tmp_path / "d", "stack")[1]["update_norm"]
-        != curve(tmp_path / "c", "stack")[1]["update_norm"]
-    )
+    first = {name: curve(tmp_path / "b", name)[1] for name in own}
+    rates = {name: line["lr"] for name, line in first.items()}
+    # The rate goes on from step 20 of the schedule, from another, or begins again.
+    expected = {"fresh": 0, "restarted": 0, "rewound": 5, "continued": 20}
+    for name, step in expected.items():
+        assert rates[name] == pytest.approx(3e-3 * (1 - step / 200), rel=1e-5)
+    assert first["fresh"]["update_norm"] != first["restarted"]["update_norm"]
+    entries = {x["name"]: x["transfer"] for x in directory.read(tmp_path / "b").config["pool"]}
+    assert entries["continued"] == {"moments": "grow", "schedule": "continue"}
+    assert entries["rewound"] == {"moments": "reset", "schedule": 5}
 
 
 def test_one_compilation_for_a_group(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every candidate, seed and segment of a group goes through one compiled function."""
+    """Every candidate, seed, round and segment of a group goes through one compiled function."""
     compiled = []
-    original = runs.program
-    monkeypatch.setattr(runs, "program", lambda *args: compiled.append(args) or original(*args))
-    chex.clear_trace_counter()
+    original = initial.program
+    monkeypatch.setattr(initial, "program", lambda *args: compiled.append(args) or original(*args))
     go(tmp_path / "run", seeds=2, compare="all")
     assert len(compiled) == 1
 
 
-def test_train_is_resumable_and_reads_what_is_finished(tmp_path: pathlib.Path) -> None:
-    arguments = (toy.SMALL, toy.tx(), toy.batch, toy.VALID, 20, tmp_path / "run")
-    params, _state = lagjax.train(*arguments, progress=toy.Told())
-    told = toy.Told()
-    again, _ = lagjax.train(*arguments, progress=told)
-    chex.assert_trees_all_equal(params, again)
-    assert not told.events
-    lines = curve(tmp_path / "run", "source")
-    assert {line["phase"] for line in lines} == {"source"}
-    assert lines[-1]["valid_loss"] < lines[0]["valid_loss"]
-
-
 def test_a_live_directory_is_refused(tmp_path: pathlib.Path) -> None:
     with (
-        Directory(tmp_path / "run"),
+        Store(tmp_path / "run"),
         pytest.raises(ValueError, match="in use by process"),
     ):
         go(tmp_path / "run")
@@ -424,6 +448,7 @@ def test_progress_says_where_it_stands(tmp_path: pathlib.Path) -> None:
     assert told.events[-1].phase == "continue"
     assert told.events[-1].step == told.events[-1].until == 24
     assert told.events[-1].seconds_left == pytest.approx(0)
+    assert told.events[-1].share == pytest.approx(1)
     assert all(event.tokens_per_second > 0 for event in told.events if event.step > 8)
 
 
@@ -441,18 +466,3 @@ def test_every_seed_has_its_own_data_and_fresh_layers(tmp_path: pathlib.Path) ->
     )
     assert first[0]["valid_loss"] == second[0]["valid_loss"]
     assert first[2]["valid_loss"] != second[2]["valid_loss"]
-
-
-@pytest.mark.parametrize("horizon", [1, 2, 16, 24, 800, 10_000])
-def test_evaluation_steps(horizon: int) -> None:
-    steps = runs.evaluation_steps(horizon, horizon // 3 + 1)
-    assert steps[0] == 0 and steps[-1] == horizon
-    assert horizon // 3 + 1 in steps
-    assert list(steps) == sorted(set(steps))
-    assert len(steps) <= 18 + math.log(horizon, 4) + 17
-
-
-def test_phases_are_told_apart_by_the_lag() -> None:
-    course = Course(None, toy.batch, (0,), None, (0, 1), lambda step: "probe", toy.Told(), 0.0)  # type: ignore[arg-type]
-    course.expect(10.0)
-    assert course.work == 10.0

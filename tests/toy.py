@@ -1,5 +1,6 @@
 """A tiny pre-norm residual net in plain JAX, and a task for it, so that tests of runs compile in no time."""
 
+import pathlib
 from collections.abc import Callable
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import optax
 
 import lagjax
+from lagjax.store.directory import read
 
 VOCAB, WIDTH = 16, 8
 AXES = lagjax.Axes(
@@ -16,7 +18,7 @@ AXES = lagjax.Axes(
         r"layers/up": "#layers <embed >mlp",
         r"layers/down": "#layers <mlp >embed+",
     },
-    kinds={"embed": lagjax.Residual(norm="rms", pre=True)},
+    kinds={"embed": lagjax.Residual(lagjax.RMSNorm())},
 )
 
 
@@ -81,6 +83,17 @@ def pool(*names: str) -> tuple[lagjax.Candidate, ...]:
     """Candidates of the depth pool by name; a few that differ by default."""
     wanted = names or ("stack", "identity-top", "zeroed-stack", "random-top")
     return tuple(each for each in lagjax.pools.depth(PARAMS, AXES, LARGE) if each.name in wanted)
+
+
+def curve(path: pathlib.Path, candidate: str, seed: int = 0) -> list[dict]:
+    """A trial's lines in a run directory."""
+    return [x for x in read(path).curves if (x["candidate"], x["seed"]) == (candidate, seed)]
+
+
+def without_times(path: pathlib.Path) -> list[dict]:
+    """The lines of a run directory in a fixed order, without the seconds, which no two runs share."""
+    lines = [{key: x for key, x in line.items() if key != "seconds"} for line in read(path).curves]
+    return sorted(lines, key=lambda line: (line["candidate"], line["seed"], line["step"]))
 
 
 class Told:

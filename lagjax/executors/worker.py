@@ -219,11 +219,11 @@ class Worker:
             failed = tally.failed_at >= 0 or not np.isfinite(loss)
             at = tally.failed_at if tally.failed_at >= 0 else step
             means = tally.means()
-            own = {f"valid_{name}": _mean(*x.sum(axis=1)) for name, x in metrics.items()}
+            own = {f"valid_{name}": _mean(*_over(x)) for name, x in metrics.items()}
             tally.seconds += (now - clock) / len(tallies)
             tally.over = failed
             tally.latest = {
-                "phase": job.phase,
+                "phase": job.phase_at(step),
                 "candidate": trial.candidate,
                 "seed": trial.seed,
                 "step": step,
@@ -254,6 +254,12 @@ class Worker:
             _average([line["valid_loss"] for line in last]),
             _average([line["train_loss"] for line in last]),
         )
+
+
+def _over(shards: NDArray[np.float64]) -> tuple[float, float]:
+    """Sum and count of `[2, shards]`; of readings, which do not add up, the last one."""
+    total, count = shards.sum(axis=1)
+    return (total, count) if count else (shards[0, -1], 0.0)
 
 
 def _finite(x: Any) -> float | None:

@@ -1,7 +1,9 @@
-"""The one composition: depth, width, experts and fusion, together or alone, are one growth operator.
+"""The one composition: depth, width, experts and fusion, together or alone, are one growth
+operator.
 
-What each of them does stands in its own file as data, a word or a map; here they become a Plan, and the Plan the
-parameters. Two more operators grow nothing, `Same` and `FromScratch`: what every growth is to be compared with.
+What each of them does stands in its own file as data, a word or a map; here they become a Plan, and
+the Plan the parameters. Two more operators grow nothing, `Same` and `FromScratch`: what every
+growth is to be compared with.
 """
 
 import dataclasses
@@ -11,28 +13,31 @@ from dataclasses import dataclass
 import jax
 
 from lagjax.algebra.axes import Axes, Layout, Params
-from lagjax.algebra.plan import Linear, Plan
+from lagjax.algebra.plan import Plan
 from lagjax.buffers import own
 from lagjax.growth import fusion
 from lagjax.growth.depth import DepthLike, words
 from lagjax.growth.experts import Upcycle
 from lagjax.growth.width import WidthLike, maps
-from lagjax.model import Key, Model
+from lagjax.model import Key, Linear, Model
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Grow:
     """Grows a model: `Grow(depth=Stack())`, `Grow(width={"mlp": Net2Net()})`, or several at once.
 
-    What a larger target asks for and no field says is an error that names it. Exact where `plan(...).exact` says so and
-    what `plan(...).requires` names is met.
+    What a larger target asks for and no field says is an error that names it. Exact where
+    `plan(...).exact` says so and what `plan(...).requires` names is met.
 
     Attributes:
-        depth: a strategy, a word as text (`"0 0* 1 1*"`), or stack → either: `{"encoder": Stack(), "decoder": "0 0* 1"}`.
-        width: an expansion for every axis that differs in size, one for each kind of axis (`ByKind`), or axis → expansion.
+        depth: a strategy, a word as text (`"0 0* 1 1*"`), or stack → either: `{"encoder": Stack(),
+            "decoder": "0 0* 1"}`.
+        width: an expansion for every axis that differs in size, one for each kind of axis
+            (`ByKind`), or axis → expansion.
         experts: makes a mixture of experts of a dense net.
-        fuse: takes a tuple of models instead of one, and puts them beside each other along every axis that grows (Deep
-            Fusion, `lagjax.growth.fusion`): `Grow(fuse=True)(key, (params, others), source.axes, target)`.
+        fuse: takes a tuple of models instead of one, and puts them beside each other along every
+            axis that grows (Deep Fusion, `lagjax.growth.fusion`): `Grow(fuse=True)(key, (params,
+            others), source.axes, target)`.
     """
 
     depth: DepthLike | None = None
@@ -47,7 +52,8 @@ class Grow:
                 object.__setattr__(self, name, tuple(given.items()))
         if self.fuse and (self.width is not None or self.experts is not None):
             raise ValueError(
-                f"{self}: fused models lie beside each other along every axis that grows; leave out width= and experts="
+                f"{self}: fused models lie beside each other along every axis that grows; leave "
+                "out width= and experts="
             )
 
     def __repr__(self) -> str:
@@ -59,7 +65,9 @@ class Grow:
         return f"{type(self).__qualname__}({', '.join(written)})"
 
     def __call__(self, key: Key, params: Params, source: Axes, target: Model, /) -> Params:
-        """The grown parameters; raises ValueError as `plan` does, and for sources that cannot be fused."""
+        """The grown parameters; raises ValueError as `plan` does, and for sources that cannot be
+        fused.
+        """
         if not self.fuse:
             return grow(self, key, params, source, target)
         layout = fusion.common(params, source)
@@ -67,9 +75,11 @@ class Grow:
         return fusion.fused(plan, params, target.init(key))
 
     def plan(self, key: Key, source: Layout, target: Layout, /) -> Plan:
-        """The word of every stack and the map of every axis; of a fusion, what becomes of a model fused with itself.
+        """The word of every stack and the map of every axis; of a fusion, what becomes of a model
+        fused with itself.
 
-        Raises ValueError for a stack or an axis that shrinks, or grows though nothing says how, and as the strategies do.
+        Raises ValueError for a stack or an axis that shrinks, or grows though nothing says how, and
+        as the strategies do.
         """
         routers = self.experts.routers(source, target) if self.experts else frozenset()
         # Layers are compared by their parameters, of which the source's lack the router.
@@ -111,7 +121,8 @@ class FromScratch:
 def grow(operator: Linear, key: Key, params: Params, source: Axes, target: Model) -> Params:
     """Applies a linear operator: its `__call__`, in one line.
 
-    `target.init` runs whole when called eagerly; under `jax.jit`, fresh values that the plan does not use cost nothing.
+    `target.init` runs whole when called eagerly; under `jax.jit`, fresh values that the plan does
+    not use cost nothing.
     """
     shapes = jax.eval_shape(target.init, key)
     plan = operator.plan(key, source.layout(params), target.axes.layout(shapes))

@@ -57,8 +57,10 @@ DEPTH: dict[str, Strategy] = {
     "random-middle": Fresh("middle"),
     "random-bottom": Fresh("bottom"),
 }
-"""The strategies of the literature by name. Their order breaks ties, and is that of a first experience: one small
-model on one text, copies before fresh layers, in between before on top. It is a prior and no result."""
+"""The strategies of the literature by name. Their order breaks ties, and is that of a first
+experience: one small model on one text, copies before fresh layers, in between before on top. It is
+a prior and no result.
+"""
 
 _NOISE = NoisySplit()
 WIDTH: dict[str, ByKind] = {
@@ -72,7 +74,9 @@ WIDTH: dict[str, ByKind] = {
     "aki": ByKind(Aki(), Aki(), ZeroPad()),
     "random-pad": ByKind(RandomPad(), RandomPad(), RandomPad()),
 }
-"""The expansions of the literature by name; their order breaks ties: any size before whole multiples, exact before not."""
+"""The expansions of the literature by name; their order breaks ties: any size before whole
+multiples, exact before not.
+"""
 
 CONTROLS: dict[str, Strategy] = {"reversed": Reversed(), "shuffled": Shuffled()}
 """Strategies that destroy the order of the layers: what any other should beat."""
@@ -91,8 +95,8 @@ def width(
         params: the small model's parameters, or their shapes.
         source: its axes table.
         target: the large model.
-        required: makes the large model as a plan requires it, with another epsilon say; without it candidates whose requirements are
-            not met are only nearly exact.
+        required: makes the large model as a plan requires it, with another epsilon say; without it
+            candidates whose requirements are not met are only nearly exact.
         deeper: adds layers in the same step.
 
     Raises:
@@ -132,7 +136,8 @@ def depth(
     key = jax.random.key(0)
     small = source.layout(params)
     large = target.axes.layout(jax.eval_shape(target.init, key))
-    # A block lies within layers of one kind; of the kinds that grow, the one with the fewest layers sets the limit.
+    # A block lies within layers of one kind; of the kinds that grow, the one with the fewest layers
+    # sets the limit.
     layers = min(
         (
             count

@@ -16,7 +16,7 @@ class Probe(NamedTuple):
     """Asks for candidates to be probed.
 
     Attributes:
-        until: the step, one for all or name → step.
+        until: the step, one for all or name → step; who is further already stays there.
         candidates: names; by default all that are known, or those that `until` names.
     """
 

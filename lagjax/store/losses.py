@@ -36,10 +36,14 @@ class Losses:
 
     def cut(self, trial: Trial, step: int) -> None:
         """Drops a trial's losses after a step; at -1 all of its record."""
+        path = self._path(trial)
         if step < 0:
-            self._path(trial).unlink(missing_ok=True)
-        elif self._path(trial).is_file():
-            os.truncate(self._path(trial), min(step, self.count(trial)) * _FLOAT.itemsize)
+            path.unlink(missing_ok=True)
+        elif path.is_file():
+            size = min(step, self.count(trial)) * _FLOAT.itemsize
+            # A finished run that is called again leaves its files as they are.
+            if path.stat().st_size > size:
+                os.truncate(path, size)
 
     def add(self, trial: Trial, losses: NDArray[np.float32]) -> None:
         """Adds the losses of further steps; they are on disk when this returns."""

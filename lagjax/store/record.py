@@ -17,9 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lagjax.algebra.axes import Axes, Params
-from lagjax.algebra.plan import Growth
 from lagjax.fingerprint import digest
-from lagjax.model import Model
+from lagjax.model import Growth, Model
 
 
 class GrowthRecord(NamedTuple):

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from lagjax import state
-from lagjax.algebra.plan import Layer, Word
+from lagjax.algebra.words import Layer, Word
 from lagjax.growth import pools
 from lagjax.growth.operator import Grow
 from tests.growth import models

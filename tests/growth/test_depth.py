@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lagjax.algebra.axes import Axes
-from lagjax.algebra.plan import Layer, Word
+from lagjax.algebra.words import Layer, Word
 from lagjax.growth import pools
 from lagjax.growth.depth import (
     Block,

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from experiments.models import transformer
-from lagjax.algebra.axes import Axes, Elementwise, Lookup, Residual
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.kinds import Channels, Lookup, Residual, Units
 from lagjax.growth.depth import Scaled, Stack
 from lagjax.growth.operator import Grow
 from lagjax.model import Model
@@ -36,7 +37,7 @@ AXES = Axes(
     },
     {
         "embed": Residual(None, True),
-        "mlp": Elementwise("relu", gated=True),
+        "mlp": Units("relu", gated=True),
         "vocab": Lookup(),
     },
 )
@@ -197,7 +198,7 @@ def test_sources_that_cannot_be():
         match=r"has bias \(1, 6\) where model 3 has bias \(1, 8\); .* of one shape",
     ):
         fuse((one, one, other), plain(6, 9))
-    rows = Axes({"w(?P<layers>\\d+)": "<x >y"}, {"x": Elementwise("identity")})
+    rows = Axes({"w(?P<layers>\\d+)": "<x >y"}, {"x": Channels()})
     deep = {f"w{i}": jnp.zeros((2, 2)) for i in range(2)}
     with pytest.raises(ValueError, match="has 1 parameters, model 2 has 2"):
         Grow(fuse=True)(KEY, ({"w0": deep["w0"]}, deep), rows, plain(4, 6))

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from experiments.models import transformer
-from lagjax import Axes, Elementwise, Model, Residual
+from lagjax import Axes, Model
 from lagjax.algebra.axes import flatten
+from lagjax.algebra.kinds import Channels, Residual, RMSNorm, Units
 from lagjax.growth.gradmax import Given, gradmax
 from lagjax.growth.operator import Grow
 from lagjax.growth.width import RandomIn, ZeroPad
@@ -53,7 +54,7 @@ def drawn(model, seed=0):
 def mlp(hidden, act=jnp.tanh, kind="tanh", extra=None):
     """y = down act(up x + bias), 5 → hidden → 4, and the squared error."""
     rows = {"up": "<x >mlp", "bias": ">mlp", "down": "<mlp >y"}
-    kinds = {"mlp": Elementwise(kind), "x": Elementwise("identity")}
+    kinds = {"mlp": Units(kind), "x": Channels()}
 
     def init(key):
         shapes = {"up": (5, hidden), "bias": (hidden,), "down": (hidden, 4)}
@@ -271,8 +272,8 @@ def test_equal_by_content():
     "target, axis, message",
     [
         (mlp(9, jax.nn.relu, "relu"), "mlp", "no slope at 0.*RandomIn.. or Paired"),
-        (mlp(9, kind="silu", extra={"mlp": Elementwise("silu", True)}), "mlp", "gated"),
-        (mlp(9, extra={"mlp": Residual("rms", True)}), "mlp", "entries act alone"),
+        (mlp(9, kind="silu", extra={"mlp": Units("silu", True)}), "mlp", "gated"),
+        (mlp(9, extra={"mlp": Residual(RMSNorm(), True)}), "mlp", "entries act alone"),
         (mlp(6), "mlp", "size 6 in the source and 6 in the target"),
         (mlp(9), "x", "size 5 in the source and 5 in the target"),
     ],

@@ -1,4 +1,6 @@
-"""The one composition prints as it is written, says what a target asks for and it does not do, and the baselines grow nothing."""
+"""The one composition prints as it is written, says what a target asks for and it does not do, and
+the baselines grow nothing.
+"""
 
 import chex
 import jax
@@ -24,8 +26,8 @@ BOTH = toy.model(4, 2 * toy.WIDTH)
         (Grow(depth=Stack()), "Grow(depth=Stack())"),
         (Grow(depth="0 0* 1 1*"), "Grow(depth='0 0* 1 1*')"),
         (
-            Grow(depth={"encoder": Stack(), "decoder": "0 0* 1"}, width=Tile()),
-            "Grow(depth={'encoder': Stack(), 'decoder': '0 0* 1'}, width=Tile(split=EvenSplit(noise=0.0)))",
+            Grow(depth={"encoder": Stack(), "decoder": "0 0* 1"}, width=RandomIn()),
+            "Grow(depth={'encoder': Stack(), 'decoder': '0 0* 1'}, width=RandomIn())",
         ),
         (Grow(width={"mlp": RandomIn()}), "Grow(width={'mlp': RandomIn()})"),
         (Grow(experts=Upcycle()), "Grow(experts=Upcycle(axis='experts', noise=0.0))"),
@@ -64,17 +66,17 @@ def test_names_in_a_mapping_are_the_tables():
 @pytest.mark.parametrize(
     "operator, target, message",
     [
-        (Grow(), toy.LARGE, r"'layers' has 4 layers, the source's 2; this operator adds none: .*Grow\(depth=Stack\(\)\)"),
+        (Grow(), toy.LARGE, "has 4 layers, the source's 2; this operator adds none: .*depth=Stack"),
         (Grow(width=Tile()), BOTH, r"this operator adds none: .*or say how, as in Grow\(depth="),
-        (Grow(), WIDE, r"'embed' has size 8 .* 16 .*does not grow it: say how, as in Grow\(width=\{'embed': Tile"),
+        (Grow(), WIDE, r"'embed' has size 8 .* does not grow it: say how, as in Grow\(width=\{"),
         (Grow(depth=Stack()), BOTH, r"does not grow it: say how, as in Grow\(width="),
-        (Grow(depth={"layer": Stack()}), toy.LARGE, r"given for \['layer'\], the stacks are \['layers'\]"),
-        (Grow(experts=Upcycle()), toy.SMALL, r"the target has no axis 'experts'"),
-        (Same(), toy.LARGE, r"Same\(\) grows nothing, so that its target must be the small model itself: .*4 layers"),
+        (Grow(depth={"layer": Stack()}), toy.LARGE, r"\['layer'\], the stacks are \['layers'\]"),
+        (Grow(experts=Upcycle()), toy.SMALL, "the target has no axis 'experts'"),
+        (Same(), toy.LARGE, r"Same\(\) grows nothing, .* be the small model itself: .*4 layers"),
         (Same(), WIDE, r"Same\(\) grows nothing, .*'embed' has size 8"),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_what_a_target_asks_for_is_said(operator, target, message):
     with pytest.raises(ValueError, match=message):
         operator(KEY, toy.PARAMS, toy.AXES, target)

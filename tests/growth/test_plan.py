@@ -4,8 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from lagjax.algebra.axes import Axes, Residual
-from lagjax.algebra.plan import Plan, Word
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.kinds import LayerNorm, Residual, RMSNorm
+from lagjax.algebra.plan import Plan
+from lagjax.algebra.words import Word
 from lagjax.growth.depth import Stack
 from lagjax.growth.operator import Grow
 from tests.growth import checks, models
@@ -15,7 +17,7 @@ ROWS = {
     r"l/(?P<layers>\d+)/out": "<mlp >embed+",
     "head": "<embed >vocab",
 }
-PRE = {"embed": Residual("rms", pre=True)}
+PRE = {"embed": Residual(RMSNorm(), pre=True)}
 
 
 def shapes(layers, mlp=4, head=5):
@@ -158,8 +160,8 @@ def test_strategies_by_stack_name_the_stacks():
     "kinds, rows, exact",
     [
         (PRE, ROWS, True),
-        ({"embed": Residual("layer", pre=True)}, ROWS, True),
-        ({"embed": Residual("rms", pre=False)}, ROWS, False),
+        ({"embed": Residual(LayerNorm(), pre=True)}, ROWS, True),
+        ({"embed": Residual(RMSNorm(), pre=False)}, ROWS, False),
         ({}, ROWS, False),
         # An output whose mark was forgotten: zeroing would leave it in the sum.
         (

@@ -14,7 +14,7 @@ import pytest
 
 import lagjax
 from lagjax import runs
-from lagjax.algebra.plan import Layer, Word
+from lagjax.algebra.words import Layer, Word
 from lagjax.fingerprint import digest, versions
 from lagjax.growth import pools
 from lagjax.growth.depth import Block, Fresh, Midas, Scaled, Shuffled, Stack

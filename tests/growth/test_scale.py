@@ -13,13 +13,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments import scale
 from experiments.models import transformer
 from experiments.rows import RESULTS, read
-from lagjax.algebra.plan import Growth
 from lagjax.growth import leafwise as module
 from lagjax.growth.depth import Fresh, Scaled, Stack
 from lagjax.growth.leafwise import CompiledGrowth, apply, compiled
 from lagjax.growth.operator import Grow
 from lagjax.growth.width import Isometric, Noisy, NoisySplit, Tile, ZeroPad
-from lagjax.model import Model
+from lagjax.model import Growth, Model
 from tests import toy
 
 MESH = Mesh(np.array(jax.devices()), ("data",))

@@ -14,7 +14,7 @@ from lagjax.algebra.axes import Axes, flatten
 from lagjax.algebra.provenance import step_sizes, unseen
 from lagjax.growth import width
 from lagjax.growth.operator import Grow
-from lagjax.state import carry, ema, measure, rewarmed, scale_by_growth
+from lagjax.state import carry, measure, scale_by_growth
 from lagjax.store import directory
 from tests import toy
 from tests.growth import checks, models
@@ -169,13 +169,6 @@ def test_schedules_are_rewound_to_a_step(name):
         adam = carried[0]
     # The statistics keep their own count.
     assert int(adam.count) == 7
-
-
-def test_a_schedule_is_entered_by_a_warm_up():
-    schedule = rewarmed(optax.constant_schedule(2.0), start=10, steps=4)
-    assert [float(schedule(step)) for step in (9, 10, 11, 13, 20)] == [0, 0.5, 1, 2, 2]
-    with pytest.raises(ValueError, match="steps=0: a warm-up takes at least one"):
-        rewarmed(SCHEDULE, 0, 0)
 
 
 def _states(state):
@@ -356,18 +349,6 @@ def test_zeroed_copies_have_seen_nothing_inside():
         layers = [bool(x.all()) for x in np.moveaxis(new, 0, 0)] if leaf.stacks else []
         inner = not re.search(OUTPUTS, leaf.path)
         assert layers == ([False, inner, False] if leaf.stacks else []), leaf.path
-
-
-def test_running_averages_grow_like_parameters():
-    with jax.enable_x64(True):
-        operator = Grow(width={"embed": width.ZeroPad(), "mlp": width.RandomIn()})
-        one = Wide(optax.sgd(0.1), operator, large=(6, 9), logits=1.0)
-        average = jax.tree.map(lambda x: x + 1, one.params)
-        found = ema(one.plan, average, one.grown)
-        alike = ema(one.plan, one.params, one.grown)
-        chex.assert_trees_all_equal(found["l"]["0"]["up"][:4, :6], average["l"]["0"]["up"])
-        chex.assert_trees_all_equal(found["l"]["0"]["up"][4:], one.grown["l"]["0"]["up"][4:])
-        chex.assert_trees_all_close(alike["l"], one.grown["l"], rtol=0.5)
 
 
 def test_a_run_measures_statistics_and_says_what_it_cost(tmp_path):

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.models import transformer
-from lagjax.algebra.axes import Axes, Dot, Elementwise, Lookup, Residual, flatten
+from lagjax.algebra.axes import Axes, flatten
+from lagjax.algebra.kinds import Channels, Dot, LayerNorm, Lookup, Residual, RMSNorm, Units
 from lagjax.algebra.maps import AxisMap
+from lagjax.algebra.pieces import GrownAxis
 from lagjax.algebra.plan import Plan
 from lagjax.algebra.provenance import Origin, only, tree
 from lagjax.growth import pools, width
@@ -42,8 +44,8 @@ ROWS = {
     r"l/(?P<layers>\d+)/down": ">embed+ <mlp",
 }
 KINDS = {
-    "embed": Residual("rms", pre=True),
-    "mlp": Elementwise("gelu"),
+    "embed": Residual(RMSNorm(), pre=True),
+    "mlp": Units("gelu"),
     "vocab": Lookup(),
 }
 AXES = Axes(ROWS, KINDS)
@@ -74,8 +76,8 @@ def grow(operator, params, large, axes=AXES):
 @pytest.mark.parametrize("old, new", [(2, 4), (3, 6)])
 def test_what_reads_undoes_what_writes(way, old, new):
     """W' R = W: a reader of a grown axis, given R x, computes what the old one computed of x."""
-    reads = Axes({"w": "<x >y"}, {"x": Elementwise("identity")})
-    writes = Axes({"w": "<y >x"}, {"x": Elementwise("identity")})
+    reads = Axes({"w": "<x >y"}, {"x": Channels()})
+    writes = Axes({"w": "<y >x"}, {"x": Channels()})
     w, v = np.random.default_rng(0).normal(size=(2, old, 3))
     w, v = jnp.asarray(w), jnp.asarray(v.T)
     large = {"w": (new, 3)}
@@ -96,13 +98,12 @@ def test_any_map_is_undone(more, random):
         share[source == j] /= share[source == j].sum()
     made = AxisMap(3, source, scale=scale * (source >= 0), share=share * (source >= 0), noise=1.0)
     assert made.counts.tolist() == [counts[j] if j >= 0 else 1 for j in source]
-    kind = Elementwise("identity")
+    read, written = (GrownAxis("x", 1, role, Channels(), made) for role in "<>")
     w = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)), jnp.float32)
-    read = made.apply(w, 1, made.factors("<", kind))
-    read = read + made.free(jax.random.normal(KEY, read.shape), 1)
-    np.testing.assert_allclose(made.contract(read, 1, "<", kind), w, rtol=1e-5, atol=1e-6)
-    written = made.apply(w, 1, made.factors(">", kind))
-    np.testing.assert_allclose(made.contract(written, 1, ">", kind), w, rtol=1e-5)
+    value = read.grow(w)
+    value = value + read.free(jax.random.normal(KEY, value.shape))
+    np.testing.assert_allclose(read.contract(value), w, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(written.contract(written.grow(w)), w, rtol=1e-5)
 
 
 @settings(max_examples=8)
@@ -326,7 +327,7 @@ def test_proofs_name_the_axis():
     unequal = why(KINDS, Grow(width=width.Net2Net()), (1, 3, 4))
     assert len(unequal) == 1
     assert unequal[0].startswith("'embed': entries are copied unequally often")
-    layer = KINDS | {"embed": Residual("layer", pre=True)}
+    layer = KINDS | {"embed": Residual(LayerNorm(), pre=True)}
     assert (
         "'embed': the mean that LayerNorm subtracts" in why(layer, Grow(width=width.ZeroPad()))[0]
     )
@@ -340,7 +341,7 @@ def test_proofs_name_the_axis():
         "'mlp' in l/{layers}/bias: its kind is not known"
         in why(unknown, Grow(width=width.Tile()))[0]
     )
-    sigmoid = KINDS | {"mlp": Elementwise("sigmoid")}
+    sigmoid = KINDS | {"mlp": Units("sigmoid")}
     assert "sigmoid of 0 is not known to be 0" in why(sigmoid, Grow(width=width.ZeroPad()))[0]
     assert not why(sigmoid, Grow(width={"embed": width.ZeroPad(), "mlp": width.RandomIn()}))
     written = ROWS | {r"l/(?P<layers>\d+)/down": ">embed+ >mlp"}
@@ -354,7 +355,7 @@ def test_proofs_name_the_axis():
 
 
 def test_what_a_plan_requires():
-    def requires(way, size, norm="rms"):
+    def requires(way, size, norm=KINDS["embed"].norm):
         axes = Axes(ROWS, KINDS | {"embed": Residual(norm, pre=True)})
         plan = Grow(width={"embed": way}).plan(
             KEY, axes.layout(net(1, 2, 3)), axes.layout(net(1, size, 3))
@@ -364,7 +365,7 @@ def test_what_a_plan_requires():
     assert requires(width.Tile(), 4) == {"logits": 0.5}
     assert requires(width.ZeroPad(), 4) == {"epsilon": pytest.approx(0.5)}
     assert requires(width.Isometric(), 3) == {"epsilon": pytest.approx(2 / 3)}
-    assert requires(width.Average(), 5, "layer") == {
+    assert requires(width.Average(), 5, LayerNorm()) == {
         "epsilon": pytest.approx(4 / 5),
         "logits": 0.5,
     }
