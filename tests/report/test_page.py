@@ -94,13 +94,16 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """name → (page, decision) of every made-up run."""
-    found = {}
-    for name, kind in RUNS.items():
-        root = tmp_path_factory.mktemp("runs") / "run"
-        decision = synthetic_runs.make(root, **kind)
-        found[name] = (report.write(root), decision)
-    return found
+    """name → (page, decision) of a made-up run, made when it is asked for."""
+
+    class Pages(dict):
+        def __missing__(self, name):
+            root = tmp_path_factory.mktemp("runs") / "run"
+            decision = synthetic_runs.make(root, **RUNS[name])
+            self[name] = (report.write(root), decision)
+            return self[name]
+
+    return Pages()
 
 
 @pytest.mark.parametrize("name", RUNS)
