@@ -130,7 +130,7 @@ def probes(facts: Facts) -> str:
     What all have in common is gone, so they stand apart. Without a decision the best so far takes
     the winner's place.
     """
-    best = facts.probes[facts.winner or facts.ranking[0]].losses
+    best = facts.probes[facts.best or ""].losses
     gaps = {
         name: {step: loss - best[step] for step, loss in curve.losses.items() if step in best}
         for name, curve in facts.probes.items()
@@ -144,7 +144,7 @@ def probes(facts: Facts) -> str:
         ends = sorted(tag.y for tag in tags)
         # A straggler may lie outside: it would squeeze the others, which the choice is among.
         high = min(ends[-1], 3 * abs(ends[len(ends) // 2])) or 0.01
-        axes.set_ylim(min(-0.4 * high, 1.1 * ends[0]), 1.25 * high)
+        axes.set_ylim(min(-0.4 * high, 1.25 * ends[0]), 1.25 * high)
         _column(axes, [tag._replace(text=f"{tag.text}  {number(tag.y)}") for tag in tags])
         return _svg(axes, "Loss above the winner's at the same step")
 
@@ -378,7 +378,7 @@ def _column(axes: "Axes", tags: Sequence[Tag]) -> None:
     places = spread([y for _, y, _ in ends], 1.3 * FONT, low, high + FONT)
     for (x, y, tag), place in zip(ends, places):
         hair = {"arrowstyle": "-", "color": tag.colour, "linewidth": 0.7, "alpha": 0.6}
-        hair |= {"relpos": (0, 0.5), "shrinkA": 2, "shrinkB": 0}
+        hair |= {"relpos": (0, 0.5), "shrinkA": 2, "shrinkB": 0, "linestyle": ":"}
         text = axes.annotate(tag.text, (x, y), (edge + 21, place), arrowprops=hair, **PIXELS)
         text.set(color=tag.colour, annotation_clip=False)
 

@@ -127,7 +127,7 @@ def training(facts: Facts) -> Section | None:
     if apart:
         about += f" The axis is set by the pool; {apart} may lie outside it."
     body = [Figure(charts.curves)]
-    if len(facts.ranking) > 1 and (facts.winner or facts.ranking[0]) in facts.probes:
+    if facts.best in facts.probes and len(facts.probes.keys() - facts.apart) > 1:
         best = "the winner's" if facts.winner else "that of the best so far"
         left_out = " and ".join(filter(None, (apart, "failed candidates"))).capitalize()
         below = (
@@ -170,7 +170,7 @@ def ranking(facts: Facts) -> Section | None:
         "candidates that change places; where they stop crossing, the order has settled. Tied "
         "candidates share a place."
     )
-    if not facts.lag or len({*facts.ranking} & {*facts.probes}) < 2:
+    if not facts.lag or not facts.best or len(facts.probes.keys() - facts.apart) < 2:
         return None
     return Section("The ranking over time", about, (Figure(charts.ranking),))
 

@@ -92,6 +92,11 @@ class Facts(NamedTuple):
             order = sorted(live, key=lambda name: live[name])
         return [name for name in order if name not in self.apart]
 
+    @property
+    def best(self) -> str | None:
+        """The winner, or the best so far."""
+        return self.winner or next(iter(self.ranking), None)
+
     def failed(self, name: str) -> bool:
         """Whether it has failed; a policy may also have stopped it, which its status says too."""
         if name in self.probes:

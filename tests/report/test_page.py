@@ -94,13 +94,16 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """name → (page, decision) of every made-up run."""
-    found = {}
-    for name, kind in RUNS.items():
-        root = tmp_path_factory.mktemp("runs") / "run"
-        decision = synthetic_runs.make(root, **kind)
-        found[name] = (report.write(root), decision)
-    return found
+    """name → (page, decision) of a made-up run, made when it is asked for."""
+
+    class Pages(dict):
+        def __missing__(self, name):
+            root = tmp_path_factory.mktemp("runs") / "run"
+            decision = synthetic_runs.make(root, **RUNS[name])
+            self[name] = (report.write(root), decision)
+            return self[name]
+
+    return Pages()
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -304,6 +307,12 @@ def test_a_race_without_its_decision_or_its_rounds(tmp_path):
     synthetic_runs.make(tmp_path, racing=True)
     page = report.write(tmp_path).read_text()
     assert f"Grow(depth=&#x27;{synthetic_runs.ADDED}&#x27;)" in page
+    # One that is left alone at the end has raced with the others.
+    alone = json.loads((tmp_path / "decision.json").read_text())
+    alone |= {"ranking": [alone["winner"]], "runner_up": None, "margin": None}
+    (tmp_path / "decision.json").write_text(json.dumps(alone))
+    page = report.write(tmp_path).read_text()
+    assert "The ranking over time" in page and "lies above the winner" in page
     rounds, file = (tmp_path / "rounds.jsonl").read_text(), tmp_path / "decision.json"
     (tmp_path / "rounds.jsonl").unlink()
     decision = json.loads(file.read_text())
