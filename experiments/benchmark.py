@@ -43,18 +43,13 @@ from experiments.cli import command
 from experiments.data import text
 from experiments.models import gpt
 from experiments.rows import RESULTS, Row, environment, markdown, store
-from lagjax import runs
+from lagjax.algebra.axes import Params
+from lagjax.engine import TrainState
 from lagjax.growth.depth import Stack
-from lagjax.probe import (
-    Program,
-    choose_lanes,
-    fresh_lane,
-    from_loss,
-    program,
-    shapes_of,
-    stack,
-    steps_of,
-)
+from lagjax.growth.operator import FromScratch
+from lagjax.initial import Group
+from lagjax.model import Batch
+from lagjax.probe import LENGTH, Program, steps_of
 from lagjax.progress import Silent
 
 GOALS = {
@@ -66,7 +61,7 @@ GOALS = {
     "step_vs_torch": 1.1,
     "data_vs_step": 0.05,
 }
-STACK = lagjax.Depth(Stack())
+STACK = lagjax.Grow(depth=Stack())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +72,7 @@ class Config:
     """Names of what to measure; by default everything."""
     rounds: int = 15
     """Times that both sides of each ratio are measured."""
-    steps: int = runs.LENGTH
+    steps: int = LENGTH
     """Training steps in one measurement."""
     layers: int = 6
     """Layers of the model that is trained, as in the quickstart."""
@@ -91,93 +86,80 @@ class Config:
     """Add the result to experiments/results/benchmark.jsonl."""
 
 
-@dataclasses.dataclass
 class Bench:
-    """The quickstart's large model, its optimizer and its data."""
+    """The quickstart's large model, its optimizer and its data.
 
-    config: Config
+    Attributes:
+        group: what a run would compile for it.
+        params: of the model, as every trial begins.
+    """
 
-    def __post_init__(self) -> None:
-        shape = quickstart.Config()
-        self.shape = gpt.Config(self.config.layers, self.config.width, shape.heads, shape.window)
+    def __init__(self, config: Config) -> None:
+        self.config, shape = config, quickstart.Config()
+        self.shape = gpt.Config(config.layers, config.width, shape.heads, shape.window)
         self.model = gpt.model(self.shape)
         self.tx = quickstart.optimizer(shape, shape.horizon)
         corpus = text.load(None)
         self.batch = text.batches(corpus, shape.batch, shape.window)
-        shards = text.shards(corpus, shape.shards, shape.batch, shape.window)
-        self.shards = np.stack(shards)
-        self.params = jax.jit(self.model.init)(jax.random.key(0))
-        self.batches = steps_of(self.batch, [0], 0, self.config.steps, self.config.steps)
-        self.engine = from_loss(self.model, self.tx)
-        self.programs: dict[int, Program] = {}
+        self.shards = text.shards(corpus, shape.shards, shape.batch, shape.window)
+        self.candidate = lagjax.Candidate("benchmark", FromScratch(), self.model)
+        nothing = lagjax.Trained({})
+        task = lagjax.Task(self.model, nothing, self.tx, self.batch, self.shards, config.steps)
+        self.group = Group(task, self.candidate, np.stack(self.shards), None)
+        self.params = self.begin().params
 
-    def lane(self) -> Any:
-        params = jax.tree.map(jnp.copy, self.params)
-        return fresh_lane(
-            self.engine.init(params, self.tx.init(params), jax.random.key(1)),
-            self.like(),
-        )
+    def begin(self) -> TrainState:
+        """A trial's state, in memory of its own."""
+        state: TrainState = self.group.begin(self.candidate, jax.random.key(0), 0)
+        return state
 
-    def like(self) -> Any:
-        state = jax.eval_shape(
-            lambda params: self.engine.init(params, self.tx.init(params), jax.random.key(1)),
-            self.params,
-        )
-        metrics = jax.eval_shape(self.engine.step, state, self.batch(0, 0))[1]
-        return shapes_of(state, metrics)
-
-    def program(self, lanes: int) -> Program:
-        if lanes not in self.programs:
-            self.programs[lanes] = program(
-                self.engine,
-                self.like(),
-                self.batches,
-                self.shards,
-                lanes,
-                self.config.steps,
-            )
-        return self.programs[lanes]
+    def batches(self, steps: int) -> list[tuple[Batch, np.int32]]:
+        """What each call of a run's chunks takes for so many steps, and how many it makes."""
+        counts = [min(LENGTH, steps - start) for start in range(0, steps, LENGTH)]
+        return [
+            (steps_of(self.batch, [0], index * LENGTH, count), np.int32(count))
+            for index, count in enumerate(counts)
+        ]
 
     def probe(
-        self, compiled: Program, candidates: int = 1, steps: int | None = None
+        self, program: Program, candidates: int = 1, steps: int | None = None
     ) -> Callable[[], None]:
         """A call that makes some steps, by default all, for each candidate, in a run's chunks."""
-        count = np.int32(steps or self.config.steps)
-        several = compiled.lanes > 1
-        order = np.zeros(compiled.lanes, np.int32) if several else np.int32(0)
-        lanes = [
-            stack([self.lane()] * compiled.lanes) if several else self.lane()
-            for _ in range(0, candidates, compiled.lanes)
+        several = program.at_once > 1
+        order = np.zeros(program.at_once, np.int32) if several else np.int32(0)
+        chunks = self.batches(steps or self.config.steps)
+        states = [
+            program.place([self.begin()] * program.at_once)
+            for _ in range(0, candidates, program.at_once)
         ]
 
         def go() -> None:
-            for index, lane in enumerate(lanes):
-                made = compiled.advance(lane, self.batches, order, np.int32(0), count)
-                lanes[index] = jax.block_until_ready(made)
+            for index, state in enumerate(states):
+                for batches, count in chunks:
+                    made = program.advance(state, batches, order, count)
+                    state, _ = jax.block_until_ready(made)
+                states[index] = state
 
         return go
+
+    def mean(self, params: Params, batch: Batch) -> jax.Array:
+        """The loss that is minimised."""
+        total, count = self.model.loss(params, batch, jax.random.key(0))
+        return total / count
 
     def loop(self, candidates: int = 1, steps: int | None = None) -> Callable[[], None]:
         """The same by the shortest loop that one would write."""
 
-        def step(carry: Any, batch: Any) -> Any:
+        def step(carry: Any, batch: Batch) -> Any:
             params, opt_state = carry
-
-            def mean(params: Any) -> Any:
-                total, count = self.model.loss(params, batch, jax.random.key(0))
-                return total / count
-
-            loss, grads = jax.value_and_grad(mean)(params)
+            loss, grads = jax.value_and_grad(self.mean)(params, batch)
             updates, opt_state = self.tx.update(grads, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), loss
 
-        @jax.jit
-        def fresh(params: Any) -> Any:
-            return jax.tree.map(jnp.copy, (params, self.tx.init(params)))
-
         run = jax.jit(lambda carry, batches: jax.lax.scan(step, carry, batches), donate_argnums=0)
-        carries = [fresh(self.params) for _ in range(candidates)]
-        batches = self.batches[0][: steps or self.config.steps]
+        states = [self.begin() for _ in range(candidates)]
+        carries = [(state.params, state.opt_state) for state in states]
+        batches = np.stack([self.batch(0, step) for step in range(steps or self.config.steps)])
 
         def go() -> None:
             for index, carry in enumerate(carries):
@@ -204,32 +186,30 @@ def paired(one: Callable[[], None], other: Callable[[], None], rounds: int) -> l
 
 def probe_vs_loop_single(bench: Bench) -> list[float]:
     """One candidate."""
-    return paired(bench.probe(bench.program(1)), bench.loop(), bench.config.rounds)
+    return paired(bench.probe(bench.group.program(1)), bench.loop(), bench.config.rounds)
 
 
 def probe_vs_loop_group(bench: Bench) -> list[float]:
     """As many at once as a run would take here."""
-    single = bench.program(1)
-    lanes = choose_lanes(
-        single, bench.program, bench.config.candidates, bench.lane(), bench.batches
-    )
-    compiled = single if lanes == 1 else bench.program(lanes)
+    among = [bench.candidate] * bench.config.candidates
+    program = bench.group.program(bench.group.choose_at_once(among, jax.random.key(0)))
     # A quarter of the steps for each of so many: enough to time.
     steps = max(1, bench.config.steps // 4)
     return paired(
-        bench.probe(compiled, bench.config.candidates, steps),
+        bench.probe(program, bench.config.candidates, steps),
         bench.loop(bench.config.candidates, steps),
         bench.config.rounds,
     )
 
 
 def compilations_per_group(bench: Bench) -> list[float]:
-    """Through `lagjax.run`, with the number of lanes that it chooses."""
+    """Through `lagjax.run`, with as many at once as it chooses."""
     small = gpt.model(dataclasses.replace(bench.shape, layers=2, width=16))
     large = gpt.model(dataclasses.replace(bench.shape, layers=4, width=16))
     params = jax.jit(small.init)(jax.random.key(0))
     pool = lagjax.pools.depth(params, small.axes, large)[: bench.config.candidates]
-    task = lagjax.Task(params, small.axes, bench.tx, bench.batch, list(bench.shards[:2]), horizon=4)
+    source = lagjax.Trained(params)
+    task = lagjax.Task(small, source, bench.tx, bench.batch, bench.shards[:2], horizon=4)
     with compiled("advance") as names, tempfile.TemporaryDirectory() as folder:
         lagjax.run(task, pool, lagjax.FixedLag(2), folder, progress=Silent())
     return [float(len(names))]
@@ -261,19 +241,14 @@ def compiled(function: str) -> Iterator[list[str]]:
 
 def peak_memory_ratio(bench: Bench) -> list[float]:
     """By XLA's own plan; batches, which both sides hold, are left out of both."""
-
-    def mean(params: Any, batch: Any) -> Any:
-        total, count = bench.model.loss(params, batch, jax.random.key(0))
-        return total / count
-
-    lane, batch = bench.lane(), bench.batch(0, 0)
-    step = jax.jit(jax.value_and_grad(mean)).lower(bench.params, batch).compile()
+    state, ((batches, _), *_) = bench.begin(), bench.batches(1)
+    step = jax.jit(jax.value_and_grad(bench.mean)).lower(bench.params, bench.batch(0, 0)).compile()
     plan = step.memory_analysis()
     if plan is None:
         return []
-    state = sum(x.nbytes for x in jax.tree.leaves((lane.state.params, lane.state.opt_state)))
-    needed = state + plan.temp_size_in_bytes + plan.output_size_in_bytes
-    return [(bench.program(1).bytes - bench.batches.nbytes) / needed]
+    held = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
+    needed = held + plan.temp_size_in_bytes + plan.output_size_in_bytes
+    return [(bench.group.program(1).bytes - batches.nbytes) / needed]
 
 
 def growth_vs_copy(bench: Bench) -> list[float]:
@@ -321,8 +296,9 @@ def step_vs_torch(bench: Bench) -> list[float]:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     net = gpt_torch.from_jax(bench.shape, jax.device_get(bench.params))
     tx = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=1e-4, fused=True)
-    tokens = [torch.from_numpy(x.astype(np.int64)) for x in bench.batches[0]]
-    total, count = bench.model.loss(bench.params, bench.batches[0, 0], None)
+    made = [bench.batch(0, step) for step in range(bench.config.steps)]
+    tokens = [torch.from_numpy(x.astype(np.int64)) for x in made]
+    total, count = bench.model.loss(bench.params, made[0], None)
     difference = abs(float(total / count) - net(tokens[0]).item())
     if difference > 1e-4:
         raise AssertionError(f"the two models' losses differ by {difference}")
@@ -333,7 +309,7 @@ def step_vs_torch(bench: Bench) -> list[float]:
             net(batch).backward()
             tx.step()
 
-    return paired(bench.probe(bench.program(1)), steps, bench.config.rounds)
+    return paired(bench.probe(bench.group.program(1)), steps, bench.config.rounds)
 
 
 def data_vs_step(bench: Bench) -> list[float]:
@@ -342,7 +318,7 @@ def data_vs_step(bench: Bench) -> list[float]:
     def batches() -> None:
         steps_of(bench.batch, [0], 0, bench.config.steps, bench.config.steps)
 
-    return paired(batches, bench.probe(bench.program(1)), bench.config.rounds)
+    return paired(batches, bench.probe(bench.group.program(1)), bench.config.rounds)
 
 
 def main(config: Config) -> None:

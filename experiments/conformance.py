@@ -1,11 +1,13 @@
-"""Every growth operator on every kind of transformer: what it claims, what is proved of it, and what is measured.
+"""Every growth operator on every kind of transformer: what it claims, what is proved of it, and
+what is measured.
 
-    python -m experiments.conformance               # half an hour on 2 CPU cores; goes on where it was interrupted
-    python -m experiments.conformance --quick       # two families of models, a minute
+    python -m experiments.conformance           # half an hour on 2 CPU cores; goes on after a kill
+    python -m experiments.conformance --quick   # two families of models, a minute
 
-Writes `results/conformance.jsonl`, a row for each operator and family of models where it applies. Exact means that outputs differ by
-at most 1e-10 in float64 and 1e-4 in float32, relative to their scale. The families cover every pair of choices. No row
-is left out because it fails: it says what it is. `python -m experiments.tables` makes the README's table of operators.
+Writes `results/conformance.jsonl`, a row for each operator and family of models where it applies.
+Exact means that outputs differ by at most 1e-10 in float64 and 1e-4 in float32, relative to their
+scale. The families cover every pair of choices. No row is left out because it fails: it says what
+it is. `python -m experiments.tables` makes the README's table of operators.
 """
 
 import dataclasses
@@ -25,19 +27,17 @@ from experiments.cli import command
 from experiments.models import transformer
 from experiments.models.transformer import Config
 from experiments.rows import RESULTS
-from lagjax.algebra.plan import Growth
 from lagjax.certify.certify import certify, plan_of
 from lagjax.fingerprint import digest, versions
 from lagjax.growth import pools
-from lagjax.growth.depth import Depth, Fresh, Interleave, Scaled, Stack
+from lagjax.growth.depth import Fresh, Scaled, Stack
 from lagjax.growth.experts import Upcycle
-from lagjax.growth.fusion import Fuse
 from lagjax.growth.gradmax import gradmax
 from lagjax.growth.learned import fit_ligo
 from lagjax.growth.masked import masked, silenced
+from lagjax.growth.operator import Grow
 from lagjax.growth.width import (
     Average,
-    Both,
     Centred,
     Extend,
     Isometric,
@@ -49,10 +49,9 @@ from lagjax.growth.width import (
     RandomPad,
     ScalarSplit,
     Tile,
-    Width,
     ZeroPad,
 )
-from lagjax.model import Model
+from lagjax.model import Growth, Model
 from lagjax.store.directory import write_atomically
 
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -64,7 +63,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "gated": (False, True),
     "implementation": ("scanned", "unrolled", "nnx"),
 }
-HEADS = {"MHA": {"kv": 2, "group": 1}, "GQA": {"kv": 2, "group": 2}, "MQA": {"kv": 1, "group": 2}}  # fmt: skip
+HEADS = {"MHA": {"kv": 2, "group": 1}, "GQA": {"kv": 2, "group": 2}, "MQA": {"kv": 1, "group": 2}}
 KEY = jax.random.key(1)
 BATCHES = [
     np.random.default_rng(seed).integers(7, size=(4, 7), dtype=np.int32) for seed in range(4)
@@ -78,8 +77,10 @@ class Case:
     """An operator, the large model it is for, and where it says that it is exact.
 
     Attributes:
-        operator: what grows, or a function that makes it of the small model's parameters and the two models.
-        grown: the small model's configuration → what the large one's has otherwise; None where the operator has no use.
+        operator: what grows, or a function that makes it of the small model's parameters and the
+            two models.
+        grown: the small model's configuration → what the large one's has otherwise; None where the
+            operator has no use.
         claims: of which small models its documentation says that it is exact.
         small: what the small model has otherwise than its family.
     """
@@ -94,7 +95,7 @@ class Case:
 class SelfFusion:
     """Fuses a model with itself."""
 
-    fuse: Fuse = dataclasses.field(default_factory=Fuse)
+    fuse: Grow = dataclasses.field(default_factory=lambda: Grow(fuse=True))
 
     def __call__(self, key: Any, params: Any, source: Any, target: Model, /) -> Any:
         return self.fuse(key, (params, params), source, target)
@@ -107,7 +108,7 @@ class SelfFusion:
 class AtMaskZero:
     """Another operator, for a large model in which what is new is masked by 0."""
 
-    base: Depth | Width
+    base: Grow
 
     def __call__(self, key: Any, params: Any, source: Any, target: Model, /) -> Any:
         return self.base(key, params, source, target)
@@ -160,72 +161,80 @@ CLAIMS = {
 }
 CASES = {
     **{
-        name: Case(Width(way), times(2, *ALL), CLAIMS.get(name, always))
+        name: Case(Grow(width=way), times(2, *ALL), CLAIMS.get(name, always))
         for name, way in pools.WIDTH.items()
     },
-    "zero-pad (residual)": Case(Width({"embed": ZeroPad()}), times(1.5, "width"), rms),
-    "isometric (residual)": Case(Width({"embed": Isometric(NOISE)}), times(1.5, "width"), rms),
+    "zero-pad (residual)": Case(Grow(width={"embed": ZeroPad()}), times(1.5, "width"), rms),
+    "isometric (residual)": Case(Grow(width={"embed": Isometric(NOISE)}), times(1.5, "width"), rms),
     "centred (residual)": Case(
-        Width({"embed": Centred()}),
+        Grow(width={"embed": Centred()}),
         times(1.5, "width"),
         lambda c: pre_layer(c) and not c.tied,
     ),
-    "average (residual)": Case(Width({"embed": Average(NOISE)}), times(2.5, "width"), pre_layer),
-    "net2net (residual)": Case(Width({"embed": Net2Net()}), times(1.5, "width"), never),
-    "net2net (mlp)": Case(Width({"mlp": Net2Net()}), times(1.5, "mlp"), always),
-    "net2net (heads)": Case(Width({"kv": Net2Net()}), lambda c: {"kv": c.kv + 1}, always),
+    "average (residual)": Case(
+        Grow(width={"embed": Average(NOISE)}), times(2.5, "width"), pre_layer
+    ),
+    "net2net (residual)": Case(Grow(width={"embed": Net2Net()}), times(1.5, "width"), never),
+    "net2net (mlp)": Case(Grow(width={"mlp": Net2Net()}), times(1.5, "mlp"), always),
+    "net2net (heads)": Case(Grow(width={"kv": Net2Net()}), lambda c: {"kv": c.kv + 1}, always),
     "queries in a group": Case(
-        Width({"group": Net2Net(split=NOISE)}), lambda c: {"group": c.group + 1}, always
+        Grow(width={"group": Net2Net(split=NOISE)}), lambda c: {"group": c.group + 1}, always
     ),
     "group duplication": Case(
-        Width({"kv": Tile(NOISE)}),
+        Grow(width={"kv": Tile(NOISE)}),
         lambda c: {"kv": 2 * c.kv} if c.group > 1 else None,
         always,
     ),
-    "split .3/.7": Case(Width({"mlp": Tile(ScalarSplit(0.3))}), times(2, "mlp"), always),
-    "split -.5/1.5": Case(Width({"mlp": Tile(ScalarSplit(-0.5))}), times(2, "mlp"), always),
+    "split .3/.7": Case(Grow(width={"mlp": Tile(ScalarSplit(0.3))}), times(2, "mlp"), always),
+    "split -.5/1.5": Case(Grow(width={"mlp": Tile(ScalarSplit(-0.5))}), times(2, "mlp"), always),
     "random in, zero out": Case(
-        Width({"mlp": RandomIn(), "kv": RandomIn()}),
+        Grow(width={"mlp": RandomIn(), "kv": RandomIn()}),
         lambda c: {"mlp": c.mlp + 3, "kv": c.kv + 1},
         always,
     ),
-    "zero in, random out": Case(Width({"mlp": ZeroPad()}), times(1.5, "mlp"), always),
-    "paired (mlp)": Case(Width({"mlp": Paired()}), lambda c: {"mlp": c.mlp + 4}, always),
+    "zero in, random out": Case(Grow(width={"mlp": ZeroPad()}), times(1.5, "mlp"), always),
+    "paired (mlp)": Case(Grow(width={"mlp": Paired()}), lambda c: {"mlp": c.mlp + 4}, always),
     "head size, zero-pad": Case(
-        Width({"qk": ZeroPad(), "v": ZeroPad()}), times(1.5, "head_dim"), always
+        Grow(width={"qk": ZeroPad(), "v": ZeroPad()}), times(1.5, "head_dim"), always
     ),
     "head size, duplicated": Case(
-        Width({"qk": Tile(), "v": Tile(NOISE)}), times(2, "head_dim"), always
+        Grow(width={"qk": Tile(), "v": Tile(NOISE)}), times(2, "head_dim"), always
     ),
-    "noisy copies": Case(Width({"mlp": Noisy(Tile(), 0.01)}), times(2, "mlp"), never),
+    "noisy copies": Case(Grow(width={"mlp": Noisy(Tile(), 0.01)}), times(2, "mlp"), never),
     "longer context": Case(
-        Width({"positions": Extend()}),
+        Grow(width={"positions": Extend()}),
         lambda c: {"window": c.window + 3} if c.positions == "learned" else None,
         always,
     ),
     "larger vocabulary": Case(
-        Width({"vocab": Extend(mean=True)}), lambda c: {"vocab": c.vocab + 3}, never
+        Grow(width={"vocab": Extend(mean=True)}), lambda c: {"vocab": c.vocab + 3}, never
     ),
-    "stack": Case(Depth(Stack()), times(2, "layers"), never),
-    "copied, zeroed": Case(Depth(Scaled(Interleave())), times(2, "layers"), pre),
-    "identity layers": Case(Depth(Fresh("between", zero=True)), times(2, "layers"), pre),
+    **{
+        name: Case(
+            Grow(depth=strategy),
+            times(2, "layers"),
+            # Added layers whose outputs are zero.
+            pre if name.startswith(("zeroed-", "identity-")) else never,
+        )
+        for name, strategy in pools.DEPTH.items()
+    },
     "zeroed and isometric": Case(
-        Both(Depth(Scaled(Stack())), Width({"embed": Isometric(), "mlp": RandomIn()})),
+        Grow(depth=Scaled(Stack()), width={"embed": Isometric(), "mlp": RandomIn()}),
         times(1.5, "layers", "width", "mlp"),
         lambda c: pre(c) and rms(c),
     ),
     "masked units, at 0": Case(
-        AtMaskZero(Width({"mlp": RandomPad(), "kv": RandomPad()})),
+        AtMaskZero(Grow(width={"mlp": RandomPad(), "kv": RandomPad()})),
         lambda c: {"mlp": c.mlp + 3, "kv": c.kv + 1},
         always,
     ),
-    "masked layers, at 0": Case(AtMaskZero(Depth(Fresh("top"))), lambda c: {"layers": 3}, pre),
+    "masked layers, at 0": Case(AtMaskZero(Grow(depth=Fresh("top"))), lambda c: {"layers": 3}, pre),
     "GradMax": Case(gradmax_of, lambda c: None if c.gated else {"mlp": c.mlp + 3}, always),
     "LiGO, 20 steps": Case(ligo_of, times(2, "layers", "width", "mlp"), never),
     "self-fusion": Case(SelfFusion(), times(2, *ALL), always),
-    "upcycling": Case(Upcycle(), lambda c: {"experts": 3, "top": 2}, always),
+    "upcycling": Case(Grow(experts=Upcycle()), lambda c: {"experts": 3, "top": 2}, always),
     "expert duplication": Case(
-        Width({"experts": Tile()}),
+        Grow(width={"experts": Tile()}),
         lambda c: {"experts": 4},
         always,
         small={"experts": 2, "top": 1},
@@ -244,12 +253,14 @@ class Arguments:
     anew: bool = False
     """Make the rows that are there anew."""
     digests: bool = False
-    """Instead of certifying, check that every operator still grows the trees of `digests.jsonl`, bit for bit; where that
-    file is missing, write it."""
+    """Instead of certifying, check that every operator still grows the trees of `digests.jsonl`,
+    bit for bit; where that file is missing, write it."""
 
 
 def families() -> list[Family]:
-    """Choices in which every pair occurs: greedily the one that covers most pairs that are missing."""
+    """Choices in which every pair occurs: greedily the one that covers most pairs that are
+    missing.
+    """
     names = list(CHOICES)
     every = [dict(zip(names, values)) for values in itertools.product(*CHOICES.values())]
 
@@ -266,7 +277,9 @@ def families() -> list[Family]:
 
 
 def config_of(family: Family, **more: Any) -> Config:
-    """The small model of a family; sizes differ from axis to axis, so that none can be taken for another."""
+    """The small model of a family; sizes differ from axis to axis, so that none can be taken for
+    another.
+    """
     choices = {name: value for name, value in family.items() if name != "attention"}
     sizes = {"layers": 2, "width": 6, "head_dim": 4, "mlp": 8, "window": 6, "vocab": 7}
     return Config(**sizes, **HEADS[family["attention"]], **choices | more)
@@ -358,7 +371,9 @@ def refused(name: str, case: Case, family: Family, why: str) -> dict[str, Any]:
 
 
 def grown(name: str, family: Family, key: Any) -> str | None:
-    """The digest of what an operator makes of a family's small model; None where it does not apply or refuses."""
+    """The digest of what an operator makes of a family's small model; None where it does not apply
+    or refuses.
+    """
     small = config_of(family, **CASES[name].small)
     if (changes := CASES[name].grown(small)) is None:
         return None
@@ -375,7 +390,8 @@ def grown(name: str, family: Family, key: Any) -> str | None:
 
 
 def check_digests(families: list[Family], path: Path) -> None:
-    """Grows every tree with two keys, and compares it with the one that was grown before; writes the file if it is new.
+    """Grows every tree with two keys, and compares it with the one that was grown before; writes
+    the file if it is new.
 
     The bits are those of one kind of processor and of the versions in the rows.
     """

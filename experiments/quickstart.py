@@ -80,7 +80,9 @@ class Config:
     audit: bool = False
     """Train every candidate to the horizon, to show what the loss at each step would have told
     about the end."""
-    lanes: int | None = None
+    keep: Literal["winner", "all"] = "winner"
+    """Whose checkpoints stay when all is done."""
+    candidates_at_once: int | None = None
     """How many candidates run at once; by default what fits the memory and measures faster."""
     mesh: tuple[int, int] | None = None
     """Devices along candidates and along data, as `--mesh 4 2`; by default one device."""
@@ -107,11 +109,12 @@ def main(config: Config) -> None:
         return lambda seed, step: batch(config.seed * 2**16 + offset + seed, step)
 
     seeds = config.seeds or (3 if config.audit else 1)
+    # Where things are kept and computed is recorded elsewhere, or of no consequence.
+    elsewhere = ("workdir", "data_dir", "keep", "candidates_at_once", "checkpoint_seconds")
     recorded = {
         name: value
         for name, value in dataclasses.asdict(config).items()
-        # Where things are kept and computed is recorded elsewhere, or of no consequence.
-        if name not in ("workdir", "data_dir", "checkpoint_seconds", "mesh", "fully_sharded")
+        if name not in (*elsewhere, "mesh", "fully_sharded")
     }
     options = {
         "workdir": config.workdir,
@@ -125,34 +128,34 @@ def main(config: Config) -> None:
         "mesh": devices(config.mesh),
         "fully_sharded": config.fully_sharded,
     }
-    params, opt_state = lagjax.train(
+    source = lagjax.train(
         small,
         optimizer(config, config.source_steps),
-        stream(0),
+        lambda _, step: stream(0)(0, step),
         valid,
         config.source_steps,
-        seed=0,
+        seed=config.seed,
         **options,
     )
     task = lagjax.Task(
-        params,
-        small.axes,
+        small,
+        # The large model begins a data order of its own.
+        source._replace(position=0),
         optimizer(config, config.horizon),
         stream(1),
         valid,
         config.horizon,
         seeds=seeds,
         seed=config.seed,
-        opt_state=opt_state,
-        moments=config.moments,
-        schedule=config.schedule,
+        transfer=lagjax.Transfer(config.moments, config.schedule),
     )
     lagjax.run(
         task,
         pool,
         policy,
         compare="all" if config.audit else config.compare,
-        lanes=config.lanes,
+        keep=config.keep,
+        candidates_at_once=config.candidates_at_once,
         **options,
     )
     report.show(config.workdir)

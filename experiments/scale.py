@@ -31,16 +31,16 @@ from experiments.cli import command
 from experiments.models import transformer
 from experiments.rows import RESULTS, Row, environment, markdown, store
 from lagjax.algebra.axes import Params
-from lagjax.algebra.plan import Growth
-from lagjax.growth.depth import Depth, Stack
+from lagjax.growth.depth import Stack
 from lagjax.growth.leafwise import compiled
-from lagjax.growth.width import Tile, Width
-from lagjax.model import Model
+from lagjax.growth.operator import Grow
+from lagjax.growth.width import Tile
+from lagjax.model import Growth, Model
 
 CASES: dict[str, Growth] = {
-    "depth, scanned": Depth(Stack()),
-    "depth, unrolled": Depth(Stack()),
-    "width, scanned": Width({"embed": Tile()}),
+    "depth, scanned": Grow(depth=Stack()),
+    "depth, unrolled": Grow(depth=Stack()),
+    "width, scanned": Grow(width={"embed": Tile()}),
 }
 """What grows to twice its size, and how its layers are held."""
 

@@ -1,6 +1,6 @@
 """Does depth beat width once width is exact, carries the state and follows the rule of rates?
 
-    python -m experiments.width                          # an hour on 2 CPU cores; can go on
+    python -m experiments.width                          # an hour and a half on 2 CPU cores; can go on
     python -m experiments.width --data FOLDER_OF_TEXT    # on text of your own
     python -m experiments.tables                         # the answer, in experiments/README.md
 
@@ -28,18 +28,15 @@ in the claim, and is reported beside it.
 """
 
 import dataclasses
-import functools
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
+import lagjax
 from experiments.cli import command
 from experiments.data import text
 from experiments.models import transformer
@@ -47,7 +44,8 @@ from experiments.rows import RESULTS, Row, environment, read, store
 from lagjax.algebra.axes import Params
 from lagjax.algebra.plan import Plan
 from lagjax.flops import flops
-from lagjax.growth.depth import Depth, Interleave, Scaled, Stack
+from lagjax.growth.depth import Interleave, Scaled, Stack
+from lagjax.growth.operator import Grow
 from lagjax.growth.width import (
     Isometric,
     Net2Net,
@@ -55,23 +53,12 @@ from lagjax.growth.width import (
     Paired,
     RandomIn,
     RandomPad,
-    Width,
     ZeroPad,
 )
-from lagjax.model import Key, Model
-from lagjax.probe import (
-    Lane,
-    Program,
-    TrainState,
-    fresh_lane,
-    from_loss,
-    program,
-    shapes_of,
-    steps_of,
-)
-from lagjax.progress import Display, Event, Progress
-from lagjax.runs import LENGTH
-from lagjax.state import carry, scale_by_growth
+from lagjax.model import Batch, Model
+from lagjax.progress import Display, Progress
+from lagjax.state import scale_by_growth
+from lagjax.store import directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +69,8 @@ class Config:
     """A file or a folder of text; by default the standard library's source."""
     results: Path = RESULTS / "width.jsonl"
     """Where the rows go, one for each arm and seed; what has a row is not run again."""
+    workdir: Path = Path("runs/width")
+    """Where the run directories are, from which an interrupted run goes on."""
     seeds: int = 3
     """How often everything is trained; a seed fixes the initialisation, the fresh entries and the
     order of the data."""
@@ -116,9 +105,6 @@ class Config:
     """Of AdamW."""
     shards: int = 64
     """Validation shards, each of one batch of windows."""
-    points: int = 6
-    """Evaluations of an arm, at even parts of its FLOPs; a grown arm is evaluated right after
-    growing as well."""
 
 
 class Arm(NamedTuple):
@@ -133,16 +119,21 @@ class Arm(NamedTuple):
 
     family: Literal["scratch", "depth", "added depth", "width", "inexact width"]
     target: Literal["small", "deep", "wide"]
-    operator: Depth | Width | None = None
+    operator: Grow | None = None
     state: Literal["reset", "grown", "rule"] = "reset"
+
+    @property
+    def begun(self) -> str:
+        """What it shares a run with others by."""
+        return self.state if self.operator else "scratch"
 
 
 SPLIT = NoisySplit(0.1)
-ZERO = Width({"embed": ZeroPad(), "kv": RandomIn(), "mlp": Paired()})
-COPY = Width({"embed": Isometric(SPLIT), **dict.fromkeys(("kv", "mlp"), Net2Net(split=SPLIT))})
-FPI = Width(dict.fromkeys(("embed", "kv", "mlp"), Net2Net()))
-RANDOM = Width(dict.fromkeys(("embed", "kv", "mlp"), RandomPad()))
-STACK, ZEROED = Depth(Stack()), Depth(Scaled(Interleave()))
+ZERO = Grow(width={"embed": ZeroPad(), "kv": RandomIn(), "mlp": Paired()})
+COPY = Grow(width={"embed": Isometric(SPLIT), **dict.fromkeys(("kv", "mlp"), Net2Net(split=SPLIT))})
+FPI = Grow(width=dict.fromkeys(("embed", "kv", "mlp"), Net2Net()))
+RANDOM = Grow(width=dict.fromkeys(("embed", "kv", "mlp"), RandomPad()))
+STACK, ZEROED = Grow(depth=Stack()), Grow(depth=Scaled(Interleave()))
 
 ARMS: dict[str, Arm] = {
     "small, continued": Arm("scratch", "small"),
@@ -164,20 +155,6 @@ ARMS: dict[str, Arm] = {
 }
 
 
-class Trained(NamedTuple):
-    """A model after some steps, and its losses on the way.
-
-    Attributes:
-        state: parameters and optimizer state.
-        losses: nats per token, for each evaluation and shard.
-        status: "ok", or at which step the loss was not finite.
-    """
-
-    state: TrainState
-    losses: list[np.ndarray]
-    status: str
-
-
 class Experiment:
     """Trains arms; raises ValueError, when made, for a configuration that cannot be run."""
 
@@ -191,15 +168,13 @@ class Experiment:
                 f"{config.source_steps} that it is trained; raise --budget-steps, or give other "
                 "--source-steps, at least 1"
             )
-        for name in ("seeds", "points"):
-            if (found := getattr(config, name)) < 1:
-                raise ValueError(f"--{name} is {found}; give at least 1")
+        if config.seeds < 1:
+            raise ValueError(f"--seeds is {config.seeds}; give at least 1")
         self.config, self.progress = config, progress
         corpus = text.load(config.data)
         self.batch = text.batches(corpus, config.batch, config.window)
-        shards = text.shards(corpus, config.shards, config.batch, config.window)
-        self.shards = np.stack(shards)
-        elsewhere = ("data", "results", "seeds", "arms")
+        self.shards = text.shards(corpus, config.shards, config.batch, config.window)
+        elsewhere = ("data", "results", "workdir", "seeds", "arms")
         self.recorded = {
             name: value
             for name, value in dataclasses.asdict(config).items()
@@ -210,162 +185,124 @@ class Experiment:
             "deep": _size(config, config.grown_layers, config.heads),
             "wide": _size(config, config.layers, config.grown_heads),
         }
-        self.flops = {name: self._flops(size) for name, size in self.sizes.items()}
+        self.flops = {name: self._flops(transformer.model(x)) for name, x in self.sizes.items()}
         self.budget = config.budget_steps * self.flops["small"]
         for name in config.arms or ARMS:
             if ARMS[name].operator:
                 # What cannot grow is told before anything is trained.
-                self.plan(ARMS[name], jax.random.key(0))
-        self._programs: dict[Any, Program] = {}
-        self._sources: dict[Any, Trained] = {}
-        self._started, self._done, self._all, self._at = 0.0, 0.0, 0.0, ""
+                self.plan(ARMS[name])
 
     def steps(self, arm: Arm) -> int:
         """Of its last model, so that all it costs is the budget within half a step."""
         spent = self.config.source_steps * self.flops["small"] if arm.operator else 0.0
         return max(1, round((self.budget - spent) / self.flops[arm.target]))
 
-    def plan(self, arm: Arm, key: Key) -> Plan:
-        """What its operator does."""
-        small, large = (transformer.model(self.sizes[name]) for name in ("small", arm.target))
-        layouts = [each.axes.layout(jax.eval_shape(each.init, key)) for each in (small, large)]
+    def plan(self, arm: Arm) -> Plan:
+        """What its operator does; what is drawn at random changes neither proof nor requirements."""
+        key = jax.random.key(0)
+        models = [transformer.model(self.sizes[name]) for name in ("small", arm.target)]
+        layouts = [each.axes.layout(jax.eval_shape(each.init, key)) for each in models]
         assert arm.operator is not None, "an arm that grows"
         return arm.operator.plan(key, *layouts)
 
-    def run(self) -> Iterator[Row]:
-        """A row for each arm and seed that has none yet, seeds outermost."""
-        here = environment()
+    def target(self, arm: Arm) -> Model:
+        """The model that is trained at the end, with what its operator requires of it."""
+        size = self.sizes[arm.target]
+        if arm.operator:
+            size = transformer.required(size, self.plan(arm).requires, self.sizes["small"])
+        return transformer.model(size)
+
+    def rows(self) -> Iterator[list[Row]]:
+        """The rows of each run: the arms of one seed, target and state that have none yet."""
+        device = environment()["device"]
         had = {
             (row["candidate"], row["seed"])
             for row in read(self.config.results)
-            if row["config"] == self.recorded and row["device"] == here["device"]
+            if row["config"] == self.recorded and row["device"] == device
         }
-        todo = [
-            (name, seed)
-            for seed in range(self.config.seeds)
-            for name in self.config.arms or ARMS
-            if (name, seed) not in had
-        ]
-        sources = {(seed, self._span(ARMS[name])) for name, seed in todo if ARMS[name].operator}
-        self._started, self._done = time.monotonic(), 0.0
-        self._all = (
-            sum(self.steps(ARMS[name]) * self.flops[ARMS[name].target] for name, _ in todo)
-            + len(sources) * self.config.source_steps * self.flops["small"]
-        )
-        for number, (name, seed) in enumerate(todo, 1):
-            self._at = f"{name}, seed {seed} ({number}/{len(todo)})"
-            start = time.monotonic()
-            found = self._arm(ARMS[name], seed)
-            yield {
-                "question": "width",
-                "config": self.recorded,
-                "candidate": name,
-                "family": ARMS[name].family,
-                "operator": ARMS[name].operator and str(ARMS[name].operator),
-                "state": ARMS[name].state,
-                "seed": seed,
-                **found,
-                "seconds": round(time.monotonic() - start, 1),
-                **here,
-            }
+        for seed in range(self.config.seeds):
+            groups: dict[tuple[str, str], list[str]] = {}
+            for name in self.config.arms or ARMS:
+                if (name, seed) not in had:
+                    groups.setdefault((ARMS[name].target, ARMS[name].begun), []).append(name)
+            for names in groups.values():
+                self.progress.note(f"seed {seed}: {'; '.join(names)}")
+                yield self._run(names, seed)
 
-    def _arm(self, arm: Arm, seed: int) -> Row:
-        """Trains one arm from its beginning."""
-        key = jax.random.fold_in(jax.random.key(seed), 1)
-        size, length = self.sizes[arm.target], self.steps(arm)
-        tx = self._tx(arm)
-        found: Row = {"source_steps": 0, "source_losses": []}
+    def _run(self, names: Sequence[str], seed: int) -> list[Row]:
+        """Trains arms of one target and state, in a directory for just these, and gives their rows."""
+        arm, here = ARMS[names[0]], self.config.workdir / f"seed-{seed}"
+        steps, first, folder = self.steps(arm), self.config.source_steps, here / " + ".join(names)
+        options = {"arguments": self.recorded, "progress": self.progress}
         if arm.operator is None:
-            params = jax.jit(transformer.model(size).init)(jax.random.key(seed))
-            opt_state = jax.jit(tx.init)(params)
-        else:
-            source = self._source(arm, seed)
-            old = source.state
-            plan = self.plan(arm, key)
-            size = transformer.required(size, plan.requires, self.sizes["small"])
-            params = _grown(arm.operator, key, old.params, self.sizes["small"], size)
-            opt_state = (
-                jax.jit(tx.init)(params)
-                if arm.state == "reset"
-                else jax.jit(
-                    lambda state, small, large: carry(plan, state, small, large, tx, "continue")
-                )(old.opt_state, old.params, params)
-            )
-            found = {
-                "source_steps": self.config.source_steps,
-                "source_losses": _means(source.losses),
-                "exact": plan.exact,
-                "requires": [str(one) for one in plan.requires],
-            }
-        spent = found["source_steps"] * self.flops["small"]
-        parts = np.arange(1, self.config.points + 1) / self.config.points
-        marks = np.round((parts * self.budget - spent) / self.flops[arm.target])
-        # The last is the arm's length; a grown arm is also evaluated before its first step.
-        marks = sorted({int(x) for x in marks if 0 < x < length} | {length})
-        marks = [0] * bool(arm.operator) + marks
-        init = from_loss(transformer.model(size), tx).init
-        trained = self._train(
-            (size, self._span(arm), arm.state),
-            transformer.model(size),
-            tx,
-            init(params, opt_state, key),
-            seed,
-            found["source_steps"],
-            marks,
+            training = self._optimizer(steps), self.batch, self.shards, steps, folder
+            lagjax.train(self.target(arm), *training, seed=seed, **options)
+            curve = directory.read(folder).curves
+            return [self._row(name, seed, curve, []) for name in names]
+        # One cosine over both models' steps where the state is grown, else one each.
+        before, span, transfer = first, steps, lagjax.Transfer()
+        if arm.state != "reset":
+            before = span = first + steps
+            transfer = lagjax.Transfer("grow", "continue")
+        small, origin = transformer.model(self.sizes["small"]), here / f"source, cosine of {before}"
+        # The rule does nothing before growth.
+        training = self._optimizer(before), self.batch, self.shards, first, origin
+        source = lagjax.train(small, *training, seed=seed, **options)
+        task = lagjax.Task(
+            small,
+            source,
+            self._optimizer(span, rule=arm.state != "grown"),
+            lambda _, step: self.batch(seed, step),
+            self.shards,
+            steps,
+            seed=seed,
+            transfer=transfer,
         )
-        costs = [spent + step * self.flops[arm.target] for step in marks]
+        pool = [lagjax.Candidate(n, ARMS[n].operator, self.target(ARMS[n])) for n in names]
+        lagjax.run(task, pool, lagjax.FixedLag(steps), folder, **options)
+        curves, trained = directory.read(folder).curves, directory.read(origin).curves
+        return [
+            self._row(name, seed, [x for x in curves if x["candidate"] == name], trained)
+            for name in names
+        ]
+
+    def _row(self, name: str, seed: int, curve: Sequence[Row], trained: Sequence[Row]) -> Row:
+        """One arm's row, from its own curve and that of the model that it was grown from."""
+        arm, cost = ARMS[name], self.flops[ARMS[name].target]
+        first = self.config.source_steps if arm.operator else 0
+        spent, last = first * self.flops["small"], curve[-1]
+        found: Row = {"source_steps": first, "source_losses": _losses(trained)}
+        if arm.operator:
+            plan = self.plan(arm)
+            found |= {"exact": plan.exact, "requires": [str(one) for one in plan.requires]}
+        shapes = jax.eval_shape(self.target(arm).init, jax.random.key(0))
         return {
+            "question": "width",
+            "config": self.recorded,
+            "candidate": name,
+            "family": arm.family,
+            "operator": arm.operator and str(arm.operator),
+            "state": arm.state,
+            "seed": seed,
             **found,
-            "parameters": sum(x.size for x in jax.tree.leaves(params)),
-            "steps": length,
-            "step_flops": self.flops[arm.target],
-            "flops": costs[-1],
+            "parameters": sum(x.size for x in jax.tree.leaves(shapes)),
+            "steps": self.steps(arm),
+            "step_flops": cost,
+            "flops": spent + self.steps(arm) * cost,
             "budget": self.budget,
-            "at_flops": costs,
-            "losses": _means(trained.losses),
-            "last_shards": [round(float(x), 6) for x in trained.losses[-1]]
-            if trained.status == "ok"
+            "at_flops": [spent + line["step"] * cost for line in curve],
+            "losses": _losses(curve),
+            "last_shards": [round(x, 6) for x in last["valid_loss_shards"]]
+            if last["status"] == "ok"
             else None,
-            "status": trained.status,
+            "status": last["status"],
+            "seconds": last["seconds"],
+            **environment(),
         }
 
-    def _source(self, arm: Arm, seed: int) -> Trained:
-        """The small model from which it grows, trained once for all arms that begin alike."""
-        steps, size = self.config.source_steps, self.sizes["small"]
-        span = steps if arm.state == "reset" else self._span(arm)
-        if (seed, span) not in self._sources:
-            # Whatever is done on account of growth does nothing before.
-            tx = self._optimizer(span, scale_by_growth())
-            model, key = transformer.model(size), jax.random.key(seed)
-            params = jax.jit(model.init)(key)
-            opt_state = jax.jit(tx.init)(params)
-            state = from_loss(model, tx).init(params, opt_state, key)
-            marks = sorted({max(1, steps // 2), steps})
-            self._sources = {k: v for k, v in self._sources.items() if k[0] == seed}
-            self._sources[seed, span] = self._train(
-                (size, span, "rule"), model, tx, state, seed, 0, marks
-            )
-        if (found := self._sources[seed, span]).status != "ok":
-            raise ValueError(
-                f"the small model cannot be trained: {found.status}; lower --learning-rate"
-            )
-        return found
-
-    def _span(self, arm: Arm) -> int:
-        """Steps of the cosine with which it ends."""
-        before = self.config.source_steps if arm.state != "reset" else 0
-        return before + self.steps(arm)
-
-    def _tx(self, arm: Arm) -> optax.GradientTransformation:
-        growth = (
-            scale_by_growth(follow=False, betas=None) if arm.state == "grown" else scale_by_growth()
-        )
-        return self._optimizer(self._span(arm), growth)
-
-    def _optimizer(
-        self, steps: int, growth: optax.GradientTransformation
-    ) -> optax.GradientTransformation:
-        """AdamW with warm-up and a cosine to 0."""
+    def _optimizer(self, steps: int, rule: bool = True) -> optax.GradientTransformation:
+        """AdamW with warm-up and a cosine to 0, and the rule of rates after growth."""
+        growth = scale_by_growth() if rule else scale_by_growth(follow=False, betas=None)
         config = self.config
         warmup = min(config.warmup, steps - 1)
         schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, steps)
@@ -376,73 +313,15 @@ class Experiment:
             optax.scale_by_learning_rate(schedule),
         )
 
-    def _train(
-        self,
-        same: Any,
-        model: Model,
-        tx: optax.GradientTransformation,
-        state: TrainState,
-        seed: int,
-        first: int,
-        marks: Sequence[int],
-    ) -> Trained:
-        """Trains to the last mark on the batches from `first` on; `same` tells equal programs."""
-        like = self._like(model, tx, state)
-        if same not in self._programs:
-            batches = steps_of(self.batch, [seed], 0, 1, LENGTH)
-            self._programs[same] = program(
-                from_loss(model, tx), like, batches, self.shards, 1, LENGTH
-            )
-        compiled = self._programs[same]
-        # The loop takes its argument's memory, and several arms begin with one source.
-        lane, made = _copied(fresh_lane(state, like)), 0
-        losses: list[np.ndarray] = []
-        for mark in marks:
-            while made < mark:
-                count = min(LENGTH, mark - made)
-                batches = steps_of(self.batch, [seed], first + made, count, LENGTH)
-                lane = compiled.advance(lane, batches, np.int32(0), np.int32(made), np.int32(count))
-                jax.block_until_ready(lane)
-                made += count
-                self._done += count * compiled.step_flops
-                self._show(made, marks[-1], losses)
-            sums, counts = compiled.evaluate(lane.state, self.shards)
-            losses.append(np.asarray(sums, np.float64) / np.asarray(counts))
-        failed = int(lane.failed_at)
-        status = "ok" if failed < 0 else f"the loss of step {failed} is not finite"
-        return Trained(lane.state, losses, status)
-
-    def _like(self, model: Model, tx: optax.GradientTransformation, state: TrainState) -> Lane:
-        step = from_loss(model, tx).step
-        return shapes_of(state, jax.eval_shape(step, state, self.batch(0, 0))[1])
-
-    def _flops(self, size: transformer.Config) -> float:
+    def _flops(self, model: Model) -> float:
         """Of one training step."""
-        model = transformer.model(size)
-        params = jax.eval_shape(model.init, jax.random.key(0))
 
-        def mean(params: Any, batch: Any) -> jax.Array:
+        def mean(params: Params, batch: Batch) -> jax.Array:
             total, count = model.loss(params, batch, None)
             return total / count
 
+        params = jax.eval_shape(model.init, jax.random.key(0))
         return flops(jax.value_and_grad(mean), params, self.batch(0, 0))
-
-    def _show(self, step: int, until: int, losses: list[np.ndarray]) -> None:
-        seconds = time.monotonic() - self._started
-        share = self._done / self._all
-        self.progress(
-            Event(
-                "width",
-                self._at,
-                step,
-                until,
-                float(losses[-1].mean()) if losses else None,
-                None,
-                None,
-                min(share, 1.0),
-                seconds / share * (1 - share),
-            )
-        )
 
 
 def _size(config: Config, layers: int, heads: int) -> transformer.Config:
@@ -465,39 +344,24 @@ def _size(config: Config, layers: int, heads: int) -> transformer.Config:
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def _grown(
-    operator: Depth | Width,
-    key: Key,
-    params: Params,
-    small: transformer.Config,
-    large: transformer.Config,
-) -> Params:
-    target = transformer.model(large)
-    return operator(key, params, transformer.model(small).axes, target)
-
-
-@jax.jit
-def _copied(lane: Lane) -> Lane:
-    return jax.tree.map(jnp.copy, lane)
-
-
-def _means(losses: list[np.ndarray]) -> list[float | None]:
-    means = [float(each.mean()) for each in losses]
-    return [round(x, 6) if np.isfinite(x) else None for x in means]
+def _losses(curve: Sequence[Row]) -> list[float | None]:
+    """Of each evaluation, in nats per token."""
+    losses = [line["valid_loss"] for line in curve]
+    return [loss if loss is None else round(loss, 6) for loss in losses]
 
 
 def main(config: Config) -> None:
     """Runs what has no row yet, and prints how many rows it added."""
     count = 0
-    for row in Experiment(config, Display()).run():
-        store(config.results, [row])
-        count += 1
+    for rows in Experiment(config, Display()).rows():
+        # All of a run at once, so that a kill never leaves a part of them.
+        store(config.results, rows)
+        count += len(rows)
     print(f"{count} rows added to {config.results}; now python -m experiments.tables")
 
 
 cli = command(
-    main, "width", Config, __doc__, "interrupted; the same command goes on after the last arm"
+    main, "width", Config, __doc__, "interrupted; the same command goes on from the last checkpoint"
 )
 
 

@@ -2,18 +2,27 @@
 
 __version__ = "0.2.0"
 
-from lagjax.algebra.axes import Axes, Dot, Elementwise, Experts, Lookup, Residual
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.kinds import (
+    Channels,
+    Dot,
+    Experts,
+    Heads,
+    LayerNorm,
+    Lookup,
+    Residual,
+    RMSNorm,
+    Units,
+)
 from lagjax.certify.certify import Certificate, certify
 from lagjax.engine import Engine, Trained, from_loss
 from lagjax.evidence import Evidence
-from lagjax.growth import pools
-from lagjax.growth.depth import Depth
+from lagjax.growth import leafwise, pools
 from lagjax.growth.experts import Upcycle
-from lagjax.growth.fusion import Fuse
 from lagjax.growth.gradmax import gradmax
 from lagjax.growth.learned import fit, fit_ligo
 from lagjax.growth.masked import masked
-from lagjax.growth.width import Both, Width
+from lagjax.growth.operator import FromScratch, Grow, Same
 from lagjax.model import Model
 from lagjax.runs import load, run, train
 from lagjax.select.decision import Add, Decision, Probe, decide
@@ -24,33 +33,37 @@ from lagjax.task import Candidate, Task, Transfer
 __all__ = [
     "Add",
     "Axes",
-    "Both",
     "Candidate",
     "Certificate",
+    "Channels",
     "Decision",
-    "Depth",
     "Dot",
-    "Elementwise",
     "Engine",
     "Evidence",
     "Experts",
     "FixedLag",
-    "Fuse",
+    "FromScratch",
+    "Grow",
+    "Heads",
+    "LayerNorm",
     "Lookup",
     "Model",
     "Probe",
+    "RMSNorm",
     "Residual",
+    "Same",
     "Task",
     "Trained",
     "Transfer",
+    "Units",
     "Upcycle",
-    "Width",
     "certify",
     "decide",
     "fit",
     "fit_ligo",
     "from_loss",
     "gradmax",
+    "leafwise",
     "load",
     "masked",
     "pools",

@@ -1,4 +1,4 @@
-"""The command line: `python -m lagjax report RUN` makes a run's page again, `python -m lagjax show RUN` prints its decision."""
+"""The command line: `python -m lagjax report RUN` makes a page, `show RUN` prints the decision."""
 
 import argparse
 import pathlib
@@ -11,7 +11,7 @@ from lagjax.store import directory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, or 2 where the run directory cannot be read or written."""
+    """Runs one command; returns 0, or 2 where the run directory cannot be read or written."""
     parser = argparse.ArgumentParser(prog="python -m lagjax", description=lagjax.__doc__)
     parser.add_argument("--version", action="version", version=f"lagjax {lagjax.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

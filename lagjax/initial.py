@@ -73,9 +73,9 @@ def initial(
     if task.tx is not None and transfer.moments != "grow" and transfer.schedule == "restart":
         opt_state = task.tx.init(large)
     elif task.tx is not None:
-        grown = plan if transfer.moments == "grow" else None
+        of_moments = plan if transfer.moments == "grow" else None
         opt_state = state.carry(
-            grown, source.opt_state, source.params, large, task.tx, transfer.schedule
+            of_moments, source.opt_state, source.params, large, task.tx, transfer.schedule
         )
     if batches:
         drawn = jax.random.fold_in(key, 2)
@@ -84,7 +84,10 @@ def initial(
     if source.collections:
         # The loop makes its own for the target; what is grown must have their shapes.
         fresh = engine.trained(engine.init(trained, loop_key)).collections
-        trained = trained._replace(collections=state.collections(plan, source.collections, fresh))
+        grown = state.collections(
+            plan, source.collections, fresh, task.model.axes, candidate.target.axes
+        )
+        trained = trained._replace(collections=grown)
     return engine.init(trained, loop_key)
 
 

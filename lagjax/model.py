@@ -1,11 +1,12 @@
-"""What lagjax asks of a model: pure functions, no state."""
+"""What lagjax asks of a model and of a growth operator: pure functions, no state."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 
-from lagjax.algebra.axes import Axes, Params
+from lagjax.algebra.axes import Axes, Layout, Params
+from lagjax.algebra.plan import Plan
 
 Key: TypeAlias = jax.Array
 Batch: TypeAlias = Any
@@ -16,9 +17,10 @@ class Model(NamedTuple):
     """A model as pure functions.
 
     Attributes:
-        init: fresh parameters from a key; their shapes and dtypes are the specification of a growth target.
-        loss: `(params, batch, key)` → the sum of nats and the count it runs over, both scalars, so that shards
-            of unequal size add up. `key` is None for evaluation.
+        init: fresh parameters from a key; their shapes and dtypes are the specification of a growth
+            target.
+        loss: `(params, batch, key)` → the sum of nats and the count it runs over, both scalars, so
+            that shards of unequal size add up. `key` is None for evaluation.
         axes: what each axis of each parameter is.
         apply: `(params, batch)` → outputs; needed for certificates only.
     """
@@ -27,3 +29,19 @@ class Model(NamedTuple):
     loss: Callable[[Params, Batch, Key | None], tuple[jax.Array, jax.Array]]
     axes: Axes
     apply: Callable[[Params, Batch], jax.Array] | None = None
+
+
+class Growth(Protocol):
+    """A growth operator: fills the parameters of a larger model from those of a smaller one.
+
+    Implement it as a frozen dataclass, so that equal operators compare equal, print as written and
+    compile once.
+    """
+
+    def __call__(self, key: Key, params: Params, source: Axes, target: Model, /) -> Params: ...
+
+
+class Linear(Growth, Protocol):
+    """An operator that is linear in the parameters, and can so grow the optimizer's state too."""
+
+    def plan(self, key: Key, source: Layout, target: Layout, /) -> Plan: ...

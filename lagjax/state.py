@@ -1,20 +1,25 @@
-"""The optimizer state of a grown model: grown by the same Plan as the parameters, measured, or reset.
+"""The optimizer state of a grown model: grown by the parameters' Plan, measured, or reset.
 
-Adam's steps are free of the gradient's scale, so that a matrix of which each copy is read for a half moves the function twice as
-far as before; and a statistic that starts at 0 under an old step count makes the first steps of what is new several times
-too long. `scale_by_growth` at the end of a chain mends both: `carry` tells it of the growth.
+State of the model that is no parameter grows by it too: `collections`.
+
+Adam's steps are free of the gradient's scale, so that a matrix of which each copy is read for a
+half moves the function twice as far as before; and a statistic that starts at 0 under an old step
+count makes the first steps of what is new several times too long. `scale_by_growth` at the end of a
+chain mends both: `carry` tells it of the growth.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lagjax.algebra.axes import Layout, Params, path_of
+from lagjax.algebra.axes import Array, Axes, Keys, Layout, Params, flatten, path_of
 from lagjax.algebra.plan import Plan
 from lagjax.algebra.provenance import step_sizes, unseen
+from lagjax.buffers import own
 from lagjax.model import Batch, Key, Model
 
 OptState: TypeAlias = Any
@@ -29,11 +34,11 @@ ORDER = {
     "nu_max": 2,
     "sum_of_squares": 2,
 }
-"""Fields of optax states that hold one array a parameter → the order of the gradient's moment they estimate."""
+"""Fields of optax states, one array a parameter → the order of the gradient's moment in them."""
 
 
 class ScaleByGrowthState(NamedTuple):
-    """Steps since growing, and before; the factor of each parameter's steps; which parameters have no statistics from before."""
+    """Steps since growing, and before; each parameter's factor; which ones have no statistics."""
 
     steps: jax.Array
     before: jax.Array
@@ -48,16 +53,19 @@ def scale_by_growth(
 ) -> optax.GradientTransformation:
     """Scales the steps of a grown model: `optax.chain(optax.adam(1e-3), scale_by_growth())`.
 
-    Before growing it changes nothing; `carry` fills its state. Put it before decoupled weight decay, which would be scaled too.
+    Before growing it changes nothing; `carry` fills its state. Put it before decoupled weight
+    decay, which would be scaled too.
 
     Args:
-        follow: multiply each parameter's steps so that training goes on as the small model's did: 1/k for a
-            matrix whose inputs were copied k times, the rule of µP (Yang et al. 2022, arXiv 2203.03466).
-        betas: of Adam: what is new is corrected for its own number of steps, in place of the old count; None for
-            optimizers without such a correction.
+        follow: multiply each parameter's steps so that training goes on as the small model's did:
+            1/k for a matrix whose inputs were copied k times, the rule of µP (Yang et al. 2022,
+            arXiv 2203.03466).
+        betas: of Adam: what is new is corrected for its own number of steps, in place of the old
+            count; None for optimizers without such a correction.
         warmup: steps over which what is new comes to its full rate.
 
-    The optimizer's steps must be free of the gradient's scale, as Adam's are and SGD's are not: for those see `origin.step_sizes`.
+    The optimizer's steps must be free of the gradient's scale, as Adam's are and SGD's are not: for
+    those see `provenance.step_sizes`.
     """
 
     def init(params: Params) -> ScaleByGrowthState:
@@ -105,23 +113,28 @@ def carry(
         params: the small model's parameters.
         large: the large model's parameters.
         tx: the transformation that trains the large model.
-        schedule: "restart" begins the learning-rate schedules of `tx` at 0; "continue" at the small model's step; a number at that
-            step, so that a schedule is rewound to where a model of this loss would be (Shen et al. 2022, arXiv 2203.06211).
+        schedule: "restart" begins the learning-rate schedules of `tx` at 0; "continue" at the small
+            model's step; a number at that step, so that a schedule is rewound to where a model of
+            this loss would be (Shen et al. 2022, arXiv 2203.06211).
 
     Raises:
-        ValueError: for a state that has no rule, by its name; and where the structure of the state is not `tx`'s.
+        ValueError: for a state that has no rule, by its name; and where the structure of the state
+            is not `tx`'s.
     """
     fresh = tx.init(large)
-    wanted: Any = jax.tree.structure(jax.eval_shape(tx.init, params))
+    wanted: object = jax.tree.structure(jax.eval_shape(tx.init, params))
     if wanted != jax.tree.structure(state):
         raise ValueError(
-            "the source's optimizer state was not made by tx.init for the source's parameters: found\n"
-            f"  {jax.tree.structure(state)}\nGive the transformation that made it, or reset the moments"
+            "the source's optimizer state was not made by tx.init for the source's parameters: "
+            f"found\n  {jax.tree.structure(state)}\nGive the transformation that made it, or reset "
+            "the moments"
         )
     grown = fresh if plan is None else _moments(plan, state, params, large, fresh)
     if isinstance(schedule, int):
-        return _rewound(grown, schedule)
-    return _schedules(grown, state if schedule == "continue" else fresh)
+        made = _rewound(grown, schedule)
+    else:
+        made = _schedules(grown, state if schedule == "continue" else fresh)
+    return own(made, state, params, large)
 
 
 def _correction(betas: tuple[float, float], steps: jax.Array) -> jax.Array:
@@ -137,9 +150,11 @@ def measure(
     tx: optax.GradientTransformation,
     key: Key,
 ) -> OptState:
-    """The state of `tx` with statistics measured on the grown model itself, at a learning rate of zero.
+    """The state of `tx` with statistics measured on the grown model itself, at a learning rate of
+    zero.
 
-    An alternative to growing them that needs no rule: as many updates as there are batches, none of them applied.
+    An alternative to growing them that needs no rule: as many updates as there are batches, none of
+    them applied.
 
     Args:
         model: the large model.
@@ -165,12 +180,60 @@ def measure(
     return _schedules(found, state)
 
 
-def ema(plan: Plan, average: Params, large: Params) -> Params:
-    """A running average of the small model's parameters for the large one; what is new begins at its value in `large`."""
-    return plan.params(average, large)
+def collections(
+    plan: Plan | None,
+    found: Mapping[str, Params],
+    fresh: Mapping[str, Params],
+    source: Axes,
+    target: Axes,
+) -> dict[str, Params]:
+    """State that is no parameter, grown: batch statistics, averages of the parameters.
+
+    A leaf with a row of its own in the axes table, under `collection/path`, is a statistic of what
+    is along its axes and grows as that does, a variance by the square. Any other is a copy of the
+    parameter at its path, and grows as this does. A collection that the large model lacks is left
+    out.
+
+    Args:
+        plan: of the parameters' growth; None starts the collections anew.
+        found: the small model's collections by name.
+        fresh: the large model's before the first step; what is new stays as it is there, with the
+            factors that new entries of parameters have.
+        source: the small model's axes table.
+        target: the large model's.
+
+    Raises ValueError for a collection that the small model lacks, and for a leaf that has neither
+    row nor parameter.
+    """
+    if plan is None:
+        return dict(fresh)
+    if lacking := fresh.keys() - found.keys():
+        raise ValueError(
+            f"the large model has the collections {sorted(fresh)}, the small one {sorted(found)}; "
+            f"give {sorted(lacking)} of the small one too, or start them by the engine's init"
+        )
+    whole = dataclasses.replace(
+        plan,
+        source=source.with_state(plan.source, {name: found[name] for name in fresh}),
+        target=target.with_state(plan.target, fresh),
+        invented=plan.invented | {f"{name}/{one}" for name in fresh for one in plan.invented},
+    )
+    grown = whole.state(_by_path(found), _by_path(fresh))
+    return {
+        name: jax.tree.unflatten(
+            jax.tree.structure(tree), [grown[f"{name}/{path}"] for path in flatten(tree)]
+        )
+        for name, tree in fresh.items()
+    }
 
 
-def _of_growth(node: Any) -> bool:
+def _by_path(trees: Mapping[str, Params]) -> dict[str, Array]:
+    return {
+        f"{name}/{path}": x for name, tree in trees.items() for path, x in flatten(tree).items()
+    }
+
+
+def _of_growth(node: object) -> bool:
     return isinstance(node, ScaleByGrowthState)
 
 
@@ -190,8 +253,8 @@ def _moments(
 ) -> OptState:
     """Grows what is shaped like the parameters, field by field, and carries the rest."""
     old_paths, new_paths = _keys(params), _keys(large)
-    sources: dict[Any, dict[str, Any]] = {}
-    rest: dict[Any, Any] = {}
+    sources: dict[Keys, dict[str, Array]] = {}
+    rest: dict[Keys, Any] = {}
     for keys, value in jax.tree_util.tree_flatten_with_path(state, is_leaf=_of_growth)[0]:
         prefix, path = _owner(keys, old_paths)
         if path is None:
@@ -200,7 +263,7 @@ def _moments(
             _check_shape(keys, value, plan.source, path)
             sources.setdefault(prefix, {})[path] = value
     leaves, treedef = jax.tree_util.tree_flatten_with_path(fresh, is_leaf=_of_growth)
-    wanted: dict[Any, dict[str, Any]] = {}
+    wanted: dict[Keys, dict[str, Array]] = {}
     for keys, value in leaves:
         prefix, path = _owner(keys, new_paths)
         if path is not None:
@@ -209,7 +272,7 @@ def _moments(
         prefix: plan.moments(sources.get(prefix, {}), group, _order(prefix))
         for prefix, group in wanted.items()
     }
-    values = []
+    values: list[Any] = []
     for keys, value in leaves:
         prefix, path = _owner(keys, new_paths)
         if path is not None:
@@ -223,19 +286,19 @@ def _moments(
     return jax.tree.unflatten(treedef, values)
 
 
-def _keys(params: Params) -> dict[Any, str]:
+def _keys(params: Params) -> dict[Keys, str]:
     return {keys: path_of(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(params)[0]}
 
 
-def _owner(keys: tuple[Any, ...], paths: dict[Any, str]) -> tuple[tuple[Any, ...], str | None]:
-    """Splits the path of a state's leaf into the field that holds it and the parameter it belongs to."""
+def _owner(keys: Keys, paths: dict[Keys, str]) -> tuple[Keys, str | None]:
+    """Splits the path of a state's leaf into the field that holds it and its parameter's path."""
     for start in range(len(keys) + 1):
         if keys[start:] in paths and start:
             return keys[:start], paths[keys[start:]]
     return keys, None
 
 
-def _check_shape(keys: tuple[Any, ...], value: Any, source: Layout, path: str) -> None:
+def _check_shape(keys: Keys, value: Array, source: Layout, path: str) -> None:
     leaf = next(leaf for leaf in source.leaves if leaf.path == path)
     if tuple(value.shape) != leaf.shape:
         raise ValueError(
@@ -243,7 +306,7 @@ def _check_shape(keys: tuple[Any, ...], value: Any, source: Layout, path: str) -
         )
 
 
-def _order(prefix: tuple[Any, ...]) -> int:
+def _order(prefix: Keys) -> int:
     field = next(
         (key.name for key in reversed(prefix) if isinstance(key, jax.tree_util.GetAttrKey)),
         None,
@@ -253,21 +316,11 @@ def _order(prefix: tuple[Any, ...]) -> int:
     return ORDER[field]
 
 
-def _no_rule(keys: tuple[Any, ...]) -> str:
+def _no_rule(keys: Keys) -> str:
     return (
-        f"no rule grows the optimizer state {path_of(keys)!r}; reset the moments, or use a transformation whose "
-        f"statistics are among {', '.join(ORDER)}"
+        f"no rule grows the optimizer state {path_of(keys)!r}; reset the moments, or use a "
+        f"transformation whose statistics are among {', '.join(ORDER)}"
     )
-
-
-def rewarmed(schedule: optax.Schedule, start: int, steps: int) -> optax.Schedule:
-    """A schedule that is entered at `start` and comes to its own values from 0 over `steps`: a warm-up after a growth.
-
-    Raises ValueError for fewer than one step.
-    """
-    if steps < 1:
-        raise ValueError(f"steps={steps}: a warm-up takes at least one step")
-    return lambda count: schedule(count) * jnp.clip((count - start + 1) / steps, 0, 1)
 
 
 def _rewound(state: OptState, step: int) -> OptState:
@@ -287,7 +340,7 @@ def _rewound(state: OptState, step: int) -> OptState:
     return jax.tree.map(rewind, state, is_leaf=_scheduled)
 
 
-def _scheduled(node: Any) -> bool:
+def _scheduled(node: object) -> bool:
     return isinstance(node, optax.ScaleByScheduleState | optax.InjectStatefulHyperparamsState)
 
 
@@ -296,7 +349,7 @@ def _schedules(state: OptState, like: OptState) -> OptState:
     # By path, because the parameters inside the two states may be of different depth.
     others = dict(jax.tree_util.tree_flatten_with_path(like, is_leaf=_scheduled)[0])
 
-    def swap(keys: tuple[Any, ...], one: Any) -> Any:
+    def swap(keys: Keys, one: Any) -> Any:
         if not _scheduled(one):
             return one
         if isinstance(one, optax.InjectStatefulHyperparamsState):
@@ -306,8 +359,3 @@ def _schedules(state: OptState, like: OptState) -> OptState:
         return others[keys]
 
     return jax.tree_util.tree_map_with_path(swap, state, is_leaf=_scheduled)
-
-
-def collections(plan: Plan, found: Any, fresh: Any) -> Any:
-    """Replaced by the algebra's."""
-    raise NotImplementedError

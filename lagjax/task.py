@@ -5,9 +5,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import optax
 
-from lagjax.algebra.plan import Growth
 from lagjax.engine import Engine, Trained, from_loss
-from lagjax.model import Batch, Model
+from lagjax.model import Batch, Growth, Model
 
 Schedule: TypeAlias = Literal["restart", "continue"] | int
 

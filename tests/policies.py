@@ -47,7 +47,9 @@ class Evolve:
                 pass
             seen.add(word)
             new.append(word)
-        return Add(tuple(lagjax.Candidate(word, lagjax.Depth(word), self.target) for word in new))
+        return Add(
+            tuple(lagjax.Candidate(word, lagjax.Grow(depth=word), self.target) for word in new)
+        )
 
 
 def mutated(word: str, draw: np.random.Generator) -> str:

@@ -33,7 +33,7 @@ def run(path: pathlib.Path, pool: object = None, lag: int = 4, **changes: object
 
 
 def to(target: lagjax.Model, how: object = "0 1 0 1") -> tuple[lagjax.Candidate, ...]:
-    return (lagjax.Candidate("one", lagjax.Depth(how), target),)
+    return (lagjax.Candidate("one", lagjax.Grow(depth=how), target),)
 
 
 def table(**changes: str | None) -> dict[str, object]:
@@ -64,8 +64,8 @@ def shadowed() -> dict[str, object]:
 
 
 IN_PYTHON: dict[str, tuple[RUN, list[str]]] = {
-    "fewer layers": (lambda p: run(p, (lagjax.Candidate("one", lagjax.Depth(Stack()), toy.model(1)),)), ["1 layers", "2", "growth adds"]),
-    "another width": (lambda p: run(p, to(toy.model(4, width=16))), ["embed", "8", "16", "say how, as in Width"]),
+    "fewer layers": (lambda p: run(p, (lagjax.Candidate("one", lagjax.Grow(depth=Stack()), toy.model(1)),)), ["1 layers", "2", "growth adds"]),
+    "another width": (lambda p: run(p, to(toy.model(4, width=16))), ["embed", "8", "16", "say how, as in Grow(width={"]),
     "missing row": (lambda p: run(p, **table(down=None)), ["layers/down", "(2, 16, 8)", "add"]),
     "misspelt row": (lambda p: run(p, **table(**{"layers/dwon": "#layers <mlp >embed+"})), ["layers/dwon", "layers/down", "nearest"]),
     "shadowed row": (lambda p: run(p, **shadowed()), ["layers/up", "layers/.*", "shadowed"]),

@@ -2,6 +2,8 @@
 
 import pathlib
 import re
+import subprocess
+import sys
 
 import flax.linen as nn
 import jax
@@ -17,7 +19,8 @@ from tests.growth import models
 
 compile_quickly = quick.compile_quickly
 
-README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+HERE = pathlib.Path(__file__).parent.parent
+README = (HERE / "README.md").read_text()
 
 
 class Block(nn.Module):
@@ -85,3 +88,15 @@ def test_every_flag_of_the_readme_exists() -> None:
     quickstart = pytest.importorskip("experiments.quickstart")
     for flag in re.findall(r"^\| `--([a-z]+)", README, re.MULTILINE):
         assert flag == "help" or flag in quickstart.Config.__dataclass_fields__
+
+
+@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"])
+def test_every_public_name_exists(document: str) -> None:
+    """As a user would reach it, with nothing imported but lagjax."""
+    named = re.findall(r"\blagjax((?:\.[A-Za-z_]+)+)(?![\w/])", (HERE / document).read_text())
+    assert named
+    code = "import lagjax\n" + "\n".join(f"lagjax{name}" for name in sorted(set(named)))
+    found = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr

@@ -18,7 +18,7 @@ AXES = lagjax.Axes(
         r"layers/up": "#layers <embed >mlp",
         r"layers/down": "#layers <mlp >embed+",
     },
-    kinds={"embed": lagjax.Residual(norm="rms", pre=True)},
+    kinds={"embed": lagjax.Residual(lagjax.RMSNorm())},
 )
 
 

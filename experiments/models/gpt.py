@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lagjax.algebra.axes import Axes, Dot, Elementwise, Kind, Lookup, Params, Residual
+from lagjax.algebra.axes import Axes, Params
+from lagjax.algebra.kinds import Channels, Dot, Heads, Kind, Lookup, Residual, RMSNorm, Units
 from lagjax.model import Key, Model
 
 
@@ -196,11 +197,11 @@ _REST = {
     "final_norm/scale": "embed",
 }
 _KINDS: dict[str, Kind] = {
-    "embed": Residual(norm="rms", pre=True),
-    "heads": Elementwise("attention"),
+    "embed": Residual(RMSNorm(), pre=True),
+    "heads": Heads(),
     "qk": Dot(rope=None),
-    "v": Elementwise("identity"),
-    "mlp": Elementwise("gelu"),
+    "v": Channels(),
+    "mlp": Units("gelu"),
     "vocab": Lookup(),
     "positions": Lookup(),
 }

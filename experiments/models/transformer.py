@@ -29,17 +29,20 @@ import numpy as np
 import optax
 from flax import nnx
 
-from lagjax.algebra.axes import (
-    Axes,
+from lagjax.algebra.axes import Axes, Params
+from lagjax.algebra.kinds import (
+    Channels,
     Dot,
-    Elementwise,
     Experts,
+    Heads,
     Kind,
+    LayerNorm,
     Lookup,
-    Params,
     Residual,
-    parse,
+    RMSNorm,
+    Units,
 )
+from lagjax.algebra.notation import parse
 from lagjax.algebra.proof import Requirement
 from lagjax.model import Key, Model
 
@@ -200,12 +203,12 @@ def _axes(config: Config) -> Axes:
     for path, axes in layer.items():
         rows[f"{_LAYERS[c.implementation]}/{path}"] = f"layers/{path}: {stacked}{axes}"
     kinds: dict[str, Kind] = {
-        "embed": Residual(c.norm, c.pre),
-        "kv": Elementwise("attention"),
-        "group": Elementwise("attention"),
+        "embed": Residual({"rms": RMSNorm(), "layer": LayerNorm()}[c.norm], c.pre),
+        "kv": Heads(),
+        "group": Heads(),
         "qk": Dot("half" if c.positions == "rope" else None),
-        "v": Elementwise("identity"),
-        "mlp": Elementwise("silu" if c.gated else "gelu", c.gated),
+        "v": Channels(),
+        "mlp": Units("silu" if c.gated else "gelu", c.gated),
         "vocab": Lookup(),
     }
     if c.positions == "learned":

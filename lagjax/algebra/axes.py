@@ -9,112 +9,39 @@ A table maps a pattern of paths to the axes of the arrays found there, in the or
         r"final_norm/scale":         "embed",
     })
 
-============  =================================================================================
-``<x``        the parameter reads along x
-``>x``        it writes x
-``>x+``       it writes x and is the last one before the residual addition
-``=x``        tied: written as an embedding, read as the head
-``x``         it acts elementwise on x (a norm's scale)
-``+x``        it is added along x to what a norm gives (a norm's bias)
-``#x``        a stack of layers; unrolled layers are a capture ``(?P<x>\\d+)`` of the path instead
-``3``         a literal size
-``(a b)``     two axes flattened into one, a the slower
-``(a b | c)`` axes concatenated
-``name: ...`` pairs leaves of two codebases whose paths differ; may use the pattern's groups, ``\\1``
-============  =================================================================================
-
-A key reads the axis that its query writes: q ``<embed >heads >qk``, k ``<embed >heads <qk``, and both in one array
-``<embed >(heads qk | heads <qk | heads v)``. A bias has the axes of what it is added to.
+`notation` says how. A row with ``~`` is of state that is no parameter, such as batch statistics;
+its pattern matches the path behind the name of the collection, ``batch_stats/norm/mean``. State
+without a row of its own is a copy of a parameter, under its path: ``ema/embed/embedding``.
 
 The first matching row wins, and a pattern must match the whole path, its keys joined by ``/``.
 """
 
+import dataclasses
 import difflib
 import functools
-import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+from numpy.typing import NDArray
 
+from lagjax.algebra.kinds import Kind, Unknown
+from lagjax.algebra.notation import Dim, of_state, parse
+
+Keys: TypeAlias = tuple[Any, ...]
+"""Of a leaf, as `jax.tree_util` has them."""
+Array: TypeAlias = jax.Array | NDArray[Any]
 Params: TypeAlias = Any
 """A pytree of arrays, or of `jax.ShapeDtypeStruct`."""
 
 
-class Residual(NamedTuple):
-    """The residual stream: which norm it meets, before each sublayer (`pre`) or after the addition."""
-
-    norm: Literal["rms", "layer"] | None
-    pre: bool
-
-
-class Dot(NamedTuple):
-    """An axis contracted between queries and keys; `rope` is the layout of rotated pairs, `scaled` says whether scores are divided by
-    the root of its size.
-    """
-
-    rope: Literal["half", "interleaved"] | None = None
-    scaled: bool = True
-
-
-class Elementwise(NamedTuple):
-    """An axis whose entries act alone: `activation` is gelu, relu, silu, tanh, identity (a value's channels), attention (heads, groups of
-    heads); `gated` where it is one factor of a product.
-    """
-
-    activation: str
-    gated: bool = False
-
-
-class Lookup(NamedTuple):
-    """An axis that the data index: tokens, positions, buckets."""
-
-
-class Experts(NamedTuple):
-    """An axis of experts, of which each token takes the `top` by its router, with weights that sum to 1."""
-
-    top: int = 1
-
-
-Kind: TypeAlias = Residual | Dot | Elementwise | Lookup | Experts
-
-
-class Dim(NamedTuple):
-    """One axis of an array: `parts` are concatenated, the factors of a part are flattened."""
-
-    role: Literal["<", ">", "=", "#", "+", ""]
-    parts: tuple[tuple[str | int, ...], ...]
-    residual: bool = False
-    own: tuple[tuple[str, ...], ...] = ()
-    """For each factor of each part the role it has of its own, or nothing; empty where none has."""
-
-    def roles(self, part: int) -> tuple[str, ...]:
-        """The role of each factor of a part."""
-        own = self.own[part] if self.own else ("",) * len(self.parts[part])
-        return tuple(role or self.role for role in own)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(x for part in self.parts for x in part if isinstance(x, str))
-
-    @property
-    def stack(self) -> str | None:
-        """The stack of layers that this axis runs along, or None."""
-        return self.names[0] if self.role == "#" else None
-
-    def __str__(self) -> str:
-        own = self.own or tuple(("",) * len(part) for part in self.parts)
-        inner = " | ".join(
-            " ".join(f"{role}{x}" for role, x in zip(roles, part))
-            for roles, part in zip(own, self.parts)
-        )
-        brackets = len(self.parts) > 1 or len(self.parts[0]) > 1
-        return f"{self.role}{f'({inner})' if brackets else inner}{'+' * self.residual}"
+Place: TypeAlias = tuple[tuple[str, int], ...]
+"""Which layer of which unrolled stacks: `(stack, number)` of each."""
+LayerKind: TypeAlias = frozenset[tuple[str, Place]]
+"""The names of a layer's parameters, with the other unrolled stacks that they are part of."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +51,7 @@ class Leaf:
     path: str
     name: str
     dims: tuple[Dim, ...]
-    layer: tuple[tuple[str, int], ...]
+    layer: Place
     shape: tuple[int, ...]
     dtype: Any
 
@@ -149,7 +76,8 @@ class Layout:
 
     Attributes:
         leaves: in the order of `jax.tree.leaves`.
-        sizes: axis → size; an axis that only occurs flattened, and whose size the shapes do not tell, is absent.
+        sizes: axis → size; an axis that only occurs flattened, and whose size the shapes do not
+            tell, is absent.
         stacks: stack → number of layers.
         kinds: axis → what it meets on the way.
     """
@@ -159,9 +87,22 @@ class Layout:
     stacks: Mapping[str, int]
     kinds: Mapping[str, Kind]
 
-    def layer_kinds(self, stack: str) -> list[frozenset[tuple[str, Any]]]:
-        """For each layer of the stack, the names of the parameters it has: layers of one kind have the same."""
-        found: list[set[tuple[str, Any]]] = [set() for _ in range(self.stacks[stack])]
+    @functools.cached_property
+    def extents(self) -> Mapping[str, int]:
+        """The size of every axis, and the number of layers of every stack."""
+        return {**self.sizes, **self.stacks}
+
+    def kind(self, axis: str | int) -> Kind:
+        """What an axis meets; `Unknown` where the table does not say."""
+        return self.kinds.get(str(axis), Unknown())
+
+    def having(self, axis: str) -> list[Leaf]:
+        """The parameters that have an axis."""
+        return [leaf for leaf in self.leaves if any(axis in dim.names for dim in leaf.dims)]
+
+    def layer_kinds(self, stack: str) -> list[LayerKind]:
+        """For each layer of the stack the names of its parameters, equal for layers of a kind."""
+        found: list[set[tuple[str, Place]]] = [set() for _ in range(self.stacks[stack])]
         for leaf in self.leaves:
             others = tuple(item for item in leaf.layer if item[0] != stack)
             for one, index in leaf.layer:
@@ -179,7 +120,7 @@ class Axes:
 
     Args:
         rows: pattern of paths → axes, the first match wins.
-        kinds: axis → `Residual`, `Dot`, `Elementwise`, `Lookup` or `Experts`: from these exactness is proved.
+        kinds: axis → one of `lagjax.algebra.kinds`, from which exactness is proved.
         sizes: sizes that shapes cannot tell, such as the heads inside a flattened axis.
     """
 
@@ -211,208 +152,161 @@ class Axes:
                     )
 
     def layout(self, params: Params) -> Layout:
-        """Binds the table to the shapes of `params` (arrays or `jax.ShapeDtypeStruct`).
+        """Binds the table's rows of parameters to their shapes.
 
-        Raises ValueError for a leaf without a row, a row without a leaf, a wrong number of axes, and sizes
-        that contradict each other; the message names the leaf and the row.
+        `params` are arrays or `jax.ShapeDtypeStruct`.
+
+        Raises ValueError for a leaf without a row, a row without a leaf, a wrong number of axes,
+        and sizes that contradict each other; the message names the leaf and the row.
         """
-        leaves: list[Leaf] = []
-        used: set[int] = set()
-        unmatched: dict[str, str] = {}
-        flat = flatten(params)
-        if not flat:
+        shapes = _shapes(params)
+        if not shapes:
             raise ValueError("the parameters are an empty tree; give what the model's init returns")
-        for path, value in flat.items():
-            for row, (pattern, axes) in enumerate(self.rows):
-                if match := re.fullmatch(pattern, path):
-                    leaves.append(_bind(path, value, match, axes))
-                    used.add(row)
-                    break
-            else:
-                # Layers that lack the same row are told once.
-                unmatched.setdefault(_suggestion(path, value), f"{path} {tuple(value.shape)}")
-        if unmatched:
-            lines = [f"  {leaf}: add {row}" for row, leaf in unmatched.items()]
-            raise ValueError("no row of the axes table matches\n" + "\n".join(lines))
-        for row, (pattern, _) in enumerate(self.rows):
-            if row not in used:
-                raise ValueError(self._unused(pattern, list(flat)))
-        paired: dict[Any, Leaf] = {}
+        return _layout(self, tuple(shapes.items()))
+
+    def with_state(self, params: Layout, collections: Mapping[str, Params]) -> Layout:
+        """The layout of parameters and, behind them, of state that is none, by collection.
+
+        The path and name of each leaf begin with its collection's. One without a row of its own is
+        a copy of the parameter at its path, and has its axes.
+
+        Raises ValueError for a leaf that has neither row nor parameter, a row of one of these
+        collections without a leaf, and as `layout` does.
+        """
+        given, leaves = {leaf.path: leaf for leaf in params.leaves}, list(params.leaves)
+        shapes = {
+            f"{name}/{path}": shape
+            for name, tree in collections.items()
+            for path, shape in _shapes(tree).items()
+        }
+        found, used, missing = self._matched(shapes, state=True)
+        for path, shape in missing.items():
+            collection, _, of = path.partition("/")
+            like = given.get(of)
+            if like is None or like.shape != shape.shape:
+                has = f"{like} is a parameter" if like else f"{of!r} is no parameter"
+                raise ValueError(
+                    f"no row of the axes table matches the state {path} {shape.shape}, and {has}; "
+                    f"add {_suggestion(path, shape, '~?')}"
+                )
+            name = f"{collection}/{like.name}"
+            found[path] = dataclasses.replace(like, path=path, name=name, dtype=shape.dtype)
+        for row, (pattern, axes) in enumerate(self.rows):
+            of_these = of_state(axes) and pattern.partition("/")[0] in collections
+            if of_these and row not in used:
+                raise ValueError(self._unused(pattern, list(shapes)))
+        return self._bound([*leaves, *(found[path] for path in shapes)])
+
+    def _bound(self, leaves: list[Leaf]) -> Layout:
+        paired: dict[tuple[str, Place], Leaf] = {}
         for leaf in leaves:
             if (other := paired.setdefault((leaf.name, leaf.layer), leaf)) is not leaf:
                 raise ValueError(
                     f"{other} and {leaf} have the same name {leaf.name!r}; set them apart, "
                     "by a group of the pattern for example: 'attn/\\1: axes'"
                 )
-        return Layout(
-            tuple(leaves),
-            _sizes(leaves, dict(self.sizes)),
-            _stacks(leaves),
-            dict(self.kinds),
-        )
+        sizes, stacks = _sizes(leaves, dict(self.sizes)), _stacks(leaves)
+        return Layout(tuple(leaves), sizes, stacks, dict(self.kinds))
+
+    def _matched(
+        self, shapes: Mapping[str, jax.ShapeDtypeStruct], state: bool
+    ) -> tuple[dict[str, Leaf], set[int], dict[str, jax.ShapeDtypeStruct]]:
+        """The leaves that rows match, the numbers of these rows, and what no row matches."""
+        rows = [(i, *row) for i, row in enumerate(self.rows) if of_state(row[1]) is state]
+        leaves: dict[str, Leaf] = {}
+        used, missing = set(), {}
+        for path, shape in shapes.items():
+            for number, pattern, axes in rows:
+                if match := re.fullmatch(pattern, path):
+                    leaves[path] = _bind(path, shape, match, axes)
+                    used.add(number)
+                    break
+            else:
+                missing[path] = shape
+        return leaves, used, missing
 
     def _unused(self, pattern: str, paths: list[str]) -> str:
         for path in paths:
             if re.fullmatch(pattern, path):
                 first = next(p for p, _ in self.rows if re.fullmatch(p, path))
-                return f"row {pattern!r} is shadowed: {first!r} comes before it and takes {path}; move it up or remove it"
+                return (
+                    f"row {pattern!r} is shadowed: {first!r} comes before it and takes {path}; "
+                    "move it up or remove it"
+                )
         return (
             f"row {pattern!r} matches no parameter{_nearest(pattern, paths)}; correct or remove it"
         )
 
 
-_DIM = re.compile(
-    r"\s*(?P<role>[<>=#+]?)(?:(?P<one>\w+)|\((?P<many>[^()]*)\))(?P<residual>\+?)(?=\s|$)"
-)
-_NAME = re.compile(r"\s*(?P<name>[^\s:]+):\s+(?P<axes>.*)", re.DOTALL)
+@functools.lru_cache(maxsize=128)
+def _layout(table: Axes, shapes: tuple[tuple[str, jax.ShapeDtypeStruct], ...]) -> Layout:
+    # Cached, because every candidate of a pool asks for the same.
+    leaves, used, missing = table._matched(dict(shapes), state=False)
+    if missing:
+        # Layers that lack the same row are told once.
+        told: dict[str, str] = {}
+        for path, shape in missing.items():
+            told.setdefault(_suggestion(path, shape), f"  {path} {shape.shape}")
+        lines = [f"{leaf}: add {row}" for row, leaf in told.items()]
+        raise ValueError("no row of the axes table matches\n" + "\n".join(lines))
+    for row, (pattern, axes) in enumerate(table.rows):
+        if row not in used and not of_state(axes):
+            raise ValueError(table._unused(pattern, list(leaves)))
+    return table._bound(list(leaves.values()))
 
 
-@functools.cache
-def parse(text: str) -> tuple[str | None, tuple[Dim, ...]]:
-    """Reads one row's axes: the name that pairs leaves, where given, and the axes."""
-    name, rest = (match["name"], match["axes"]) if (match := _NAME.match(text)) else (None, text)
-    dims: list[Dim] = []
-    position = 0
-    while rest[position:].strip():
-        match = _DIM.match(rest, position)
-        if not match:
-            raise ValueError(
-                f"axes {text!r}: cannot read {rest[position:].strip()!r}; expected axes such as "
-                "'#layers <embed >heads', '>(heads qk | heads v)', '3' or '>embed+'"
-            )
-        words = [part.split() for part in (match["one"] or match["many"]).split("|")]
-        own = tuple(tuple(w[0] if w[0] in "<>" else "" for w in part) for part in words)
-        parts = tuple(
-            tuple(int(x) if x.isdecimal() else x for x in (w.lstrip("<>") for w in part))
-            for part in words
-        )
-        dim = Dim(
-            match["role"],  # type: ignore[arg-type]
-            parts,
-            bool(match["residual"]),
-            own if any(map(any, own)) else (),
-        )
-        if not all(parts) or any(not x.isidentifier() for x in dim.names):
-            raise ValueError(
-                f"axes {text!r}: {match[0].strip()!r} is empty or has a name that is no identifier"
-            )
-        if dim.role == "#" and (len(parts) > 1 or len(parts[0]) > 1 or not dim.names):
-            raise ValueError(
-                f"axes {text!r}: {match[0].strip()!r} is no stack; a stack is one named axis"
-            )
-        dims.append(dim)
-        position = match.end()
-    if sum(len(dim.parts) > 1 for dim in dims) > 1:
-        raise ValueError(
-            f"axes {text!r}: more than one concatenated axis; keep the parts of one and give the other a single name"
-        )
-    return name, tuple(dims)
+def _shapes(tree: Params) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        path: jax.ShapeDtypeStruct(tuple(value.shape), value.dtype)
+        for path, value in flatten(tree).items()
+    }
 
 
 def flatten(tree: Params) -> dict[str, Any]:
-    """The leaves of a tree by path: keys joined by `/`, without the `value` of Flax's variables and boxes."""
-    flat: dict[str, Any] = {}
+    """The leaves of a tree by path: keys joined by `/`, without the `value` of Flax's boxes."""
+    flat = {}
     for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         flat[path_of(keys)] = leaf
     return flat
 
 
-def path_of(keys: Sequence[Any]) -> str:
+def path_of(keys: Keys) -> str:
     """The path of a leaf in the form that tables match."""
     boxed = keys and isinstance(keys[-1], jax.tree_util.GetAttrKey) and keys[-1].name == "value"
     return jax.tree_util.keystr(tuple(keys[:-1] if boxed else keys), simple=True, separator="/")
 
 
-def split(array: Any, dims: Sequence[Dim], sizes: Mapping[str, int]) -> tuple[Any, ...]:
-    """Unfolds an array into its concatenated parts, each with one array axis for each named axis."""
-    parts = [array]
-    for axis, dim in enumerate(dims):
-        if len(dim.parts) > 1:
-            ends = [0]
-            for part in dim.parts:
-                ends.append(ends[-1] + _extent(part, sizes))
-            before = (slice(None),) * axis
-            parts = [array[(*before, slice(a, b))] for a, b in itertools.pairwise(ends)]
-    shapes = [[_length(x, sizes) for x in factors] for factors in _factors(dims)]
-    return tuple(part.reshape(shape) for part, shape in zip(parts, shapes))
-
-
-def join(parts: Sequence[Any], dims: Sequence[Dim], sizes: Mapping[str, int]) -> Any:
-    """Folds what `split` unfolded."""
-    along = next((axis for axis, dim in enumerate(dims) if len(dim.parts) > 1), 0)
-    folded = []
-    for index, part in enumerate(parts):
-        shape = [_extent(dim.parts[index if len(dim.parts) > 1 else 0], sizes) for dim in dims]
-        folded.append(part.reshape(shape))
-    if len(folded) == 1:
-        return folded[0]
-    # Masks stay in numpy, under a trace too.
-    host = all(isinstance(part, np.ndarray) for part in folded)
-    return (np if host else jnp).concatenate(folded, axis=along)
-
-
-def rearrange(array: Any, old: Sequence[Dim], new: Sequence[Dim], sizes: Mapping[str, int]) -> Any:
-    """Brings an array from one codebase's order and folding of axes into another's."""
-    if [dim.parts for dim in old] == [dim.parts for dim in new]:
-        return array
-    return join(unfold(array, old, new, sizes), new, sizes)
-
-
-def unfold(
-    array: Any, old: Sequence[Dim], new: Sequence[Dim], sizes: Mapping[str, int]
-) -> tuple[Any, ...]:
-    """Splits an array and brings each part's axes into another codebase's order; an axis that only that one has is of size 1."""
-    moved = []
-    for part, have, want in zip(
-        split(array, old, sizes), _factors(old), _factors(new), strict=True
-    ):
-        missing = [name for name in _numbered(want) if name not in _numbered(have)]
-        part = jnp.reshape(part, (*part.shape, *[1] * len(missing)))
-        names = [*_numbered(have), *missing]
-        moved.append(jnp.transpose(part, [names.index(name) for name in _numbered(want)]))
-    return tuple(moved)
-
-
-def _numbered(names: Sequence[str | int]) -> list[tuple[str | int, int]]:
-    """Tells equal names apart: the second `3` of a kernel `3 3 <cin >cout` is not the first."""
-    return [(name, names[:position].count(name)) for position, name in enumerate(names)]
-
-
-def _factors(dims: Sequence[Dim]) -> list[list[str | int]]:
-    """For each concatenated part, the named axes of the unfolded array."""
-    count = max((len(dim.parts) for dim in dims), default=1)
-    return [
-        [x for dim in dims for x in dim.parts[index if len(dim.parts) > 1 else 0]]
-        for index in range(count)
-    ]
-
-
-def _length(factor: str | int, sizes: Mapping[str, int]) -> int:
+def length(factor: str | int, sizes: Mapping[str, int]) -> int:
+    """The size of one factor of an axis; raises ValueError where it is not known."""
     if isinstance(factor, int):
         return factor
     if factor not in sizes:
         raise ValueError(
-            f"the size of axis {factor!r} cannot be told from shapes; give sizes={{{factor!r}: ...}}"
+            f"the size of axis {factor!r} cannot be told from shapes; "
+            f"give sizes={{{factor!r}: ...}}"
         )
     return sizes[factor]
 
 
-def _extent(part: Sequence[str | int], sizes: Mapping[str, int]) -> int:
-    return math.prod(_length(x, sizes) for x in part)
+def extent(part: Sequence[str | int], sizes: Mapping[str, int]) -> int:
+    """The size of axes that are flattened into one."""
+    return math.prod(length(x, sizes) for x in part)
 
 
-def _bind(path: str, value: Any, match: re.Match[str], axes: str) -> Leaf:
+def _bind(path: str, value: jax.ShapeDtypeStruct, match: re.Match[str], axes: str) -> Leaf:
     name, dims = parse(axes)
     pattern, shape = match.re.pattern, tuple(value.shape)
     if len(dims) != len(shape):
         raise ValueError(
-            f"{path} has shape {shape}, {len(shape)} axes, but its row {pattern!r} gives {len(dims)}: {axes!r}"
+            f"{path} has shape {shape}, {len(shape)} axes, but its row {pattern!r} gives "
+            f"{len(dims)}: {axes!r}"
         )
     layer = []
     for stack, text in match.groupdict().items():
         if text is None or not text.isdecimal():
             raise ValueError(
-                f"row {pattern!r} captures {stack}={text!r} from {path}; a layer's number was expected"
+                f"row {pattern!r} captures {stack}={text!r} from {path}; a layer's number was "
+                "expected"
             )
         layer.append((stack, int(text)))
     if name is None:
@@ -438,7 +332,8 @@ def _stacks(leaves: Sequence[Leaf]) -> dict[str, int]:
         if missing := sorted(set(range(stacks[stack])) - set(found)):
             last = found[max(found)]
             raise ValueError(
-                f"stack {stack!r} has no layer {missing[0]}, though {last} exists; layers count from 0"
+                f"stack {stack!r} has no layer {missing[0]}, though {last} exists; layers count "
+                "from 0"
             )
     for leaf in leaves:
         for dim, size in zip(leaf.dims, leaf.shape):
@@ -470,8 +365,8 @@ def _sizes(leaves: Sequence[Leaf], given: Mapping[str, int]) -> dict[str, int]:
             if unknown and (axis := unknown.pop()):
                 times = [part.count(axis) for part in dim.parts]
                 ones = {**sizes, axis: 1}
-                slope = sum(_extent(part, ones) for part, k in zip(dim.parts, times) if k)
-                fixed = sum(_extent(part, ones) for part, k in zip(dim.parts, times) if not k)
+                slope = sum(extent(part, ones) for part, k in zip(dim.parts, times) if k)
+                fixed = sum(extent(part, ones) for part, k in zip(dim.parts, times) if not k)
                 size, remainder = divmod(n - fixed, slope)
                 if remainder or size < 1 or max(times) > 1:
                     known = {x: sizes[x] for x in dim.names if x in sizes}
@@ -479,7 +374,7 @@ def _sizes(leaves: Sequence[Leaf], given: Mapping[str, int]) -> dict[str, int]:
                         f"{leaf}: its axis {dim} of size {n} cannot be made of {known}"
                     )
                 sizes[axis], source[axis] = size, str(leaf)
-            elif (found := sum(_extent(part, sizes) for part in dim.parts)) != n:
+            elif (found := sum(extent(part, sizes) for part in dim.parts)) != n:
                 why = "".join(
                     f"; {x} = {sizes[x]} (from {source[x]})" for x in dict.fromkeys(dim.names)
                 )
@@ -488,13 +383,13 @@ def _sizes(leaves: Sequence[Leaf], given: Mapping[str, int]) -> dict[str, int]:
     return sizes
 
 
-def _nearest(word: str, known: Any) -> str:
+def _nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(known), 1, cutoff=0.4)
     return f"; the nearest is {close[0]!r}" if close else ""
 
 
-def _suggestion(path: str, value: Any) -> str:
+def _suggestion(path: str, shape: jax.ShapeDtypeStruct, axis: str = "?") -> str:
     escaped = re.sub(r"([.+*?()\[\]])", r"\\\1", path)
     # Only the first number is the layer's: T5's second one, `block/0/layer/1`, is literal.
     pattern = re.sub(r"(?<=[/_])\d+(?=/)", r"(?P<layers>\\d+)", escaped, count=1)
-    return f'r"{pattern}": "{" ".join(["?"] * len(value.shape))}"'
+    return f'r"{pattern}": "{" ".join([axis] * len(shape.shape)) or axis.strip("?")}"'

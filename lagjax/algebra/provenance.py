@@ -1,7 +1,7 @@
-"""Where each parameter of a grown model comes from: for freezing, for learning-rate groups, for its own step count."""
+"""Where each parameter of a grown model comes from: for freezing, rates, and its own step count."""
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lagjax.algebra.axes import Leaf, Params, join
-from lagjax.algebra.maps import Vector
-from lagjax.algebra.pieces import GrownAxis
-from lagjax.algebra.plan import Layer, Plan
+from lagjax.algebra.axes import Leaf, Params
+from lagjax.algebra.maps import Vector, column
+from lagjax.algebra.pieces import GrownAxis, join, pieces_of
+from lagjax.algebra.plan import Plan
+from lagjax.algebra.words import by_layer
 
 
 class Origin(enum.IntEnum):
@@ -25,9 +26,10 @@ class Origin(enum.IntEnum):
 
 
 def origins(plan: Plan) -> list[Vector]:
-    """An `Origin` for each entry of each leaf of the target, int8 in its shape, in the order of `jax.tree.leaves`.
+    """An `Origin` for each entry of each leaf of the target, int8 in its shape, in its order.
 
-    Scaled is what was multiplied, averaged or given noise; zeroed what starts at 0 for the function's sake.
+    Scaled is what was multiplied, averaged or given noise; zeroed what starts at 0 for the
+    function's sake.
     """
     return [_origins(plan, leaf) for leaf in plan.target.leaves]
 
@@ -38,10 +40,10 @@ def tree(plan: Plan, like: Params) -> Params:
 
 
 def only(like: Params, *kinds: Origin) -> optax.GradientTransformation:
-    """Lets only parameters of these origins move: `optax.chain(tx, only(tree(plan, params), Origin.FRESH, Origin.ZEROED))`.
+    """Lets parameters of these origins move only: `chain(tx, only(tree(plan, params), FRESH))`.
 
-    Freezes by entry, so that one leaf may hold both old and new layers. With `optax.masked` go by leaf instead:
-    `jax.tree.map(lambda x: (x == Origin.FRESH).any(), tree)`.
+    Freezes by entry, so that one leaf may hold both old and new layers. With `optax.masked` go by
+    leaf instead: `jax.tree.map(lambda x: (x == Origin.FRESH).any(), tree)`.
     """
     masks = jax.tree.map(lambda x: np.isin(x, [int(kind) for kind in kinds]), like)
     return optax.stateless(
@@ -52,10 +54,11 @@ def only(like: Params, *kinds: Origin) -> optax.GradientTransformation:
 
 
 def step_sizes(plan: Plan, normalised: bool = True) -> list[Vector]:
-    """For each leaf of the target, by what its steps are multiplied so that training goes on as the small model's did.
+    """By what the target's steps are multiplied so that training goes on as the small model's did.
 
-    In its shape. Where copies are alike a grown parameter is a times its source; its steps, then, must
-    be a times the source's. Adam's are whatever the gradient's scale c; those of SGD are c times too large already.
+    For each leaf, in its shape. Where copies are alike a grown parameter is a times its source; its
+    steps, then, must be a times the source's. Adam's are whatever the gradient's scale c; those of
+    SGD are c times too large already.
 
     Args:
         plan: of the growth.
@@ -63,9 +66,8 @@ def step_sizes(plan: Plan, normalised: bool = True) -> list[Vector]:
     """
 
     def one(axis: GrownAxis) -> Vector:
-        rates = axis.map.rates(axis.role, axis.kind)
-        slopes = axis.map.slopes(axis.role, axis.kind)
-        return rates if normalised else rates / np.where(slopes == 0, 1.0, np.abs(slopes))
+        slope = np.abs(axis.slope)
+        return axis.rate if normalised else axis.rate / np.where(slope == 0, 1.0, slope)
 
     return [
         _entries(plan, leaf, one, np.multiply, 1.0).astype(np.float32)
@@ -74,16 +76,18 @@ def step_sizes(plan: Plan, normalised: bool = True) -> list[Vector]:
 
 
 def unseen(plan: Plan) -> list[Vector]:
-    """For each leaf of the target, which entries have no statistics of gradients from the small model; bool in its shape."""
+    """For each leaf of the target, which entries have no statistics of gradients from the source.
+
+    Bool, in its shape.
+    """
+    fresh = {stack: word.fresh for stack, word in plan.words.items()}
+    zeroed = {stack: [scale == 0 for scale in word.scales] for stack, word in plan.words.items()}
     found = []
     for leaf in plan.target.leaves:
-        blank = _entries(plan, leaf, lambda axis: axis.map.fresh, np.logical_or, False)
-        blank = blank | (leaf.name in plan.invented)
-        for layers in _layers(plan, leaf, lambda x: x.source is None):
-            blank = blank | layers
-        if not leaf.residual:
-            # No gradient passes zeroed outputs: what lies before them has zero statistics.
-            for layers in _layers(plan, leaf, lambda x: x.scale == 0):
+        blank = _fresh(plan, leaf) | (leaf.name in plan.invented)
+        # No gradient passes zeroed outputs: what lies before them has zero statistics.
+        for numbers in (fresh,) if leaf.residual else (fresh, zeroed):
+            for layers in by_layer(leaf, numbers):
                 blank = blank | layers
         found.append(blank)
     return found
@@ -94,30 +98,30 @@ def _origins(plan: Plan, leaf: Leaf) -> Vector:
         return np.full(leaf.shape, Origin.FRESH, np.int8)
 
     def factors(axis: GrownAxis) -> Vector:
-        return np.where(
-            axis.map.fresh,
-            axis.map.fill(axis.role, axis.kind),
-            axis.map.factors(axis.role, axis.kind),
-        )
+        return np.where(axis.map.fresh, axis.fill, axis.factor)
 
     def mixed(axis: GrownAxis) -> Vector:
         noisy = (axis.map.counts > 1) & (axis.reads and axis.map.noise > 0)
         noisy = noisy | (axis.map.copy > 0) & (axis.map.jitter > 0)
-        return noisy | (axis.map.mean != 0) & (not axis.reads and axis.role != "")
+        found: Vector = noisy | (axis.map.mean != 0) & (not axis.reads and axis.role != "")
+        return found
 
-    fresh = _entries(plan, leaf, lambda axis: axis.map.fresh, np.logical_or, False)
     value = _entries(plan, leaf, factors, np.multiply, 1.0)
-    made = _entries(plan, leaf, mixed, np.logical_or, False)
-    found = np.where(fresh, Origin.FRESH, np.where(value == 1, Origin.COPIED, Origin.SCALED))
+    found = np.where(value == 1, Origin.COPIED, Origin.SCALED)
+    found = np.where(_fresh(plan, leaf), Origin.FRESH, found)
     found = np.where(value == 0, Origin.ZEROED, found)
-    found = np.where(made, Origin.SCALED, found)
-    for layers in _layers(plan, leaf, lambda x: x.source is None):
+    found = np.where(_entries(plan, leaf, mixed, np.logical_or, False), Origin.SCALED, found)
+    for layers in by_layer(leaf, {stack: word.fresh for stack, word in plan.words.items()}):
         found = np.where(layers, Origin.FRESH, found)
     if leaf.residual:
-        for scales in _layers(plan, leaf, lambda x: x.scale):
+        for scales in by_layer(leaf, {stack: word.scales for stack, word in plan.words.items()}):
             found = np.where((scales != 1) & (found == Origin.COPIED), Origin.SCALED, found)
             found = np.where(scales == 0, Origin.ZEROED, found)
     return found.astype(np.int8)
+
+
+def _fresh(plan: Plan, leaf: Leaf) -> Vector:
+    return _entries(plan, leaf, lambda axis: axis.map.fresh, np.logical_or, False)
 
 
 def _entries(
@@ -127,30 +131,17 @@ def _entries(
     combine: Callable[[Any, Any], Vector],
     start: float,
 ) -> Vector:
-    """A vector along each grown axis of a leaf, combined into an array of its shape. In numpy: plans are known when tracing."""
-    sizes = {**plan.target.sizes, **plan.target.stacks}
-    parts = max((len(dim.parts) for dim in leaf.dims), default=1)
-    if not any(plan.factors_of(leaf, part) for part in range(parts)):
+    """A vector along each grown axis of a leaf, combined into an array of its shape.
+
+    In numpy: plans are known when tracing.
+    """
+    grown = plan.grown(leaf)
+    if not any(grown):
         return np.full(leaf.shape, start)
     made = []
-    for part in range(parts):
-        names = [x for dim in leaf.dims for x in dim.parts[part if len(dim.parts) > 1 else 0]]
-        value = np.full([x if isinstance(x, int) else sizes[x] for x in names], start)
-        for axis in plan.factors_of(leaf, part):
-            column = [1] * value.ndim
-            column[axis.at] = -1
-            value = combine(value, vector(axis).reshape(column))
+    for piece, axes in zip(pieces_of(leaf.dims), grown):
+        value = np.full(piece.shape(plan.target.extents), start)
+        for axis in axes:
+            value = combine(value, column(vector(axis), value.ndim, axis.at))
         made.append(value)
-    joined: Vector = join(made, leaf.dims, sizes)
-    return joined
-
-
-def _layers(plan: Plan, leaf: Leaf, of: Callable[[Layer], float]) -> Iterator[Vector]:
-    """A number for each layer, for every stack that a leaf is part of; broadcasts against the leaf."""
-    for stack, index in leaf.layer:
-        yield np.full([1] * len(leaf.shape), of(plan.words[stack].layers[index]))
-    for at, dim in enumerate(leaf.dims):
-        if dim.stack:
-            shape = [1] * len(leaf.shape)
-            shape[at] = -1
-            yield np.array([of(x) for x in plan.words[dim.stack].layers]).reshape(shape)
+    return np.asarray(join(made, leaf.dims, plan.target.extents))

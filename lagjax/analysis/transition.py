@@ -1,4 +1,7 @@
-"""The transition: the step after which losses stop being about the initialisation and fall along their own line."""
+"""The transition: the step after which losses fall along a line of their own.
+
+Before it they are still about the initialisation.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -33,11 +36,12 @@ class Transition(NamedTuple):
 def transition(
     steps: Sequence[int], losses_TxC: NDArray[np.float64], draws: int = 1000
 ) -> Transition:
-    """Fits ln loss = a + b ln step + c max(0, ln step − ln k) to every curve, with one knot k for all.
+    """Fits ln loss = a + b ln step + c max(0, ln step − ln k) to every curve, with one knot k.
 
-    Each curve has its own a, b, c and noise; the knot maximises the likelihood of all. Step 0, which has no logarithm,
-    and curves that are not finite and positive throughout are left out. The interval resamples the curves. None is found where
-    two segments are not clearly better than one by BIC, or where the interval reaches an end of the measured range.
+    Each curve has its own a, b, c and noise; the knot maximises the likelihood of all. Step 0,
+    which has no logarithm, and curves not finite and positive throughout are left out. The
+    interval resamples the curves. None is found where two segments are not clearly better than one
+    by BIC, or where the interval reaches an end of the measured range.
 
     Args:
         steps: of the evaluations, ascending.
@@ -84,7 +88,7 @@ def transition(
 
 
 def _misfit(design: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """-2 log-likelihood of each column's least squares, its own variance profiled out, without constants."""
+    """-2 log-likelihood of each column's least squares without constants, variance profiled out."""
     residuals = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
     # A perfect fit has no likelihood; rounding is the floor.
     variance = np.maximum((residuals**2).mean(axis=0), 1e-24)

@@ -1,14 +1,13 @@
 """Blame: which axis of which parameter breaks what a plan proves."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.algebra.axes import Leaf, Lookup, Params, flatten, split
-from lagjax.algebra.pieces import GrownAxis
+from lagjax.algebra.axes import Array, Params, flatten
+from lagjax.algebra.maps import column
+from lagjax.algebra.pieces import GrownAxis, split
 from lagjax.algebra.plan import Plan
 from lagjax.algebra.proof import Violation
 
@@ -17,34 +16,27 @@ NEAR = 1e-4
 
 
 def broken(plan: Plan, params: Params, grown: Params) -> Iterator[Violation]:
-    """Where grown parameters are not what the plan says: R W where they write, W' with W' R = W where they read.
+    """Where grown parameters are not what the plan says: no R W, or no W' with W' R = W.
 
-    The axis is found by asking which mistake explains the values: a factor that was forgotten along it, or entries in
-    another order. Where none does, every grown axis of the leaf is named.
+    The axis is found by asking which mistake explains the values: a factor that was forgotten along
+    it, or entries in another order. Where none does, every grown axis of the leaf is named.
     """
     values, sources = flatten(grown), flatten(params)
-    sizes = {**plan.target.sizes, **plan.target.stacks}
-    olds: dict[str, list[Leaf]] = {}
-    for leaf in plan.source.leaves:
-        olds.setdefault(leaf.name, []).append(leaf)
     told: set[tuple[str, str]] = set()
     for leaf in plan.target.leaves:
-        if leaf.name in plan.invented:
+        # None where the small model has nothing to compare with.
+        if (chosen := plan.chosen(leaf, sources)) is None:
             continue
-        chosen = plan.chosen(leaf, olds[leaf.name], sources)
-        if chosen is None:
-            continue
-        for part, (value, source) in enumerate(
-            zip(split(values[leaf.path], leaf.dims, sizes), chosen)
-        ):
-            for axis, why in _mistakes(value, source, plan.factors_of(leaf, part)):
+        found = split(values[leaf.path], leaf.dims, plan.target.extents)
+        for value, source, axes in zip(found, chosen, plan.grown(leaf)):
+            for axis, why in _mistakes(value, source, axes):
                 if (axis, leaf.name) not in told:
                     told.add((axis, leaf.name))
                     yield Violation(axis, leaf.name, why)
 
 
 def unmet(plan: Plan, outputs: Sequence[int]) -> Iterator[Violation]:
-    """Why outputs differ though all parameters are as planned: what the large model was to do differently, or the table.
+    """Why outputs differ though all parameters are as planned: what was required, or the table.
 
     Args:
         plan: with every parameter as it says.
@@ -64,12 +56,13 @@ def unmet(plan: Plan, outputs: Sequence[int]) -> Iterator[Violation]:
     for leaf in plan.target.leaves:
         for dim in leaf.dims:
             axis = dim.names[0] if dim.names else ""
-            looked_up = dim.role == "<" and isinstance(plan.target.kinds.get(axis), Lookup)
+            looked_up = dim.role == "<" and plan.target.kind(axis).indexed
             if looked_up and outputs and plan.target.sizes.get(axis) == outputs[-1]:
                 yield Violation(
                     axis,
                     leaf.name,
-                    f"is read as an embedding only, yet there are as many outputs; if it is the head too, mark it tied: '={axis}'",
+                    "is read as an embedding only, yet there are as many outputs; if it is the "
+                    f"head too, mark it tied: '={axis}'",
                 )
                 return
     yield Violation(
@@ -79,32 +72,35 @@ def unmet(plan: Plan, outputs: Sequence[int]) -> Iterator[Violation]:
     )
 
 
-def _mistakes(value: Any, source: Any, factors: Sequence[GrownAxis]) -> Iterator[tuple[str, str]]:
+def _mistakes(
+    value: Array, source: Array, factors: Sequence[GrownAxis]
+) -> Iterator[tuple[str, str]]:
     """The axes along which one part of a leaf is wrong; `source` has no axis grown, `value` all."""
     reading = [axis for axis in factors if axis.reads]
     writing = [axis for axis in factors if not axis.reads]
     size = float(jnp.abs(source).max()) or 1.0
 
-    def near(one: Any, other: Any) -> bool:
+    def near(one: Array, other: Array) -> bool:
         return bool(jnp.abs(one - other).max() <= NEAR * size)
 
-    def written(plain: GrownAxis | None = None) -> Any:
+    def written(plain: GrownAxis | None = None) -> Array:
         """What readers' contraction must give, one axis without its factors."""
         grown = source
         for axis in writing:
-            copies = (~axis.map.fresh).astype(float)
-            grown = axis.map.apply(grown, axis.at, copies) if axis is plain else axis.grow(grown)
+            grown = _bare(grown, axis) if axis is plain else axis.grow(grown)
         return _held(grown, writing)
 
-    def contracted(but: GrownAxis | None = None) -> Any:
+    def contracted(but: GrownAxis | None = None) -> Array:
         found = value
         for axis in reading:
             if axis is not but:
-                found = axis.map.contract(found, axis.at, axis.role, axis.kind)
+                found = axis.contract(found)
         return _held(found, writing)
 
     for axis in reading:
-        summed = _held(_summed(value, axis), writing)
+        weights = np.where(axis.map.fresh, axis.map.writes, 0.0)
+        # What is read of new entries that hold the same.
+        summed = _held(axis.summed(value, weights, axis.map.twin, axis.map.new), writing)
         if axis.map.fresh.any() and not near(summed, jnp.zeros_like(summed)):
             yield axis.name, "what is read of new entries does not cancel"
     wanted, found = written(), contracted()
@@ -113,8 +109,7 @@ def _mistakes(value: Any, source: Any, factors: Sequence[GrownAxis]) -> Iterator
     blamed = False
     for axis in factors:
         if axis.reads:
-            copies = axis.map.apply(wanted, axis.at, (~axis.map.fresh).astype(float))
-            bare = axis.map.contract(copies, axis.at, axis.role, axis.kind)
+            bare = axis.contract(_bare(wanted, axis))
             seen, due = contracted(axis), _held(axis.grow(wanted), writing)
         else:
             bare, seen, due = written(axis), found, wanted
@@ -129,30 +124,20 @@ def _mistakes(value: Any, source: Any, factors: Sequence[GrownAxis]) -> Iterator
             yield axis.name, "the grown parameter keeps neither W' R = W nor R W"
 
 
-def _held(value: Any, writing: Sequence[GrownAxis]) -> Any:
+def _bare(value: Array, axis: GrownAxis) -> Array:
+    """Copies along an axis without their factors."""
+    return axis.copies(value, (~axis.map.fresh).astype(float))
+
+
+def _held(value: Array, writing: Sequence[GrownAxis]) -> Array:
     """The values, 0 where fresh ones may stand."""
     for axis in writing:
-        free = axis.map.fresh & (axis.map.fill(axis.role, axis.kind) != 0)
-        shape = [1] * value.ndim
-        shape[axis.at] = -1
-        value = jnp.where(free.reshape(shape), 0, value)
+        free = axis.map.fresh & (axis.fill != 0)
+        value = jnp.where(column(free, value.ndim, axis.at), 0, value)
     return value
 
 
-def _summed(value: Any, axis: GrownAxis) -> Any:
-    """What is read of new entries that hold the same."""
-    moved = jnp.moveaxis(value, axis.at, 0)
-    weights = np.where(axis.map.fresh, axis.map.writes, 0.0)
-    shape = [-1] + [1] * (moved.ndim - 1)
-    found = jax.ops.segment_sum(
-        moved * jnp.asarray(weights.reshape(shape), value.dtype),
-        axis.map.twin,
-        axis.map.new,
-    )
-    return jnp.moveaxis(found, 0, axis.at)
-
-
-def _lengths(value: Any, axis: int) -> Any:
+def _lengths(value: Array, axis: int) -> Array:
     """The lengths of the slices along an axis, in order of size."""
     flat = jnp.moveaxis(value, axis, 0).reshape(value.shape[axis], -1)
     return jnp.sort(jnp.sqrt(jnp.square(flat).sum(1)))

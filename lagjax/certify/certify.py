@@ -1,4 +1,4 @@
-"""Certificates: what a growth operator keeps, proved from table and plan, then measured on the models themselves."""
+"""Certificates: what a growth operator keeps, proved from table and plan, then measured."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lagjax.algebra.axes import Params, flatten, split
-from lagjax.algebra.pieces import GrownAxis
-from lagjax.algebra.plan import Growth, Plan
+from lagjax.algebra.axes import Params, flatten
+from lagjax.algebra.pieces import GrownAxis, split
+from lagjax.algebra.plan import Plan
 from lagjax.algebra.proof import Requirement, Violation
 from lagjax.certify import blame
-from lagjax.model import Batch, Key, Model
+from lagjax.model import Batch, Growth, Key, Model
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 0.1}
 """How far outputs may be apart, relative to their scale, where a plan is exact."""
@@ -26,17 +26,21 @@ class Certificate(NamedTuple):
     """What an operator keeps of one small model in one large model.
 
     Attributes:
-        kind: `exact`; `exact given` what `requires` names; `approximate`, but for noise of a chosen size; `none`.
-        violations: why it is not exact, by axis; also where the proof says exact and the models disagree.
+        kind: `exact`; `exact given` what `requires` names; `approximate`, but for noise of a chosen
+            size; `none`.
+        violations: why it is not exact, by axis; also where the proof says exact and the models
+            disagree.
         requires: what the large model must do differently to be exact.
-        max_diff: dtype → largest difference of outputs, relative to the largest output; of mean losses where the shapes differ.
-        dead: path → share of its entries whose gradient is 0 before, after one and after two steps, though it is not 0 in a
-            large model drawn at random; leaves without any are left out.
+        max_diff: dtype → largest difference of outputs, relative to the largest output; of mean
+            losses where the shapes differ.
+        dead: path → share of its entries whose gradient is 0 before, after one and after two steps,
+            though it is not 0 in a large model drawn at random; leaves without any are left out.
         dead_fraction: the same over all parameters.
-        twins: axis → after `steps` steps, the smallest distance of two copies of one entry, in what writes them, relative to
-            their length; 0 means that they never separate. Axes without copies are left out.
-        ranks: axis → effective rank (exponential of the entropy of singular values; Roy and Vetterli 2007) of all that writes
-            along it after `steps` steps, over its size.
+        twins: axis → after `steps` steps, the smallest distance of two copies of one entry, in what
+            writes them, relative to their length; 0 means that they never separate. Axes without
+            copies are left out.
+        ranks: axis → effective rank (exponential of the entropy of singular values; Roy and
+            Vetterli 2007) of all that writes along it after `steps` steps, over its size.
     """
 
     kind: Literal["exact", "exact given", "approximate", "none"]
@@ -87,11 +91,12 @@ def certify(
         operator: what is certified; with a `plan`, it is proved too.
         small: the small model; needs `apply`.
         large: the large model, as `requires` asks; needs `apply`.
-        params: the small model's parameters. Trained ones, or drawn at random: those of an initialisation have zero biases and
-            equal scales, in which mistakes hide.
+        params: the small model's parameters. Trained ones, or drawn at random: those of an
+            initialisation have zero biases and equal scales, in which mistakes hide.
         batches: of training data; outputs are compared on the first, the others train, in turn.
         key: of the growth.
-        factory: dtype → the two models computing in it; then outputs are compared in float64, float32 and bfloat16.
+        factory: dtype → the two models computing in it; then outputs are compared in float64,
+            float32 and bfloat16.
         steps: how long the grown model is trained before twins and ranks are looked at.
         tx: by which; Adam unless given.
 
@@ -101,7 +106,8 @@ def certify(
     for name, model in (("small", small), ("large", large)):
         if model.apply is None:
             raise ValueError(
-                f"the {name} model has no apply; give Model(..., apply=lambda params, batch: outputs)"
+                f"the {name} model has no apply; "
+                "give Model(..., apply=lambda params, batch: outputs)"
             )
     if not batches:
         raise ValueError("no batches are given; certificates are measured on at least one")
@@ -175,7 +181,7 @@ def _in_precisions(
     batch: Batch,
     key: Key,
 ) -> dict[str, float]:
-    """The difference in float64, where everything is computed in it, and of the grown parameters cast to the others."""
+    """The difference in float64, computed in it throughout, and of parameters cast to others."""
     found = {}
     for name in ("float64", "float32", "bfloat16"):
 
@@ -279,16 +285,14 @@ def _trained(
 def _written(plan: Plan, params: Params, axis: str) -> Iterator[tuple[np.ndarray, GrownAxis]]:
     """Every array that writes along an axis, as a matrix `[size of the axis, rest]`."""
     values = flatten(params)
-    sizes = {**plan.target.sizes, **plan.target.stacks}
-    for leaf in plan.target.leaves:
-        if not any(axis in dim.names for dim in leaf.dims):
-            continue
-        parts = split(np.asarray(values[leaf.path], np.float64), leaf.dims, sizes)
-        for part, value in enumerate(parts):
-            for factor in plan.factors_of(leaf, part):
-                if factor.name == axis and not factor.reads:
-                    rows = np.moveaxis(value, factor.at, 0)
-                    yield rows.reshape(len(rows), -1), factor
+    for leaf in plan.target.having(axis):
+        array = np.asarray(values[leaf.path], np.float64)
+        parts = split(array, leaf.dims, plan.target.extents)
+        for value, axes in zip(parts, plan.grown(leaf)):
+            for one in axes:
+                if one.name == axis and not one.reads:
+                    rows = np.moveaxis(np.asarray(value), one.at, 0)
+                    yield rows.reshape(len(rows), -1), one
 
 
 def _twins(plan: Plan, params: Params) -> dict[str, float]:
@@ -301,9 +305,8 @@ def _twins(plan: Plan, params: Params) -> dict[str, float]:
             [np.flatnonzero(grown.source == grown.source[index])[0] for index in again]
         )
         apart, length = np.zeros(len(again)), np.zeros(len(again))
-        for value, factor in _written(plan, params, axis):
-            scale = grown.factors(factor.role, factor.kind)
-            rows = np.asarray(value, np.float64) / np.where(scale == 0, 1, scale)[:, None]
+        for value, one in _written(plan, params, axis):
+            rows = value / np.where(one.factor == 0, 1, one.factor)[:, None]
             apart += ((rows[again] - rows[first]) ** 2).sum(1)
             length += (rows[first] ** 2).sum(1)
         found[axis] = float(np.sqrt(apart / np.maximum(length, 1e-30)).min())

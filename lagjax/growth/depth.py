@@ -1,19 +1,19 @@
-"""Depth growth: every strategy of the literature as a word that says, for each new layer, where it comes from.
+"""Depth growth: every strategy of the literature as a word that says, for each new layer, where it
+comes from.
 
-A strategy is a frozen dataclass with one method, `word(old, new)`; `Depth` makes a growth operator of it. Add one by
-writing the dataclass and a row in `pools.py`.
+A strategy is a frozen dataclass with one method, `word(old, new)`; `Grow(depth=...)` makes a growth
+operator of it. Add one by writing the dataclass and a row in `pools.py`.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from lagjax.algebra.axes import Axes, Layout, Params
-from lagjax.algebra.plan import Layer, Plan, Word, grow
-from lagjax.model import Key, Model
+from lagjax.algebra.axes import Layout
+from lagjax.algebra.words import Layer, Word
 
 
 class Strategy(Protocol):
@@ -22,63 +22,60 @@ class Strategy(Protocol):
     def word(self, old: int, new: int, /) -> Word: ...
 
 
-@dataclass(frozen=True)
-class Depth:
-    """Grows in depth: `Depth(Stack())`, `Depth("0 1 0 1")`, `Depth({"encoder": Stack(), "decoder": "0 0* 1"})`.
+DepthLike: TypeAlias = (
+    Strategy | str | Mapping[str, Strategy | str] | tuple[tuple[str, Strategy | str], ...]
+)
+"""A strategy, a word as text, or stack → either; a tuple of pairs is such a mapping that can be
+hashed.
+"""
 
-    A strategy applies to each stack, and within it to the layers of each kind (a local and a global attention layer
-    in turn, say), so that a layer is only ever taken for one of its own kind. Exact where `plan(...).exact` says so.
+
+def words(how: DepthLike | None, source: Layout, target: Layout) -> dict[str, Word]:
+    """The word of every stack.
+
+    A strategy applies to each stack, and within it to the layers of each kind (a local and a global
+    attention layer in turn, say), so that a layer is only ever taken for one of its own kind. None
+    adds no layers.
+
+    Raises ValueError for a stack that shrinks, that the strategies do not name, or that grows where
+    there are none.
     """
-
-    how: Strategy | str | tuple[tuple[str, Strategy | str], ...]
-
-    def __init__(self, how: Strategy | str | Mapping[str, Strategy | str]) -> None:
-        object.__setattr__(self, "how", tuple(how.items()) if isinstance(how, Mapping) else how)
-
-    def __call__(self, key: Key, params: Params, source: Axes, target: Model, /) -> Params:
-        return grow(self, key, params, source, target)
-
-    def plan(self, key: Key, source: Layout, target: Layout, /) -> Plan:
-        """The word of every stack; raises ValueError for a stack that shrinks or that the strategies do not name."""
-        del key  # Every strategy here is deterministic; the key serves the fresh layers.
-        return Plan(source, target, self.words(source, target))
-
-    def words(self, source: Layout, target: Layout) -> dict[str, Word]:
-        """The word of every stack."""
-        check_stacks(source, target)
-        if not source.stacks:
-            raise ValueError(
-                "the tables mark no stack of layers; mark them by '#layers' or a capture '(?P<layers>\\d+)' in the path"
-            )
-        named = (
-            dict(self.how)
-            if isinstance(self.how, tuple)
-            else dict.fromkeys(source.stacks, self.how)
+    _check_stacks(source, target)
+    if how is None:
+        return _unchanged(source, target)
+    if not source.stacks:
+        raise ValueError(
+            "the tables mark no stack of layers; mark them by '#layers' or a capture "
+            "'(?P<layers>\\d+)' in the path"
         )
-        if named.keys() != dict(source.stacks).keys():
-            raise ValueError(
-                f"strategies are given for {sorted(named)}, the stacks are {sorted(source.stacks)}"
-            )
-        return {stack: _word(how, stack, source, target) for stack, how in named.items()}
+    if isinstance(how, Mapping | tuple):
+        named = dict(how)
+    else:
+        named = dict.fromkeys(source.stacks, how)
+    if named.keys() != dict(source.stacks).keys():
+        raise ValueError(
+            f"strategies are given for {sorted(named)}, the stacks are {sorted(source.stacks)}"
+        )
+    return {stack: _word(each, stack, source, target) for stack, each in named.items()}
 
 
-def check_stacks(source: Layout, target: Layout) -> None:
+def _check_stacks(source: Layout, target: Layout) -> None:
     """Raises ValueError where the two tables do not mark the same stacks."""
     if dict(source.stacks).keys() != dict(target.stacks).keys():
         raise ValueError(
-            f"the source's stacks of layers are {sorted(source.stacks)}, the target's {sorted(target.stacks)}; "
-            "mark the same ones in both tables, by '#layers' or a capture '(?P<layers>\\d+)' in the path"
+            f"the source's stacks of layers are {sorted(source.stacks)}, the target's "
+            f"{sorted(target.stacks)}; mark the same ones in both tables, by '#layers' or a "
+            "capture '(?P<layers>\\d+)' in the path"
         )
 
 
-def unchanged(source: Layout, target: Layout) -> dict[str, Word]:
-    """The words of an operator that adds no layers; raises ValueError where the target has more or fewer."""
-    check_stacks(source, target)
+def _unchanged(source: Layout, target: Layout) -> dict[str, Word]:
     for stack, layers in source.stacks.items():
         if target.stacks[stack] != layers:
             raise ValueError(
-                f"the target's stack {stack!r} has {target.stacks[stack]} layers, the source's {layers}; this operator adds none: "
-                "give a target of equal depth, or grow both by Both(Depth(...), Width(...))"
+                f"the target's stack {stack!r} has {target.stacks[stack]} layers, the source's "
+                f"{layers}; this operator adds none: give a target of equal depth, or say how, as "
+                "in Grow(depth=Stack())"
             )
     return {stack: _copies(list(range(layers))) for stack, layers in source.stacks.items()}
 
@@ -87,7 +84,8 @@ def _word(how: Strategy | str, stack: str, source: Layout, target: Layout) -> Wo
     old, new = source.stacks[stack], target.stacks[stack]
     if new < old:
         raise ValueError(
-            f"the target's stack {stack!r} has {new} layers, fewer than the source's {old}; growth adds layers"
+            f"the target's stack {stack!r} has {new} layers, fewer than the source's {old}; growth "
+            "adds layers"
         )
     if isinstance(how, str):
         return Word.parse(how)
@@ -99,8 +97,8 @@ def _word(how: Strategy | str, stack: str, source: Layout, target: Layout) -> Wo
         if not here or len(there) < len(here):
             raise ValueError(
                 f"the target's stack {stack!r} has {len(there)} layers with the parameters "
-                f"{', '.join(sorted(name for name, _ in kind))}, the source {len(here)}; growth needs at least one "
-                "to copy and drops none"
+                f"{', '.join(sorted(name for name, _ in kind))}, the source {len(here)}; growth "
+                "needs at least one to copy and drops none"
             )
         for index, layer in zip(there, how.word(len(here), len(there)).layers, strict=True):
             layers[index] = (
@@ -120,7 +118,9 @@ def _inserted(old: int, at: int, layers: list[Layer]) -> Word:
 
 
 def _added(word: Word, change: Callable[[Layer], Layer]) -> Word:
-    """Changes the added layers: the fresh ones, and the copies but the first of each source layer."""
+    """Changes the added layers: the fresh ones, and the copies but the first of each source
+    layer.
+    """
     seen: set[int | None] = {None}
     layers = []
     for layer in word.layers:
@@ -135,7 +135,9 @@ def _cycle(start: int, size: int, count: int) -> list[Layer]:
 
 @dataclass(frozen=True)
 class Stack:
-    """The whole net on top of itself, `0 1 2 0 1 2` (Gong et al. 2019; G_stack, Du et al. 2024, arXiv 2405.15319)."""
+    """The whole net on top of itself, `0 1 2 0 1 2` (Gong et al. 2019; G_stack, Du et al. 2024,
+    arXiv 2405.15319).
+    """
 
     def word(self, old: int, new: int, /) -> Word:
         return _copies([index % old for index in range(new)])
@@ -161,7 +163,7 @@ class Last:
 
 @dataclass(frozen=True)
 class Block:
-    """The block of `size` layers from layer `start` copied after itself as often as needed, `0 1 1 1 1 2`."""
+    """The block of `size` layers from `start` copied after itself until it fits, `0 1 1 1 2`."""
 
     start: int
     size: int = 1
@@ -181,8 +183,8 @@ class Block:
 class Midas:
     """The middle block copied after itself (MIDAS, Saunshi et al. 2024, arXiv 2409.19044).
 
-    The depth is cut into n blocks of `size` layers, and block ⌈n/2⌉, counted from 1, is taken. Without a size, the
-    largest that divides both the source's depth and the layers added.
+    The depth is cut into n blocks of `size` layers, and block ⌈n/2⌉, counted from 1, is taken.
+    Without a size, the largest that divides both the source's depth and the layers added.
     """
 
     size: int | None = None
@@ -191,17 +193,19 @@ class Midas:
         size = self.size or math.gcd(old, new - old)
         if old % size:
             raise ValueError(
-                f"{self}: {old} layers cannot be cut into blocks of {size}; give a size that divides them"
+                f"{self}: {old} layers cannot be cut into blocks of {size}; give a size that "
+                "divides them"
             )
         return Block((math.ceil(old // size / 2) - 1) * size, size).word(old, new)
 
 
 @dataclass(frozen=True)
 class Lidas:
-    """The layers around the exact middle copied into it (LIDAS, Kapl et al. 2025, arXiv 2512.08819).
+    """The layers around the exact middle copied into it (LIDAS, Kapl et al. 2025, arXiv
+    2512.08819).
 
-    Between the middle blocks B' and B'' come the last half of B' and the first half of B''; as many layers as are
-    added, at most the whole net, which is then repeated.
+    Between the middle blocks B' and B'' come the last half of B' and the first half of B''; as many
+    layers as are added, at most the whole net, which is then repeated.
     """
 
     def word(self, old: int, new: int, /) -> Word:
@@ -212,9 +216,11 @@ class Lidas:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Copies of the net that overlap, `0 1 2 1 2 3` (SOLAR's depth up-scaling, Kim et al. 2023, arXiv 2312.15166).
+    """Copies of the net that overlap, `0 1 2 1 2 3` (SOLAR's depth up-scaling, Kim et al. 2023,
+    arXiv 2312.15166).
 
-    As few pieces as reach the target's depth, the first from the bottom, the last to the top, evenly spaced.
+    As few pieces as reach the target's depth, the first from the bottom, the last to the top,
+    evenly spaced.
     """
 
     def word(self, old: int, new: int, /) -> Word:
@@ -229,7 +235,8 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Fresh:
-    """New layers from the target's initialisation, or `zero`: with zeroed outputs, so that a pre-norm net keeps its function.
+    """New layers from the target's initialisation, or `zero`: with zeroed outputs, so that a
+    pre-norm net keeps its function.
 
     At the `top`, the `bottom`, in the `middle`, or `between` the old layers, `0 new 1 new 2 new`.
     """
@@ -251,11 +258,12 @@ class Fresh:
 
 @dataclass(frozen=True)
 class Scaled:
-    """Another strategy with the residual outputs of its added copies scaled: `0 0*0.5 1 1*0.5`; by 0, exact in a pre-norm net.
+    """Another strategy with the residual outputs of its added copies scaled: `0 0*0.5 1 1*0.5`;
+    by 0, exact in a pre-norm net.
 
-    The first occurrence of a layer is the original, the others are added copies. Scaling by 0 is LLaMA-Pro's
-    expansion (Wu et al. 2024, arXiv 2401.02415); a factor in between is momentum in the view of stacking as
-    accelerated descent (Agarwal et al. 2024, arXiv 2403.04978).
+    The first occurrence of a layer is the original, the others are added copies. Scaling by 0 is
+    LLaMA-Pro's expansion (Wu et al. 2024, arXiv 2401.02415); a factor in between is momentum in the
+    view of stacking as accelerated descent (Agarwal et al. 2024, arXiv 2403.04978).
     """
 
     strategy: Strategy

@@ -1,178 +1,121 @@
-"""Deep Fusion: trained models of one shape become one that is as many times wider (Mazzawi et al. 2023, arXiv 2306.11903)."""
+"""Deep Fusion: trained models of one shape become one that is as many times wider (Mazzawi et al.
+2023, arXiv 2306.11903).
+
+`Grow(fuse=True)(key, (params, others), source.axes, target)` puts n models beside each other.
+Connections are block diagonal, the head reads the average, and what has no axis that grew is
+averaged. Every axis that grows must be n times as large; heads and hidden units that stay as many
+are shared by the models.
+
+A model fused with itself keeps its function where `plan(...).exact` says so and what
+`plan(...).requires` names is met. Different models give the average of their outputs only where no
+norm sees the streams of both (`Residual(None, ...)`), all their axes grow, and the head is linear.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from lagjax.algebra.axes import Axes, Layout, Leaf, Lookup, Params, join, split
+from lagjax.algebra.axes import Array, Axes, Layout, Leaf, Params
+from lagjax.algebra.maps import AxisMap, column
+from lagjax.algebra.pieces import join, split
 from lagjax.algebra.plan import Plan
-from lagjax.growth.depth import Depth, unchanged
-from lagjax.growth.width import BlockDiagonal, Width
-from lagjax.model import Key, Model
-from lagjax.state import OptState, _keys, _owner, carry
+from lagjax.growth import width
+from lagjax.growth.width import BlockDiagonal, grown_axes
 
 
-@dataclass(frozen=True)
-class Fuse:
-    """Puts n trained models beside each other: `Fuse()(key, (params, others), source.axes, target)`.
+def maps(source: Layout, target: Layout) -> dict[str, AxisMap]:
+    """The map of every axis that grows.
 
-    Connections are block diagonal, the head reads the average, and what has no axis that grew is averaged. Every axis that
-    grows must be n times as large; heads and hidden units that stay as many are shared by the models.
-
-    A model fused with itself keeps its function where `plan(...).exact` says so and what `plan(...).requires` names is met.
-    Different models give the average of their outputs only where no norm sees the streams of both (`Residual(None, ...)`),
-    all their axes grow, and the head is linear.
-
-    Attributes:
-        depth: adds layers in the same step.
+    Raises ValueError where none does, for axes that grow by no or different whole multiples, and
+    for one that the data index.
     """
-
-    depth: Depth | None = None
-
-    def __call__(
-        self, key: Key, params: Sequence[Params], source: Axes, target: Model, /
-    ) -> Params:
-        """The fused parameters; raises ValueError for a single source, sources of different shapes, and as `plan` does."""
-        layout = _common(params, source)
-        plan = self.plan(key, layout, target.axes.layout(jax.eval_shape(target.init, key)))
-        if len(params) != (times := _times(plan)):
+    grown = grown_axes(source, target)
+    if not grown:
+        raise ValueError(
+            "no axis of the target is larger than the sources'; n models fuse to one whose axes "
+            "are n times as large"
+        )
+    times = max(target.sizes[grown[0]] // source.sizes[grown[0]], 2)
+    for axis in grown:
+        old, new = source.sizes[axis], target.sizes[axis]
+        leaf = target.having(axis)[0]
+        if target.kind(axis).indexed:
             raise ValueError(
-                f"{len(params)} models are given, but the target's axes {sorted(plan.maps)} are {times} times as large as theirs; "
-                f"give {times}, or a target of {len(params)} times their size"
+                f"axis {axis!r} grows from {old} to {new} in {leaf}, but the data index it; the "
+                "fused model takes the same data: give a target of equal size"
             )
-        fresh = target.init(key)
-        grown = [jax.tree.leaves(plan.params(one, fresh)) for one in params]
-        fused = [_fused(plan, leaf, values) for leaf, *values in zip(plan.target.leaves, *grown)]
-        return jax.tree.unflatten(jax.tree.structure(fresh), fused)
-
-    def plan(self, key: Key, source: Layout, target: Layout, /) -> Plan:
-        """What becomes of one of the models when it is fused with itself.
-
-        Raises ValueError for axes that grow by no or different whole multiples, and for one that the data index.
-        """
-        if self.depth:
-            words = self.depth.words(source, target)
-        else:
-            words = unchanged(source, target)
-        grown = {
-            axis: size
-            for axis, size in target.sizes.items()
-            if source.sizes.get(axis, size) != size
-        }
-        if not grown:
+        if new != times * old:
             raise ValueError(
-                "no axis of the target is larger than the sources'; n models fuse to one whose axes are n times as large"
+                f"axis {axis!r} has size {old} in the sources and {new} in the target's {leaf}; "
+                f"fusing {times} models, as {grown[0]!r} has it, takes {times * old}"
             )
-        data = [axis for axis, kind in target.kinds.items() if isinstance(kind, Lookup)]
-        first = next(iter(grown))
-        times = max(grown[first] // source.sizes[first], 2)
-        for axis, size in grown.items():
-            leaf = next(x for x in target.leaves if any(axis in dim.names for dim in x.dims))
-            if axis in data:
-                raise ValueError(
-                    f"axis {axis!r} grows from {source.sizes[axis]} to {size} in {leaf}, but the data index it; the fused model "
-                    "takes the same data: give a target of equal size"
-                )
-            if size != times * source.sizes[axis]:
-                raise ValueError(
-                    f"axis {axis!r} has size {source.sizes[axis]} in the sources and {size} in the target's {leaf}; fusing {times} "
-                    f"models, as {first!r} has it, takes {times * source.sizes[axis]}"
-                )
-        return Plan(source, target, words, Width(BlockDiagonal()).maps(source, target), key)
+    return width.maps(BlockDiagonal(), source, target)
 
 
-def fuse_states(
-    plan: Plan,
-    states: Sequence[OptState],
-    params: Sequence[Params],
-    large: Params,
-    tx: optax.GradientTransformation,
-    schedule: Literal["restart", "continue"],
-) -> OptState:
-    """The optimizer state with which a fused model begins: each model's own, as `carry` has it, in that model's part.
-
-    Args:
-        plan: of `Fuse`.
-        states: the sources' optimizer states, in the order of `params`; step counts are the first one's.
-        params: the sources' parameters.
-        large: the fused parameters.
-        tx: the transformation that trains the fused model.
-        schedule: as in `carry`.
-
-    Right for a model fused with itself. Of different ones, nobody has seen the gradients of the connections between them:
-    they are taken to be like those within the model that is written.
+def fused(plan: Plan, params: Sequence[Params], fresh: Params) -> Params:
+    """The fused parameters, from those of the models; raises ValueError for another number of them
+    than the plan's.
     """
-    leaves = {leaf.path: leaf for leaf in plan.target.leaves}
-    paths = _keys(large)
-    grown = [
-        carry(plan, state, one, large, tx, schedule)
-        for state, one in zip(states, params, strict=True)
-    ]
-
-    def fused(keys: Any, *values: Any) -> Any:
-        _, path = _owner(keys, paths)
-        return values[0] if path is None else _fused(plan, leaves[path], values)
-
-    return jax.tree_util.tree_map_with_path(fused, *grown)
+    axis = next(iter(plan.maps.values()))
+    if len(params) != (times := axis.new // axis.old):
+        raise ValueError(
+            f"{len(params)} models are given, but the target's axes {sorted(plan.maps)} are "
+            f"{times} times as large as theirs; give {times}, or a target of {len(params)} times "
+            "their size"
+        )
+    grown = [jax.tree.leaves(plan.params(one, fresh)) for one in params]
+    made = [_fused(plan, leaf, values) for leaf, *values in zip(plan.target.leaves, *grown)]
+    return jax.tree.unflatten(jax.tree.structure(fresh), made)
 
 
-def _fused(plan: Plan, leaf: Leaf, values: Sequence[Any]) -> Any:
-    """One leaf out of those of all sources' grown trees: block s is the tree's of source s.
-
-    Blocks lie along the first axis that grew of those that the leaf writes or acts on, else of those that it reads, whose
-    even shares make an average. Without any, the leaves are averaged.
+def common(params: Sequence[Params], source: Axes) -> Layout:
+    """The layout that all sources have; raises ValueError for a single source, and for sources of
+    different shapes.
     """
-    if not any(axis in plan.maps for dim in leaf.dims for axis in dim.names):
-        return _mean(values)
-    sizes = {**plan.target.sizes, **plan.target.stacks}
-    parts = []
-    for part, blocks in enumerate(zip(*(split(value, leaf.dims, sizes) for value in values))):
-        factors = sorted(plan.factors_of(leaf, part), key=lambda factor: factor.reads)
-        if not factors:
-            parts.append(_mean(blocks))
-            continue
-        column = [1] * blocks[0].ndim
-        column[factors[0].at] = -1
-        copy = factors[0].map.copy.reshape(column)
-        value = blocks[0]
-        for number, block in enumerate(blocks):
-            value = jnp.where(copy == number, block, value)
-        parts.append(value)
-    return join(parts, leaf.dims, sizes)
-
-
-def _mean(values: Sequence[Any]) -> Any:
-    total = sum(values[1:], values[0])
-    return (total / len(values)).astype(values[0].dtype)
-
-
-def _common(params: Sequence[Params], source: Axes) -> Layout:
-    """The layout that all sources have."""
     if not isinstance(params, tuple | list) or len(params) < 2:
         raise ValueError(
-            "fusing takes the parameters of two models or more: Fuse()(key, (params, others), source, target); to grow one, "
-            "use Width(BlockDiagonal())"
+            "fusing takes the parameters of two models or more: Grow(fuse=True)(key, (params, "
+            "others), source, target); to grow one, use Grow(width=BlockDiagonal())"
         )
     first, *others = [source.layout(one) for one in params]
     for number, other in enumerate(others, 2):
         for one, two in zip(first.leaves, other.leaves):
             if (one.path, one.shape) != (two.path, two.shape):
                 raise ValueError(
-                    f"the first model has {one} where model {number} has {two}; fusing takes models of one shape"
+                    f"the first model has {one} where model {number} has {two}; fusing takes "
+                    "models of one shape"
                 )
         if len(first.leaves) != len(other.leaves):
             raise ValueError(
-                f"the first model has {len(first.leaves)} parameters, model {number} has {len(other.leaves)}; fusing takes models "
-                "of one shape"
+                f"the first model has {len(first.leaves)} parameters, model {number} has "
+                f"{len(other.leaves)}; fusing takes models of one shape"
             )
     return first
 
 
-def _times(plan: Plan) -> int:
-    """How many models the plan's target has room for."""
-    grown = next(iter(plan.maps.values()))
-    return grown.new // grown.old
+def _fused(plan: Plan, leaf: Leaf, values: Sequence[Array]) -> Array:
+    """One leaf out of those of all sources' grown trees: block s is the tree's of source s.
+
+    Blocks lie along the first axis that grew of those that the leaf writes or acts on, else of
+    those that it reads, whose even shares make an average. Without any, the leaves are averaged.
+    """
+    grown = plan.grown(leaf)
+    if not any(grown):
+        return _mean(values)
+    extents, parts = plan.target.extents, []
+    for axes, *blocks in zip(grown, *(split(value, leaf.dims, extents) for value in values)):
+        if not axes:
+            parts.append(_mean(blocks))
+            continue
+        axis = min(axes, key=lambda axis: axis.reads)
+        copy, value = column(axis.map.copy, blocks[0].ndim, axis.at), blocks[0]
+        for number, block in enumerate(blocks):
+            value = jnp.where(copy == number, block, value)
+        parts.append(value)
+    return join(parts, leaf.dims, extents)
+
+
+def _mean(values: Sequence[Array]) -> Array:
+    total = sum(values[1:], values[0])
+    return (total / len(values)).astype(values[0].dtype)

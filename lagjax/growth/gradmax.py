@@ -1,41 +1,35 @@
 """GradMax: new units that learn as fast as possible (Evci et al. 2022, arXiv 2201.05125).
 
-New units of an axis start with a fan-in of 0, so that the function is kept, and with the fan-out that makes the gradient of this
-fan-in the largest::
+New units of an axis start with a fan-in of 0, so that the function is kept, and with the fan-out
+that makes the gradient of this fan-in the largest::
 
     found = gradmax(key, params, source, target, batches, axis="mlp")
     candidate = Candidate("gradmax", found.operator, target, fit_flops=found.flops)
 
-That gradient is G ω, linear in the fan-out ω of a unit, and does not depend on the other new units, which are all 0. So G is
-measured column by column without a change to the forward pass: new units get basis vectors as fan-outs, each shows
-one column, and all layers are measured at once.
+That gradient is G ω, linear in the fan-out ω of a unit, and does not depend on the other new units,
+which are all 0. So G is measured column by column without a change to the forward pass: new units
+get basis vectors as fan-outs, each shows one column, and all layers are measured at once.
 """
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.algebra.axes import (
-    Axes,
-    Elementwise,
-    Layout,
-    Leaf,
-    Params,
-    flatten,
-    join,
-    split,
-)
+from lagjax.algebra.axes import Array, Axes, Layout, Leaf, Params, flatten
+from lagjax.algebra.kinds import Units
+from lagjax.algebra.pieces import join, pieces_of, split
 from lagjax.algebra.plan import Plan
 from lagjax.fingerprint import digest
 from lagjax.flops import flops
 from lagjax.growth.learned import ByContent
-from lagjax.growth.width import Width, ZeroPad
-from lagjax.model import Batch, Key, Model
+from lagjax.growth.operator import Grow
+from lagjax.growth.width import ZeroPad
+from lagjax.model import Batch, Key, Linear, Model
 
 Site: TypeAlias = tuple[tuple[tuple[str, int], ...], tuple[str, ...]]
 """Where units are: the layer of unrolled stacks, and the stacks inside the arrays."""
@@ -44,7 +38,8 @@ REMEDY = "grow it by RandomIn() or Paired() instead"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Given(ByContent):
-    """Another linear operator with given values in place of the target's initialisation, path by path.
+    """Another linear operator with given values in place of the target's initialisation, path by
+    path.
 
     They show where the operator takes fresh values only.
 
@@ -53,10 +48,10 @@ class Given(ByContent):
         fresh: (path, array of the target's shape) of some leaves.
     """
 
-    base: Any
-    fresh: tuple[tuple[str, Any], ...]
+    base: Linear
+    fresh: tuple[tuple[str, Array], ...]
 
-    def content(self) -> tuple[Hashable, ...]:
+    def content(self) -> tuple[object, ...]:
         return (self.base, digest(dict(self.fresh)))
 
     def __repr__(self) -> str:
@@ -64,22 +59,28 @@ class Given(ByContent):
 
     def plan(self, key: Key, source: Layout, target: Layout, /) -> Plan:
         """The base's."""
-        plan: Plan = self.base.plan(key, source, target)
-        return plan
+        return self.base.plan(key, source, target)
 
     def __call__(self, key: Key, params: Params, source: Axes, target: Model, /) -> Params:
         """Raises ValueError for a value that the target has no place for, and as the base does."""
-        shapes = jax.eval_shape(target.init, key)
-        fresh, given = flatten(target.init(key)), dict(self.fresh)
-        for path, value in given.items():
-            if path not in fresh or np.shape(fresh[path]) != np.shape(value):
-                raise ValueError(
-                    f"{self} has a value of shape {np.shape(value)} for {path!r}, where the target has "
-                    f"{np.shape(fresh[path]) if path in fresh else 'no parameter'}; make it for this target"
-                )
-        plan = self.plan(key, source.layout(params), target.axes.layout(shapes))
-        made = [given.get(path, value) for path, value in fresh.items()]
-        return plan.params(params, jax.tree.unflatten(jax.tree.structure(shapes), made))
+
+        def init(key: Key) -> Params:
+            fresh, given = target.init(key), dict(self.fresh)
+            found = flatten(fresh)
+            for path, value in given.items():
+                if path not in found or np.shape(found[path]) != np.shape(value):
+                    raise ValueError(
+                        f"{self} has a value of shape {np.shape(value)} for {path!r}, where the "
+                        f"target has {np.shape(found[path]) if path in found else 'no parameter'}; "
+                        "make it for this target"
+                    )
+            made = [
+                jnp.asarray(given[path], value.dtype) if path in given else value
+                for path, value in found.items()
+            ]
+            return jax.tree.unflatten(jax.tree.structure(fresh), made)
+
+        return self.base(key, params, source, target._replace(init=init))
 
 
 class GradMax(NamedTuple):
@@ -88,8 +89,8 @@ class GradMax(NamedTuple):
     Attributes:
         operator: linear and exact.
         flops: what the measurement cost, for `Candidate.fit_flops`.
-        scores: layer → sum of the squares of the singular values that were taken: by how much the loss falls, to first order
-            and for fan-outs of norm 1, for each unit of learning rate.
+        scores: layer → sum of the squares of the singular values that were taken: by how much the
+            loss falls, to first order and for fan-outs of norm 1, for each unit of learning rate.
     """
 
     operator: Given
@@ -113,10 +114,11 @@ def gradmax(
 ) -> GradMax:
     """Grows one axis by GradMax.
 
-    In each layer new units get the top right singular vectors of G as fan-outs, G `[fan-in, fan-out]` the mean gradient over
-    the batches, each of `scale` times the mean norm of the old units' fan-outs. The fan-in is all that writes a
-    unit in its layer, the biases too; the fan-out all that reads it. Where G has fewer singular values above 0 than there
-    are new units, the rest get random mixtures of the vectors found: the same vector twice would make twins.
+    In each layer new units get the top right singular vectors of G as fan-outs, G `[fan-in,
+    fan-out]` the mean gradient over the batches, each of `scale` times the mean norm of the old
+    units' fan-outs. The fan-in is all that writes a unit in its layer, the biases too; the fan-out
+    all that reads it. Where G has fewer singular values above 0 than there are new units, the rest
+    get random mixtures of the vectors found: the same vector twice would make twins.
 
     It takes ⌈fan-out / new units⌉ gradients of the large model for each batch.
 
@@ -126,52 +128,52 @@ def gradmax(
         source: the small model's table.
         target: the large model; larger on this axis only.
         batches: at least one.
-        axis: with the kind `Elementwise`, not gated.
+        axis: of units, heads or channels (`lagjax.algebra.kinds`), not gated.
         scale: of the new fan-outs.
 
-    Raises ValueError for another axis, where new units without a fan-in are not silent, and where all gradients are 0.
+    Raises ValueError for another axis, where new units without a fan-in are not silent, and where
+    all gradients are 0.
     """
     shapes = jax.eval_shape(target.init, key)
     old, new = source.layout(params), target.axes.layout(shapes)
     _check(axis, old, new)
-    base = Width({axis: ZeroPad()})
+    base = Grow(width={axis: ZeroPad()})
     plan = base.plan(key, old, new)
     if plan.violations:
         raise ValueError(
-            f"new units without a fan-in change the function: {'; '.join(map(str, plan.violations))}; {REMEDY}"
+            "new units without a fan-in change the function: "
+            f"{'; '.join(map(str, plan.violations))}; {REMEDY}"
         )
     first, count = old.sizes[axis], new.sizes[axis] - old.sizes[axis]
-    sizes = {**new.sizes, **new.stacks}
     reads, writes = (
-        {leaf.path: leaf for leaf in new.leaves if _orders(leaf, axis, role)} for role in ("<", ">")
+        {leaf.path: leaf for leaf in new.leaves if _having(leaf, axis, role)} for role in ("<", ">")
     )
     zeros = {leaf.path: np.zeros(leaf.shape, leaf.dtype) for leaf in new.leaves}
     structure = jax.tree.structure(shapes)
 
-    def fresh(fan_outs: Mapping[Site, Any]) -> dict[str, Any]:
+    def fresh(fan_outs: Mapping[Site, Array]) -> dict[str, Array]:
         """The readers, their new entries filled from `[layers, new units, fan-out]` by site."""
         made, starts = {}, dict.fromkeys(fan_outs, 0)
         for path, leaf in reads.items():
-            parts = list(split(zeros[path], leaf.dims, sizes))
-            for part, order in _orders(leaf, axis, "<").items():
-                site = _site(leaf)
+            parts, site = list(split(zeros[path], leaf.dims, new.extents)), _site(leaf)
+            for part, order in _having(leaf, axis, "<").items():
                 rows = _rows(parts[part], order)
                 end = starts[site] + rows.shape[2]
                 mine = fan_outs[site][:, :, starts[site] : end].astype(leaf.dtype)
                 rows = jnp.concatenate([rows[:, :first], mine], axis=1)
                 parts[part] = _unrows(rows, order, parts[part].shape)
                 starts[site] = end
-            made[path] = join(parts, leaf.dims, sizes)
+            made[path] = join(parts, leaf.dims, new.extents)
         return made
 
     def gathered(
-        leaves: Mapping[str, Leaf], values: Mapping[str, Any], role: str
-    ) -> dict[Site, Any]:
+        leaves: Mapping[str, Leaf], values: Mapping[str, Array], role: str
+    ) -> dict[Site, Array]:
         """All that writes or reads the units, `[layers, units, fan-in or fan-out]` by site."""
-        found: dict[Site, list[Any]] = {}
+        found: dict[Site, list[Array]] = {}
         for path, leaf in leaves.items():
-            parts = split(values[path], leaf.dims, sizes)
-            for part, order in _orders(leaf, axis, role).items():
+            parts = split(values[path], leaf.dims, new.extents)
+            for part, order in _having(leaf, axis, role).items():
                 found.setdefault(_site(leaf), []).append(_rows(parts[part], order))
         return {site: jnp.concatenate(rows, axis=2) for site, rows in found.items()}
 
@@ -181,8 +183,8 @@ def gradmax(
     @jax.jit
     def columns(
         params: Params, offset: jax.Array, batch: Batch
-    ) -> tuple[dict[Site, Any], Any, dict[Site, Any]]:
-        """Columns of G from `offset` on, summed over the batch, with its count; and the grown fan-outs."""
+    ) -> tuple[dict[Site, Array], Array, dict[Site, Array]]:
+        """Columns of G from `offset` on, summed over the batch; its count; the grown fan-outs."""
         basis = {
             site: jnp.broadcast_to(
                 jax.nn.one_hot(offset + jnp.arange(count), width),
@@ -193,7 +195,7 @@ def gradmax(
         made = {**zeros, **fresh(basis)}
         grown = flatten(plan.params(params, jax.tree.unflatten(structure, list(made.values()))))
 
-        def total(written: dict[str, Any]) -> tuple[jax.Array, Any]:
+        def total(written: dict[str, Array]) -> tuple[jax.Array, Array]:
             leaves = list({**grown, **written}.values())
             return target.loss(jax.tree.unflatten(structure, leaves), batch, None)
 
@@ -207,11 +209,11 @@ def gradmax(
 
     if missing := sites.keys() - {_site(leaf) for leaf in writes.values()}:
         raise ValueError(
-            f"axis {axis!r} is read in {', '.join(_label(site, 0, new) for site in missing)}, where nothing writes it: its units "
-            f"have no fan-in of their own; {REMEDY}"
+            f"axis {axis!r} is read in {', '.join(_label(site, 0, new) for site in missing)}, "
+            f"where nothing writes it: its units have no fan-in of their own; {REMEDY}"
         )
     passes = math.ceil(max(width for _, width in sites.values()) / count)
-    sums: dict[tuple[Site, int], Any] = {}
+    sums: dict[tuple[Site, int], Array] = {}
     counted, spent, costs = 0.0, 0.0, {}
     for batch in batches:
         signature = tuple(np.shape(x) for x in jax.tree.leaves(batch))
@@ -241,35 +243,37 @@ def gradmax(
         chosen[site] = jnp.asarray(np.stack(rows))
     if not any(scores.values()):
         raise ValueError(
-            f"all gradients of new units of axis {axis!r} are 0: the activation has no slope at 0, as relu, or its layers' "
-            f"outputs have no effect; {REMEDY}"
+            f"all gradients of new units of axis {axis!r} are 0: the activation has no slope at 0, "
+            f"as relu, or its layers' outputs have no effect; {REMEDY}"
         )
     made = jax.device_get(jax.jit(fresh)(chosen))
     return GradMax(Given(base, tuple(made.items())), spent, scores)
 
 
 def _check(axis: str, source: Layout, target: Layout) -> None:
-    kind = target.kinds.get(axis)
-    if not isinstance(kind, Elementwise):
-        raise ValueError(  # noqa: TRY004
-            f"axis {axis!r} has the kind {kind}; GradMax grows axes whose entries act alone: say it in the table, "
-            f"kinds={{{axis!r}: Elementwise(...)}}, or name another axis"
-        )
-    if kind.gated:
+    kind = target.kind(axis)
+    if not kind.alone:
         raise ValueError(
-            f"axis {axis!r} is gated: where a gate and what it lets through are both 0, so are their gradients; {REMEDY}"
+            f"axis {axis!r} has the kind {kind}; GradMax grows axes whose entries act alone: say "
+            f"it in the table, kinds={{{axis!r}: Units(...)}}, or name another axis"
+        )
+    if isinstance(kind, Units) and kind.gated:
+        raise ValueError(
+            f"axis {axis!r} is gated: where a gate and what it lets through are both 0, so are "
+            f"their gradients; {REMEDY}"
         )
     if source.sizes.get(axis, 0) >= target.sizes.get(axis, 0):
         raise ValueError(
-            f"axis {axis!r} has size {source.sizes.get(axis)} in the source and {target.sizes.get(axis)} in the target; GradMax "
-            "adds units: give a target that is larger on it"
+            f"axis {axis!r} has size {source.sizes.get(axis)} in the source and "
+            f"{target.sizes.get(axis)} in the target; GradMax adds units: give a target that is "
+            "larger on it"
         )
 
 
 def _directions(
     gradient: np.ndarray, count: int, random: np.random.Generator
 ) -> tuple[np.ndarray, float]:
-    """`count` fan-outs of norm 1, `[count, fan-out]`, from G `[fan-in, fan-out]`; and their score."""
+    """`count` fan-outs of norm 1, `[count, fan-out]`, from G `[fan-in, fan-out]`; their score."""
     _, values, vectors = np.linalg.svd(gradient, full_matrices=False)
     # Below this a singular value is rounding, in float32 at least.
     rank = int((values > 1e-6 * max(values[0], np.finfo(float).tiny)).sum())
@@ -281,7 +285,7 @@ def _directions(
     return np.concatenate([taken, mixed]), float((values[: len(taken)] ** 2).sum())
 
 
-def _wide(x: jax.Array) -> jax.Array:
+def _wide(x: Array) -> Array:
     """In float32 at least, since it is summed over batches."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -305,45 +309,31 @@ def _label(site: Site, layer: int, layout: Layout) -> str:
 
 
 class Order(NamedTuple):
-    """Where an unfolded array has its stacks, the units' axis, and the rest."""
+    """How `_rows` sees an unfolded array: so many stacks, the units' axis, the rest."""
 
-    stacks: tuple[int, ...]
-    units: int
-    rest: tuple[int, ...]
-
-    @property
-    def axes(self) -> tuple[int, ...]:
-        return (*self.stacks, self.units, *self.rest)
+    stacks: int
+    axes: tuple[int, ...]
 
 
-def _orders(leaf: Leaf, axis: str, role: str) -> dict[int, Order]:
-    """The parts of a leaf that have the axis in this role."""
+def _having(leaf: Leaf, axis: str, role: str) -> dict[int, Order]:
+    """The pieces of a leaf that have the axis in this role."""
     found = {}
-    for part in range(max((len(dim.parts) for dim in leaf.dims), default=1)):
-        factors = list(_factors(leaf, part))
-        units = [at for at, x in enumerate(factors) if x == (axis, role)]
-        if units:
-            stacks = tuple(at for at, x in enumerate(factors) if x[1] == "#")
-            others = (at for at in range(len(factors)) if at not in stacks)
-            rest = tuple(at for at in others if at != units[0])
-            found[part] = Order(stacks, units[0], rest)
+    for part, piece in enumerate(pieces_of(leaf.dims)):
+        if (units := piece.at(axis, role)) is not None:
+            first = (*piece.stacks, units)
+            rest = (at for at in range(len(piece.names)) if at not in first)
+            found[part] = Order(len(piece.stacks), (*first, *rest))
     return found
 
 
-def _factors(leaf: Leaf, part: int) -> Iterator[tuple[str | int, str]]:
-    """Each axis of the unfolded array with its role."""
-    for dim in leaf.dims:
-        index = part if len(dim.parts) > 1 else 0
-        yield from zip(dim.parts[index], dim.roles(index))
-
-
-def _rows(value: Any, order: Order) -> Any:
+def _rows(value: Array, order: Order) -> Array:
     """`[layers, units, rest]` of an unfolded array."""
-    layers = math.prod(value.shape[axis] for axis in order.stacks)
-    return value.transpose(order.axes).reshape(layers, value.shape[order.units], -1)
+    moved = value.transpose(order.axes)
+    stacks, units = moved.shape[: order.stacks], moved.shape[order.stacks]
+    return moved.reshape(math.prod(stacks), units, -1)
 
 
-def _unrows(rows: Any, order: Order, shape: tuple[int, ...]) -> Any:
+def _unrows(rows: Array, order: Order, shape: tuple[int, ...]) -> Array:
     """The array that `_rows` took apart."""
     moved = rows.reshape([shape[axis] for axis in order.axes])
     return moved.transpose(np.argsort(order.axes))

@@ -1,7 +1,11 @@
-"""Growing models that nearly fill the memory: one compiled program for each leaf, run one after another.
+"""Growing models that nearly fill the memory: one compiled program for each leaf, run one after
+another.
 
-One program for the whole tree holds temporaries of many leaves at a time, as many as XLA finds convenient: 18 times the largest leaf
-where noise is drawn. Here the operator is traced once and cut into its leaves, and what a leaf does not need is dropped.
+One program for the whole tree holds temporaries of many leaves at a time, as many as XLA finds
+convenient: 18 times the largest leaf where noise is drawn. Here the operator is traced once and cut
+into its leaves, and what a leaf does not need is dropped::
+
+    params = lagjax.leafwise.apply(operator, key, params, source.axes, target, shardings)
 """
 
 import math
@@ -18,8 +22,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from lagjax.algebra.axes import Axes, Params
-from lagjax.algebra.plan import Growth
-from lagjax.model import Key, Model
+from lagjax.model import Growth, Key, Model
 
 
 def apply(
@@ -30,17 +33,20 @@ def apply(
     target: Model,
     shardings: Any = None,
 ) -> Params:
-    """The operator's call under jit, with the target's shardings; `params` is left alone, and shares no memory with the result.
+    """The operator's call under jit, with the target's shardings; `params` is left alone, and
+    shares no memory with the result.
 
-    Beside source and target a device holds, while a leaf is made, what XLA plans for that leaf (`CompiledGrowth.temporary` is the most):
+    Beside source and target a device holds, while a leaf is made, what XLA plans for that leaf
+    (`CompiledGrowth.temporary` is the most):
 
     * nothing where layers or entries are copied, scaled, zeroed or averaged, and for jitter;
-    * at most about the leaf where fresh values are chosen from: those of a stack are made whole first;
+    * at most about the leaf where fresh values are chosen from: those of a stack are made whole
+      first;
     * nothing for noise either, since it is drawn, cancelled and added in place.
 
-    Over several devices an axis that grows where it is cut is collected on each, 1.6 leaves at most. A source on other devices than
-    the target's is brought there whole for each leaf. The bits are those of one device, but where sums are taken: means, the size of noise, what
-    cancels it.
+    Over several devices an axis that grows where it is cut is collected on each, 1.6 leaves at
+    most. A source on other devices than the target's is brought there whole for each leaf. The bits
+    are those of one device, but where sums are taken: means, the size of noise, what cancels it.
 
     Compiles at each call; see `compiled` to grow several models of the same shapes.
 
@@ -49,16 +55,19 @@ def apply(
         key: a typed key, not traced.
         params: the small model's parameters, jax or numpy arrays, on any devices.
         source: its axes table.
-        target: the large model. `target.init` is only traced; of its values those are computed that the operator uses.
-        shardings: of the result, one for all leaves or a tree of them; by default JAX decides: where the source is.
+        target: the large model. `target.init` is only traced; of its values those are computed that
+            the operator uses.
+        shardings: of the result, one for all leaves or a tree of them; by default JAX decides:
+            where the source is.
 
     Raises:
-        ValueError: as the operator does, and for shardings of another structure than the target's parameters.
+        ValueError: as the operator does, and for shardings of another structure than the target's
+            parameters.
     """
     return compiled(operator, key, params, source, target, shardings)(key, params)
 
 
-class Program(NamedTuple):
+class LeafProgram(NamedTuple):
     """What makes one leaf.
 
     Attributes:
@@ -74,7 +83,8 @@ class Program(NamedTuple):
 
 @dataclass(frozen=True)
 class CompiledGrowth:
-    """A compiled growth: `(key, params)` → the large model's parameters, for source parameters of the shapes it was made for.
+    """A compiled growth: `(key, params)` → the large model's parameters, for source parameters of
+    the shapes it was made for.
 
     Attributes:
         keys: derives from the key what the leaves draw from.
@@ -83,7 +93,7 @@ class CompiledGrowth:
     """
 
     keys: Callable[[Key], list[Any]]
-    programs: tuple[Program, ...]
+    programs: tuple[LeafProgram, ...]
     tree: Any
 
     def __call__(self, key: Key, params: Params) -> Params:
@@ -100,7 +110,9 @@ class CompiledGrowth:
 
     @property
     def temporary(self) -> int:
-        """The most bytes that a program holds on a device beside its inputs and its leaf, by XLA's own plan."""
+        """The most bytes that a program holds on a device beside its inputs and its leaf, by XLA's
+        own plan.
+        """
         plans = [program.run.memory_analysis() for program in self.programs]
         return max(int(plan.temp_size_in_bytes) for plan in plans if plan is not None)
 
@@ -113,7 +125,8 @@ def compiled(
     target: Model,
     shardings: Any = None,
 ) -> CompiledGrowth:
-    """Compiles what `apply` runs; `params` may be `jax.ShapeDtypeStruct`, with the shardings that the arrays will have.
+    """Compiles what `apply` runs; `params` may be `jax.ShapeDtypeStruct`, with the shardings that
+    the arrays will have.
 
     Leaves that are made alike, such as those of unrolled layers, are compiled once.
     """
@@ -135,11 +148,15 @@ def compiled(
         given = [
             inputs[position]
             if place is None
-            else jax.ShapeDtypeStruct(inputs[position].shape, inputs[position].dtype, sharding=place)
+            else jax.ShapeDtypeStruct(
+                inputs[position].shape, inputs[position].dtype, sharding=place
+            )
             for position, place in zip(at, places)
-        ]  # fmt: skip
+        ]
         call = jaxpr_as_fun(ClosedJaxpr(one, closed.consts))
-        lowered = jax.jit(lambda *x, call=call: call(*x)[0], out_shardings=wanted[index]).lower(*given)  # fmt: skip
+        lowered = jax.jit(lambda *x, call=call: call(*x)[0], out_shardings=wanted[index]).lower(
+            *given
+        )
         # The text has every constant; where inputs lie it tells in part.
         same = (
             lowered.as_text(),
@@ -148,7 +165,7 @@ def compiled(
         )
         if same not in found:
             found[same] = lowered.compile()
-        programs.append(Program(found[same], at, places))
+        programs.append(LeafProgram(found[same], at, places))
     # Not compiled: one operation a key, and all of them are the same few.
     keys = jaxpr_as_fun(ClosedJaxpr(first, ()))
     return CompiledGrowth(keys, tuple(programs), tree)
@@ -162,14 +179,16 @@ def _spread(shardings: Any, like: Params) -> list[Sharding | None]:
     found: Any = jax.tree.structure(shardings)
     if found != jax.tree.structure(like):
         raise ValueError(
-            f"the shardings have the structure {found}, the target's parameters {jax.tree.structure(like)}; give one "
-            "for each parameter, or one for all"
+            f"the shardings have the structure {found}, the target's parameters "
+            f"{jax.tree.structure(like)}; give one for each parameter, or one for all"
         )
     return jax.tree.leaves(shardings)
 
 
 def _place(value: Any, wanted: Sharding | None) -> Sharding | None:
-    """Where an input has to be brought so that the leaf can be made on its own devices; None where it can stay."""
+    """Where an input has to be brought so that the leaf can be made on its own devices; None where
+    it can stay.
+    """
     held = getattr(value, "sharding", None)
     if wanted is None or held is None or not getattr(value, "committed", True):
         return None
@@ -185,7 +204,8 @@ def _described(var: Any) -> tuple[tuple[int, ...], Any]:
 
 
 def _keys_first(jaxpr: Jaxpr) -> tuple[Jaxpr, Jaxpr]:
-    """Cuts a program of a key and a source into one that derives keys, and one that takes these in place of the key.
+    """Cuts a program of a key and a source into one that derives keys, and one that takes these in
+    place of the key.
 
     Leaves that draw from keys of their own are alike without what derived them.
     """
@@ -206,7 +226,7 @@ def _keys_first(jaxpr: Jaxpr) -> tuple[Jaxpr, Jaxpr]:
     return (
         jaxpr.replace(constvars=(), invars=[key], outvars=handed, eqns=first, debug_info=unnamed),
         jaxpr.replace(invars=[*handed, *jaxpr.invars[1:]], eqns=rest, debug_info=unnamed),
-    )  # fmt: skip
+    )
 
 
 def _of_keys(var: Any) -> bool:
@@ -218,9 +238,12 @@ def _of_keys(var: Any) -> bool:
 def _fused(key: Key) -> Key:
     """The same key, but one whose bits XLA makes where they are used.
 
-    On CPUs JAX draws in a loop over whole arrays, which holds three to five times what it draws; as plain arithmetic of each entry's
-    number nothing is held, the bits are the same, and are made several times faster. Keys that are not Threefry's stay as they are.
+    On CPUs JAX draws in a loop over whole arrays, which holds three to five times what it draws; as
+    plain arithmetic of each entry's number nothing is held, the bits are the same, and are made
+    several times faster. Keys that are not Threefry's stay as they are.
     """
+    # A Threefry of our own, because with that of JAX 0.10 fresh values and noise still hold three
+    # leaves and more: tests/growth/test_scale.py fails without it. When it does not, this goes.
     flags: Any = jax.config
     if not _typed(key.dtype) or jax.random.key_impl(key) != _NAME:
         return key
@@ -274,4 +297,4 @@ _FUSED = define_prng_impl(
     fold_in=lambda data, number: jax.random.key_data(jax.random.fold_in(_plain(data), number)),
     name=f"{_NAME}, fused",
     tag="fused",
-)  # fmt: skip
+)

@@ -1,4 +1,5 @@
-"""Learned growth: operators with parameters of their own, fitted to the loss of the model that they grow.
+"""Learned growth: operators with parameters of their own, fitted to the loss of the model that they
+grow.
 
 `fit` takes any parametrised operator; `fit_ligo` fits LiGO's (Wang et al. 2023, arXiv 2303.00980)::
 
@@ -6,7 +7,8 @@
     candidate = Candidate("ligo", fitted.operator, target, fit_flops=fitted.flops)
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -15,24 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lagjax.algebra.axes import (
-    Axes,
-    Dim,
-    Layout,
-    Leaf,
-    Params,
-    flatten,
-    join,
-    rearrange,
-    unfold,
-)
+from lagjax.algebra.axes import Array, Axes, Layout, Leaf, Params, flatten
 from lagjax.algebra.maps import AxisMap
-from lagjax.algebra.plan import Growth, Plan
+from lagjax.algebra.notation import Dim
+from lagjax.algebra.pieces import join, pieces_of, rearrange, unfold
+from lagjax.algebra.plan import Plan
+from lagjax.algebra.words import layers_of, pick
 from lagjax.fingerprint import digest
 from lagjax.flops import flops
-from lagjax.growth.depth import Depth, Stack, check_stacks
-from lagjax.growth.width import Width
-from lagjax.model import Batch, Key, Model
+from lagjax.growth.depth import Stack, words
+from lagjax.growth.width import maps
+from lagjax.model import Batch, Growth, Key, Model
 
 Phi: TypeAlias = Any
 """A pytree of arrays: the parameters of an operator."""
@@ -62,7 +57,8 @@ def fit(
     batches: Iterable[Batch],
     tx: optax.GradientTransformation,
 ) -> Fitted:
-    """Fits an operator's parameters by the gradient of the target's mean loss; the small model stays as it is.
+    """Fits an operator's parameters by the gradient of the target's mean loss; the small model
+    stays as it is.
 
     Args:
         make: parameters → operator; is called under `jax.jit`.
@@ -74,15 +70,16 @@ def fit(
         batches: one for each step.
         tx: the optimizer of the operator's parameters.
 
-    FLOPs are counted by step from what is traced: where the growth calls `target.init`, this is counted as well.
+    FLOPs are counted by step from what is traced: where the growth calls `target.init`, this is
+    counted as well.
 
     Raises ValueError where there are no batches.
     """
 
     @jax.jit
     def step(
-        phi: Phi, state: Any, params: Params, number: jax.Array, batch: Batch
-    ) -> tuple[Phi, Any, jax.Array]:
+        phi: Phi, state: optax.OptState, params: Params, number: jax.Array, batch: Batch
+    ) -> tuple[Phi, optax.OptState, jax.Array]:
         def mean(phi: Phi) -> jax.Array:
             grown = make(phi)(key, params, source, target)
             total, count = target.loss(grown, batch, jax.random.fold_in(key, number))
@@ -111,7 +108,7 @@ def fit(
 class ByContent:
     """Operators that hold arrays are equal where these are, bit for bit."""
 
-    def content(self) -> tuple[Hashable, ...]:
+    def content(self) -> tuple[object, ...]:
         """What two equal operators have in common."""
         raise NotImplementedError
 
@@ -128,23 +125,26 @@ class ByContent:
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
 class Ligo(ByContent):
-    """LiGO (Wang et al. 2023, arXiv 2303.00980): W'_l = Σ_j w_lj B_out W_j B_inᵀ, linear in the small model's parameters.
+    """LiGO (Wang et al. 2023, arXiv 2303.00980): W'_l = Σ_j w_lj B_out W_j B_inᵀ, linear in the
+    small model's parameters.
 
-    Every array goes by the matrix of each axis that it has, whatever its role there; nothing is fresh and no key is used.
+    Every array goes by the matrix of each axis that it has, whatever its role there; nothing is
+    fresh and no key is used.
 
     Attributes:
         axes: axis that grows → `[new, old]`.
-        mixing: (stack that grows, name of a parameter) → `[new layers, old layers]`, of the layers that have it.
+        mixing: (stack that grows, name of a parameter) → `[new layers, old layers]`, of the layers
+            that have it.
     """
 
-    axes: tuple[tuple[str, Any], ...]
-    mixing: tuple[tuple[tuple[str, str], Any], ...]
+    axes: tuple[tuple[str, Array], ...]
+    mixing: tuple[tuple[tuple[str, str], Array], ...]
 
-    def __init__(self, axes: Mapping[str, Any], mixing: Mapping[tuple[str, str], Any]) -> None:
+    def __init__(self, axes: Mapping[str, Array], mixing: Mapping[tuple[str, str], Array]) -> None:
         object.__setattr__(self, "axes", tuple(axes.items()))
         object.__setattr__(self, "mixing", tuple(mixing.items()))
 
-    def content(self) -> tuple[Hashable, ...]:
+    def content(self) -> tuple[object, ...]:
         return (digest((dict(self.axes), dict(self.mixing))),)
 
     def __repr__(self) -> str:
@@ -159,7 +159,7 @@ class Ligo(ByContent):
         for leaf in new.leaves:
             if leaf.name not in grown:
                 grown[leaf.name] = self._grown(leaf, old, new, values)
-        leaves = [_placed(leaf, new, grown[leaf.name]) for leaf in new.leaves]
+        leaves = [_placed(leaf, new, *grown[leaf.name]) for leaf in new.leaves]
         return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
     def _check(self, source: Layout, target: Layout) -> None:
@@ -169,42 +169,48 @@ class Ligo(ByContent):
             for name in known.keys() | shapes.keys():
                 if known.get(name) != shapes.get(name):
                     raise ValueError(
-                        f"the matrix for {what} {name!r} has shape {shapes.get(name)}; growing this source into this target "
-                        f"takes {known.get(name)}: fit the operator to these two, or start from ligo_start"
+                        f"the matrix for {what} {name!r} has shape {shapes.get(name)}; growing "
+                        f"this source into this target takes {known.get(name)}: fit the operator "
+                        "to these two, or start from ligo_start"
                     )
 
-    def _grown(self, leaf: Leaf, source: Layout, target: Layout, values: Mapping[str, Any]) -> Any:
-        """All layers of one name, `[*stacks, *axes of the target's leaf]`."""
+    def _grown(
+        self, leaf: Leaf, source: Layout, target: Layout, values: Mapping[str, Array]
+    ) -> tuple[Array, tuple[Dim, ...]]:
+        """All layers of one name, and its axes: the stacks in front, then those of the target's."""
         stacks, axes, mixing = sorted(leaf.stacks), dict(self.axes), dict(self.mixing)
         olds = [one for one in source.leaves if one.name == leaf.name]
-        value = _stacked(olds, values)
+        every = {stack: layers_of(source, leaf.name, stack) for stack in stacks}
+        value, dims = pick(olds, values, every)
+        named = [dim.stack for dim in dims]
+        front = [named.index(stack) for stack in stacks]
+        rest = [at for at, stack in enumerate(named) if not stack]
+        value = value.transpose(*front, *rest)
         for at, stack in enumerate(stacks):
             if (stack, leaf.name) in mixing:
                 value = _contracted(mixing[stack, leaf.name], value, at)
-        front = [Dim("#", ((stack,),)) for stack in stacks]
-        have, want = ([*front, *_plain(one)] for one in (olds[0], leaf))
         layers = dict(zip(stacks, value.shape))
-        named = {axis for dim in want for axis in dim.names}
-        if not named & axes.keys():
-            return rearrange(value, have, want, {**target.sizes, **layers})
-        parts = []
-        for index, part in enumerate(unfold(value, have, want, {**source.sizes, **layers})):
-            factors = [
-                factor for dim in want for factor in dim.parts[index if len(dim.parts) > 1 else 0]
-            ]
-            for at, factor in enumerate(factors):
-                if factor in axes:
-                    part = _contracted(axes[factor], part, at)
-            parts.append(part)
-        return join(parts, want, {**target.sizes, **layers})
+        have = tuple(dims[at] for at in (*front, *rest))
+        want = (*have[: len(front)], *(dim for dim in leaf.dims if not dim.stack))
+        extents = {**target.sizes, **layers}
+        if not any(axis in axes for dim in want for axis in dim.names):
+            return rearrange(value, have, want, extents), want
+        parts = unfold(value, have, want, {**source.sizes, **layers})
+        made = []
+        for piece, part in zip(pieces_of(want), parts):
+            for at, name in enumerate(piece.names):
+                if name in axes:
+                    part = _contracted(axes[str(name)], part, at)
+            made.append(part)
+        return join(made, want, extents), want
 
 
 def ligo_start(key: Key, source: Layout, target: Layout, noise: float = 0.03) -> dict[str, Any]:
     """Where LiGO's fit starts; `Ligo(**start)` makes the operator.
 
-    New entries of an axis are copies of the old ones in turn, for those that read too (the authors' code also has a random
-    start, and learns only the rows of new entries). Layers are stacked: row l of a mixing matrix is 1 at l mod L and noise
-    from U(0, `noise`) elsewhere, divided by its sum.
+    New entries of an axis are copies of the old ones in turn, for those that read too (the authors'
+    code also has a random start, and learns only the rows of new entries). Layers are stacked: row
+    l of a mixing matrix is 1 at l mod L and noise from U(0, `noise`) elsewhere, divided by its sum.
 
     Raises ValueError where source and target do not fit each other.
     """
@@ -226,7 +232,9 @@ def fit_ligo(
     tx: optax.GradientTransformation | None = None,
     noise: float = 0.03,
 ) -> Fitted:
-    """Fits LiGO; the authors take 100 batches. By default AdamW with their published commands' rate of 2e-4."""
+    """Fits LiGO; the authors take 100 batches. By default AdamW with their published commands' rate
+    of 2e-4.
+    """
     start_key, fit_key = jax.random.split(key)
     shapes = jax.eval_shape(target.init, key)
     start = ligo_start(start_key, source.layout(params), target.axes.layout(shapes), noise)
@@ -253,63 +261,38 @@ class _InTurn:
 def _selection(
     source: Layout, target: Layout
 ) -> tuple[dict[str, np.ndarray], dict[tuple[str, str], np.ndarray]]:
-    """Matrices of zeros and ones that copy entries in turn and stack layers, for every axis and stack that grows."""
-    check_stacks(source, target)
-    words = Depth(Stack()).words(source, target) if source.stacks else {}
+    """Matrices of zeros and ones that copy entries in turn and stack layers, for every axis and
+    stack that grows.
+    """
+    stacked = words(Stack() if source.stacks else None, source, target)
     # A plan checks that the two fit each other.
-    plan = Plan(source, target, words, Width(_InTurn()).maps(source, target))
+    plan = Plan(source, target, stacked, maps(_InTurn(), source, target))
     axes = {axis: np.eye(grown.old)[grown.source] for axis, grown in plan.maps.items()}
     mixing = {}
     for leaf in target.leaves:
         for stack in leaf.stacks:
             if source.stacks[stack] == target.stacks[stack]:
                 continue
-            word = words[stack].layers
-            new = [word[index].source or 0 for index in _layers(target, leaf, stack)]
-            old = _layers(source, leaf, stack)
+            word = stacked[stack]
+            new = [word.sources[index] for index in layers_of(target, leaf.name, stack)]
+            old = layers_of(source, leaf.name, stack)
             mixing[stack, leaf.name] = np.equal.outer(new, old).astype(float)
     return axes, mixing
 
 
-def _layers(layout: Layout, leaf: Leaf, stack: str) -> list[int]:
-    """The layers of a stack that have a parameter of this name."""
-    found = [dict(one.layer) for one in layout.leaves if one.name == leaf.name]
-    if stack in found[0]:
-        return sorted({layer[stack] for layer in found})
-    return list(range(layout.stacks[stack]))
-
-
-def _plain(leaf: Leaf) -> list[Dim]:
-    return [dim for dim in leaf.dims if not dim.stack]
-
-
-def _stacked(leaves: Sequence[Leaf], values: Mapping[str, Any]) -> Any:
-    """All layers of one name as one array, `[*stacks, *axes]`, stacks in alphabetical order."""
-    unrolled = [stack for stack, _ in leaves[0].layer]
-    order = sorted(leaves, key=lambda leaf: [number for _, number in leaf.layer])
-    value = jnp.stack([values[leaf.path] for leaf in order])
-    counts = [len({dict(leaf.layer)[stack] for leaf in leaves}) for stack in unrolled]
-    value = value.reshape(*counts, *value.shape[1:])
-    names = [*unrolled, *(dim.stack for dim in leaves[0].dims)]
-    front = [names.index(stack) for stack in sorted(leaves[0].stacks)]
-    rest = [axis for axis, name in enumerate(names) if name is None]
-    return value.transpose(*front, *rest)
-
-
-def _placed(leaf: Leaf, layout: Layout, value: Any) -> Any:
+def _placed(leaf: Leaf, layout: Layout, value: Array, dims: tuple[Dim, ...]) -> Array:
     """One leaf out of all layers of its name."""
-    stacks, chosen = sorted(leaf.stacks), dict(leaf.layer)
-    for at, stack in reversed(list(enumerate(stacks))):
-        if stack in chosen:
-            place = _layers(layout, leaf, stack).index(chosen[stack])
-            value = jax.lax.index_in_dim(value, place, at, keepdims=False)
-    inside = [stack for stack in stacks if stack not in chosen]
-    rest = iter(range(len(inside), value.ndim))
-    order = [inside.index(dim.stack) if dim.stack else next(rest) for dim in leaf.dims]
-    return value.transpose(order).astype(leaf.dtype)
+    places = {
+        stack: layers_of(layout, leaf.name, stack).index(index) for stack, index in leaf.layer
+    }
+    every = dataclasses.replace(leaf, dims=dims, layer=())
+    value, dims = pick([every], {leaf.path: value}, places)
+    return rearrange(value, dims, leaf.dims, layout.extents).astype(leaf.dtype)
 
 
-def _contracted(matrix: Any, value: Any, at: int) -> Any:
-    """`matrix`, `[new, old]`, applied along an axis; where it copies, copies are exact on every device."""
+def _contracted(matrix: Array, value: Array, at: int) -> Array:
+    """`matrix`, `[new, old]`, applied along an axis; where it copies, copies are exact on every
+    device.
+    """
     grown = jnp.tensordot(matrix, value, ((1,), (at,)), precision="highest")
     return jnp.moveaxis(grown, 0, at)

@@ -9,7 +9,6 @@ from lagjax.algebra.axes import Axes, Params
 from lagjax.algebra.proof import Requirement
 from lagjax.growth.depth import (
     Block,
-    Depth,
     Fresh,
     Interleave,
     Last,
@@ -22,11 +21,11 @@ from lagjax.growth.depth import (
     Stack,
     Strategy,
 )
+from lagjax.growth.operator import Grow
 from lagjax.growth.width import (
     Aki,
     Average,
     BlockDiagonal,
-    Both,
     ByKind,
     Centred,
     Isometric,
@@ -36,7 +35,6 @@ from lagjax.growth.width import (
     RandomIn,
     RandomPad,
     Tile,
-    Width,
     ZeroPad,
 )
 from lagjax.model import Model
@@ -59,8 +57,10 @@ DEPTH: dict[str, Strategy] = {
     "random-middle": Fresh("middle"),
     "random-bottom": Fresh("bottom"),
 }
-"""The strategies of the literature by name. Their order breaks ties, and is that of a first experience: one small
-model on one text, copies before fresh layers, in between before on top. It is a prior and no result."""
+"""The strategies of the literature by name. Their order breaks ties, and is that of a first
+experience: one small model on one text, copies before fresh layers, in between before on top. It is
+a prior and no result.
+"""
 
 _NOISE = NoisySplit()
 WIDTH: dict[str, ByKind] = {
@@ -74,7 +74,9 @@ WIDTH: dict[str, ByKind] = {
     "aki": ByKind(Aki(), Aki(), ZeroPad()),
     "random-pad": ByKind(RandomPad(), RandomPad(), RandomPad()),
 }
-"""The ways to grow in width by name; their order breaks ties: any size before whole multiples, exact before not."""
+"""The expansions of the literature by name; their order breaks ties: any size before whole
+multiples, exact before not.
+"""
 
 CONTROLS: dict[str, Strategy] = {"reversed": Reversed(), "shuffled": Shuffled()}
 """Strategies that destroy the order of the layers: what any other should beat."""
@@ -87,25 +89,25 @@ def width(
     required: Callable[[tuple[Requirement, ...]], Model] | None = None,
     deeper: Strategy | None = None,
 ) -> tuple[Candidate, ...]:
-    """The width pool: each way of `WIDTH` that can grow the one model into the other.
+    """The width pool: each expansion of `WIDTH` that can grow the one model into the other.
 
     Args:
         params: the small model's parameters, or their shapes.
         source: its axes table.
         target: the large model.
-        required: makes the large model as a plan requires it, with another epsilon say; without it candidates whose requirements are
-            not met are only nearly exact.
+        required: makes the large model as a plan requires it, with another epsilon say; without it
+            candidates whose requirements are not met are only nearly exact.
         deeper: adds layers in the same step.
 
     Raises:
-        ValueError: where no way can; what each says against it.
+        ValueError: where none can; what each says against it.
     """
     key = jax.random.key(0)
     small = source.layout(params)
     large = target.axes.layout(jax.eval_shape(target.init, key))
     pool, reasons = [], []
-    for name, way in WIDTH.items():
-        operator = Width(way) if deeper is None else Both(Depth(deeper), Width(way))
+    for name, kinds in WIDTH.items():
+        operator = Grow(depth=deeper, width=kinds)
         try:
             plan = operator.plan(key, small, large)
         except ValueError as error:
@@ -114,7 +116,7 @@ def width(
         asked = required(plan.requires) if required and plan.requires else target
         pool.append(Candidate(name, operator, asked))
     if not pool:
-        raise ValueError("no way grows this target:\n" + "\n".join(reasons))
+        raise ValueError("no expansion grows this target:\n" + "\n".join(reasons))
     return tuple(pool)
 
 
@@ -134,7 +136,8 @@ def depth(
     key = jax.random.key(0)
     small = source.layout(params)
     large = target.axes.layout(jax.eval_shape(target.init, key))
-    # A block lies within layers of one kind; of the kinds that grow, the one with the fewest layers sets the limit.
+    # A block lies within layers of one kind; of the kinds that grow, the one with the fewest layers
+    # sets the limit.
     layers = min(
         (
             count
@@ -153,11 +156,11 @@ def depth(
         strategies |= {name: strategy} | (blocks if name == "midas" else {})
     pool: dict[tuple[tuple[str, object], ...], Candidate] = {}
     for name, strategy in strategies.items():
-        operator = Depth(strategy)
+        operator = Grow(depth=strategy)
         words = tuple(operator.plan(key, small, large).words.items())
         pool.setdefault(words, Candidate(name, operator, target))
     if controls:
-        reverse = Depth(CONTROLS["reversed"])
+        reverse = Grow(depth=CONTROLS["reversed"])
         words = tuple(reverse.plan(key, small, large).words.items())
         # One layer has no order to destroy.
         pool.setdefault(words, Candidate("reversed", reverse, target, role="control"))

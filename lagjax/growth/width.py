@@ -1,33 +1,23 @@
-"""Width growth: every way of the literature as a map that says, for each new entry of an axis, where it comes from.
+"""Width growth: every expansion of the literature as a map that says, for each new entry of an
+axis, where it comes from.
 
-A way is a frozen dataclass with one method, `map(old, new)`; `Width` makes a growth operator of it. Add one by writing the
-dataclass and a row in `pools.py`. How copies are told apart (`Split`) is a choice of its own.
+An expansion is a frozen dataclass with one method, `map(old, new)`; `Grow(width=...)` makes a
+growth operator of it. Add one by writing the dataclass and a row in `pools.py`. How copies are told
+apart (`Split`) is a choice of its own.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from lagjax.algebra.axes import (
-    Axes,
-    Dot,
-    Elementwise,
-    Experts,
-    Kind,
-    Layout,
-    Lookup,
-    Params,
-    Residual,
-)
+from lagjax.algebra.axes import Layout
+from lagjax.algebra.kinds import Kind
 from lagjax.algebra.maps import AxisMap, Vector
-from lagjax.algebra.plan import Plan, grow
-from lagjax.growth.depth import Depth, unchanged
-from lagjax.model import Key, Model
 
 
-class Way(Protocol):
+class Expansion(Protocol):
     """Says for an axis of `old` entries that grows to `new` where each entry comes from."""
 
     def map(self, old: int, new: int, /) -> AxisMap: ...
@@ -35,7 +25,8 @@ class Way(Protocol):
 
 @dataclass(frozen=True)
 class ByKind:
-    """A way for each kind of axis, whatever a codebase calls its axes: what pools are made of.
+    """An expansion for each kind of axis, whatever a codebase calls its axes: what pools are made
+    of.
 
     Attributes:
         residual: for the residual stream.
@@ -44,127 +35,79 @@ class ByKind:
         layer: for the residual stream under LayerNorm, where it needs another.
     """
 
-    residual: Way
-    units: Way
-    size: Way
-    layer: Way | None = None
+    residual: Expansion
+    units: Expansion
+    size: Expansion
+    layer: Expansion | None = None
 
-    def way(self, kind: Kind | None) -> Way:
-        """The way for an axis of a kind; one that the data index is extended, experts are duplicated."""
-        if isinstance(kind, Residual):
-            return self.layer if self.layer and kind.norm == "layer" else self.residual
-        if isinstance(kind, Dot) or kind == Elementwise("identity"):
-            return self.size
-        if isinstance(kind, Lookup):
-            return Extend()
-        return Tile() if isinstance(kind, Experts) else self.units
-
-
-@dataclass(frozen=True)
-class Width:
-    """Grows in width: `Width(Tile())` every axis that differs in size, `Width({"mlp": Net2Net(), "embed": Isometric()})` those named.
-
-    Exact where `plan(...).exact` says so and what `plan(...).requires` names is met.
-    """
-
-    how: Way | ByKind | tuple[tuple[str, Way], ...]
-
-    def __init__(self, how: Way | ByKind | Mapping[str, Way]) -> None:
-        object.__setattr__(self, "how", tuple(how.items()) if isinstance(how, Mapping) else how)
-
-    def __call__(self, key: Key, params: Params, source: Axes, target: Model, /) -> Params:
-        return grow(self, key, params, source, target)
-
-    def plan(self, key: Key, source: Layout, target: Layout, /) -> Plan:
-        """The map of every axis; raises ValueError for one that shrinks, or that grows and has no way."""
-        words = unchanged(source, target)
-        return Plan(source, target, words, self.maps(source, target), key)
-
-    def maps(self, source: Layout, target: Layout) -> dict[str, AxisMap]:
-        """The map of every axis that grows."""
-        grown = [
-            axis for axis, size in target.sizes.items() if source.sizes.get(axis, size) != size
-        ]
-        for axis in grown:
-            if target.sizes[axis] < source.sizes[axis]:
-                leaf = next(
-                    leaf for leaf in target.leaves if any(axis in dim.names for dim in leaf.dims)
-                )
-                raise ValueError(
-                    f"axis {axis!r} has size {source.sizes[axis]} in the source and {target.sizes[axis]} in the target's {leaf}; "
-                    "growth adds entries: give a target that is smaller on no axis"
-                )
-        how = self.how
-        if isinstance(how, ByKind):
-            ways = {axis: how.way(target.kinds.get(axis)) for axis in grown}
-        else:
-            ways = dict(how) if isinstance(how, tuple) else dict.fromkeys(grown, how)
-        if unknown := ways.keys() - dict(target.sizes).keys():
-            raise ValueError(
-                f"ways are given for the axes {sorted(unknown)}, which the target's table does not have or whose sizes cannot be "
-                f"told from shapes; it has {sorted(target.sizes)}"
-            )
-        return {
-            axis: _map(way, axis, source, target)
-            for axis, way in ways.items()
-            if axis in source.sizes
+    def expansion(self, kind: Kind) -> Expansion:
+        """The expansion for an axis of a kind; one that the data index is extended, experts are
+        duplicated.
+        """
+        expansions: dict[str, Expansion] = {
+            "residual": self.layer if self.layer and kind.centred else self.residual,
+            "units": self.units,
+            "size": self.size,
+            "data": Extend(),
+            "experts": Tile(),
         }
+        return expansions[kind.group]
 
 
-@dataclass(frozen=True)
-class Both:
-    """Depth and width in one operator: `Both(Depth(Scaled(Stack())), Width(Tile()))`."""
-
-    depth: Depth
-    width: Width
-
-    def __call__(self, key: Key, params: Params, source: Axes, target: Model, /) -> Params:
-        return grow(self, key, params, source, target)
-
-    def plan(self, key: Key, source: Layout, target: Layout, /) -> Plan:
-        """The word of every stack and the map of every axis; raises ValueError as `Depth` and `Width` do."""
-        words = self.depth.words(source, target)
-        return Plan(source, target, words, self.width.maps(source, target), key)
+WidthLike: TypeAlias = (
+    Expansion | ByKind | Mapping[str, Expansion] | tuple[tuple[str, Expansion], ...]
+)
+"""An expansion, one for each kind of axis, or axis → expansion; a tuple of pairs is such a mapping
+that can be hashed.
+"""
 
 
-def _map(way: Way, axis: str, source: Layout, target: Layout) -> AxisMap:
-    """The map of one axis; rotated pairs grow as pairs."""
-    old, new = source.sizes[axis], target.sizes[axis]
-    kind = target.kinds.get(axis)
-    try:
-        if isinstance(kind, Dot) and kind.rope:
-            return _of_pairs(way.map(old // 2, new // 2), kind.rope == "half")
-        return way.map(old, new)
-    except ValueError as error:
-        leaf = next(leaf for leaf in target.leaves if any(axis in dim.names for dim in leaf.dims))
-        raise ValueError(f"axis {axis!r} of {leaf}: {error}") from None
+def maps(how: WidthLike | None, source: Layout, target: Layout) -> dict[str, AxisMap]:
+    """The map of every axis that differs in size, or of those named; None grows none.
 
-
-def _of_pairs(pairs: AxisMap, half: bool) -> AxisMap:
-    """The map of an axis of rotated pairs from that of the pairs."""
-
-    def both(vector: Vector) -> Vector:
-        return np.concatenate([vector] * 2) if half else np.repeat(vector, 2)
-
-    def places(vector: Vector, size: int) -> Vector:
-        second = vector + size if half else 2 * vector + 1
-        first = vector if half else 2 * vector
-        columns = [np.where(vector < 0, -1, x) for x in (first, second)]
-        return np.concatenate(columns) if half else np.stack(columns, 1).reshape(-1)
-
-    vectors = {
-        name: both(getattr(pairs, name))
-        for name in ("scale", "mean", "share", "writes", "reads", "ahead")
+    Raises ValueError for an axis that shrinks, that the target lacks, or that an expansion cannot
+    bring to its size.
+    """
+    if how is None:
+        return {}
+    grown = grown_axes(source, target)
+    for axis in grown:
+        if target.sizes[axis] < source.sizes[axis]:
+            raise ValueError(
+                f"axis {axis!r} has size {source.sizes[axis]} in the source and "
+                f"{target.sizes[axis]} in the target's {target.having(axis)[0]}; growth adds "
+                "entries: give a target that is smaller on no axis"
+            )
+    if isinstance(how, ByKind):
+        named = {axis: how.expansion(target.kind(axis)) for axis in grown}
+    elif isinstance(how, Mapping | tuple):
+        named = dict(how)
+    else:
+        named = dict.fromkeys(grown, how)
+    if unknown := named.keys() - dict(target.sizes).keys():
+        raise ValueError(
+            f"expansions are given for the axes {sorted(unknown)}, which the target's table does "
+            f"not have or whose sizes cannot be told from shapes; it has {sorted(target.sizes)}"
+        )
+    return {
+        axis: _map(each, axis, source, target)
+        for axis, each in named.items()
+        if axis in source.sizes
     }
-    return AxisMap(
-        2 * pairs.old,
-        places(pairs.source, pairs.old),
-        twin=places(pairs.twin, pairs.new),
-        noise=pairs.noise,
-        jitter=pairs.jitter,
-        diagonal=pairs.diagonal,
-        **vectors,
-    )
+
+
+def grown_axes(source: Layout, target: Layout) -> list[str]:
+    """The axes of both that differ in size."""
+    return [axis for axis, size in target.sizes.items() if source.sizes.get(axis, size) != size]
+
+
+def _map(expansion: Expansion, axis: str, source: Layout, target: Layout) -> AxisMap:
+    """The map of one axis, as its kind has it: rotated pairs grow as pairs."""
+    try:
+        kind = target.kind(axis)
+        return kind.expanded(expansion.map, source.sizes[axis], target.sizes[axis])
+    except ValueError as error:
+        raise ValueError(f"axis {axis!r} of {target.having(axis)[0]}: {error}") from None
 
 
 class Split(Protocol):
@@ -188,8 +131,10 @@ class EvenSplit:
 
 @dataclass(frozen=True)
 class NoisySplit:
-    """Each parameter is split its own way: even shares and noise of `noise` times their size that cancels (HyperCloning's, Samragh
-    et al. 2024, arXiv 2409.12903; LEMON's, Wang et al. 2023, arXiv 2310.07999)."""
+    """Each parameter is split its own way: even shares and noise of `noise` times their size that
+    cancels (HyperCloning's, Samragh et al. 2024, arXiv 2409.12903; LEMON's, Wang et al. 2023, arXiv
+    2310.07999).
+    """
 
     noise: float = 0.1
 
@@ -199,7 +144,8 @@ class NoisySplit:
 
 @dataclass(frozen=True)
 class ScalarSplit:
-    """The first copy is read for `first`, the others for the rest in even parts; of another sign where `first` is below 0 or above 1.
+    """The first copy is read for `first`, the others for the rest in even parts; of another sign
+    where `first` is below 0 or above 1.
 
     Adam does not see shares of one sign at its first step, since its updates are free of scale.
     """
@@ -220,7 +166,8 @@ def _copies(old: int, source: Vector, split: Split, **more: object) -> AxisMap:
 
 @dataclass(frozen=True)
 class Tile:
-    """The whole axis repeated, `0 1 2 0 1 2` (HyperCloning, Samragh et al. 2024, arXiv 2409.12903); a whole multiple only.
+    """The whole axis repeated, `0 1 2 0 1 2` (HyperCloning, Samragh et al. 2024, arXiv 2409.12903);
+    a whole multiple only.
 
     Exact on every axis, under any norm and before or after it.
     """
@@ -233,7 +180,9 @@ class Tile:
 
 @dataclass(frozen=True)
 class BlockDiagonal:
-    """The model beside itself, `0 1 2 0 1 2` with no connections between the copies (staged training, Shen et al. 2022, arXiv 2203.06211)."""
+    """The model beside itself, `0 1 2 0 1 2` with no connections between the copies (staged
+    training, Shen et al. 2022, arXiv 2203.06211).
+    """
 
     def map(self, old: int, new: int, /) -> AxisMap:
         return _copies(old, _multiple(self, old, new), EvenSplit(), diagonal=True)
@@ -241,8 +190,8 @@ class BlockDiagonal:
 
 @dataclass(frozen=True)
 class Net2Net:
-    """The old entries, then copies of entries drawn from `seed`, `0 1 2 1 0 1` (Chen et al. 2015, arXiv 1511.05641; FPI of bert2BERT,
-    Chen et al. 2021, arXiv 2110.07143).
+    """The old entries, then copies of entries drawn from `seed`, `0 1 2 1 0 1` (Chen et al. 2015,
+    arXiv 1511.05641; FPI of bert2BERT, Chen et al. 2021, arXiv 2110.07143).
 
     Exact on axes whose entries act alone (mlp, heads); a norm notices uneven copies.
     """
@@ -256,7 +205,9 @@ class Net2Net:
 
 @dataclass(frozen=True)
 class Isometric:
-    """Each entry spread over its copies, each scaled by 1/√copies, so that lengths stay; any size, exact under RMSNorm, tied or not."""
+    """Each entry spread over its copies, each scaled by 1/√copies, so that lengths stay; any size,
+    exact under RMSNorm, tied or not.
+    """
 
     split: Split = EvenSplit()
 
@@ -267,10 +218,11 @@ class Isometric:
 
 @dataclass(frozen=True)
 class ZeroPad:
-    """New entries that nothing writes, `0 1 2 . . .`, and that are read by fresh parameters (Gesmundo and Maile 2023, arXiv 2308.06103).
+    """New entries that nothing writes, `0 1 2 . . .`, and that are read by fresh parameters
+    (Gesmundo and Maile 2023, arXiv 2308.06103).
 
-    Exact under RMSNorm, on the axis between queries and keys, and where 0 stays 0. Dead where a gate and what it lets
-    through are both 0: there `RandomIn` lives.
+    Exact under RMSNorm, on the axis between queries and keys, and where 0 stays 0. Dead where a
+    gate and what it lets through are both 0: there `RandomIn` lives.
     """
 
     def map(self, old: int, new: int, /) -> AxisMap:
@@ -279,7 +231,9 @@ class ZeroPad:
 
 @dataclass(frozen=True)
 class RandomIn:
-    """New entries that fresh parameters write and nothing reads, `0 1 2 . . .` (G_zero, Du et al. 2024, arXiv 2405.15319)."""
+    """New entries that fresh parameters write and nothing reads, `0 1 2 . . .` (G_zero, Du et al.
+    2024, arXiv 2405.15319).
+    """
 
     def map(self, old: int, new: int, /) -> AxisMap:
         return AxisMap(old, _padded(old, new), writes=np.ones(new), reads=np.zeros(new))
@@ -287,7 +241,9 @@ class RandomIn:
 
 @dataclass(frozen=True)
 class Paired:
-    """New entries in pairs that hold the same, (V, V), and are read with opposite signs, (Z, −Z): all parts learn from the first step."""
+    """New entries in pairs that hold the same, (V, V), and are read with opposite signs, (Z, −Z):
+    all parts learn from the first step.
+    """
 
     def map(self, old: int, new: int, /) -> AxisMap:
         source = _padded(old, new)
@@ -302,7 +258,9 @@ class Paired:
 
 @dataclass(frozen=True)
 class Centred:
-    """The stream without its mean, then `ZeroPad`; exact under LayerNorm before each sublayer at any size, where the head is not tied."""
+    """The stream without its mean, then `ZeroPad`; exact under LayerNorm before each sublayer at
+    any size, where the head is not tied.
+    """
 
     def map(self, old: int, new: int, /) -> AxisMap:
         source = _padded(old, new)
@@ -311,7 +269,9 @@ class Centred:
 
 @dataclass(frozen=True)
 class Average:
-    """Whole copies, and the mean of all entries in the rest (LEMON, Wang et al. 2023, arXiv 2310.07999); LayerNorm at any size."""
+    """Whole copies, and the mean of all entries in the rest (LEMON, Wang et al. 2023, arXiv
+    2310.07999); LayerNorm at any size.
+    """
 
     split: Split = EvenSplit()
 
@@ -323,7 +283,9 @@ class Average:
 
 @dataclass(frozen=True)
 class Aki:
-    """Net2Net whose new entries take what writes them from the next layer (AKI of bert2BERT, Chen et al. 2021, arXiv 2110.07143)."""
+    """Net2Net whose new entries take what writes them from the next layer (AKI of bert2BERT, Chen
+    et al. 2021, arXiv 2110.07143).
+    """
 
     seed: int = 0
 
@@ -341,20 +303,24 @@ class RandomPad:
 
 @dataclass(frozen=True)
 class Noisy:
-    """Another way with noise on every copy but the first, `size` times the parameters' own."""
+    """Another expansion with noise on every copy but the first, `size` times the parameters'
+    own.
+    """
 
-    way: Way = Tile()
+    expansion: Expansion = Tile()
     size: float = 0.01
 
     def map(self, old: int, new: int, /) -> AxisMap:
-        grown = self.way.map(old, new)
+        grown = self.expansion.map(old, new)
         object.__setattr__(grown, "jitter", self.size)
         return grown
 
 
 @dataclass(frozen=True)
 class Extend:
-    """New entries of an axis that the data index (tokens, positions): the target's own, or the `mean` of the old ones."""
+    """New entries of an axis that the data index (tokens, positions): the target's own, or the
+    `mean` of the old ones.
+    """
 
     mean: bool = False
 
@@ -366,11 +332,11 @@ class Extend:
         return AxisMap(old, source, writes=np.ones(new))
 
 
-def _multiple(way: Way, old: int, new: int) -> Vector:
+def _multiple(expansion: Expansion, old: int, new: int) -> Vector:
     if new % old:
         raise ValueError(
-            f"{way} repeats the axis whole, and {new} is no multiple of {old}; give a multiple, or another way (Isometric, Average, "
-            "ZeroPad)"
+            f"{expansion} repeats the axis whole, and {new} is no multiple of {old}; give a "
+            "multiple, or another expansion (Isometric, Average, ZeroPad)"
         )
     return np.arange(new) % old
 

@@ -9,11 +9,13 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from lagjax.analysis.audit import Audit
-from lagjax.report.facts import Curve, Facts, ranks
+from lagjax.report.facts import Facts, ranks
+from lagjax.report.sentences import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,38 +74,53 @@ STYLE: dict[str, Any] = {
     "lines.solid_capstyle": "round",
 }
 DOTTED: dict[str, Any] = {"color": C["winner"], "linewidth": 2.2, "marker": "o", "clip_on": False}
+PIXELS: dict[str, Any] = {"xycoords": "figure pixels", "textcoords": "figure pixels"}
+PIXELS["va"] = "center"
 LEVEL: dict[str, Any] = {"color": C["source"], "linewidth": 1.2, "linestyle": (0, (4, 3))}
 
 
 class Tag(NamedTuple):
-    """The name of what ends at (x, y)."""
+    """The name of what ends at (x, y), and its part in the run."""
 
     x: float
     y: float
     text: str
-    colour: str
+    part: str
+
+    @property
+    def colour(self) -> str:
+        return C[self.part if self.part in (*TOLD, "failed", "source") else "muted"]
 
 
 def curves(facts: Facts) -> str:
     """Every candidate's validation loss from growing to the end of what was trained."""
     everyone = [*facts.probes.items(), *facts.continued.items()]
     shown = [curve for name, curve in everyone if _counts(facts, name)]
-    losses = [loss for curve in shown or dict(everyone).values() for loss in curve.losses]
-    level = facts.source.losses[-1] if facts.source and facts.source.losses else None
+    losses = [x for curve in shown or dict(everyone).values() for x in curve.losses.values()]
+    level = facts.source.last if facts.source else None
     with _axes(f"validation loss, {facts.unit}", 450, top=80) as axes:
-        right = _steps(axes, [step for _, curve in everyone for step in curve.steps], facts)
+        right = _steps(axes, [step for _, curve in everyone for step in curve.losses], facts)
         _limits(axes.set_ylim, losses if level is None else [*losses, level])
-        tags = []
-        for name, curve in everyone:
-            tag = _line(axes, facts, name, curve.steps, curve.losses, curve.failed)
-            # A name stands where its line ends; one that ends earlier is named in the next picture.
-            if tag and tag.x == right and facts.part(name) in TOLD:
-                tags.append(tag)
+        tags = [
+            _line(axes, facts, name, curve.losses, curve.failed)
+            for name, curve in everyone
+            if curve.losses
+        ]
+        # A name stands where its line ends; one that ends earlier is named in the next picture.
+        tags = [tag for tag in tags if tag.x == right and tag.part in TOLD]
         if level is not None:
             axes.axhline(level, **LEVEL)
-            tags.append(Tag(right, level, "small model", C["source"]))
+            tags.append(Tag(right, level, "small model", "source"))
         _column(axes, tags)
-        _key(axes, facts)
+        also = facts.part(facts.start_choice) if facts.start_choice else "start"
+        lines = {str(line.get_label()): line for line in axes.lines}
+        key = {
+            look.text + ", and lowest right after growing" * (part == also != "start"): line
+            for part, look in LOOKS.items()
+            if (line := lines.get(look.text))
+        }
+        legend = axes.legend(key.values(), key.keys(), ncols=3, loc="upper left", frameon=False)
+        legend.set_bbox_to_anchor((0, 1), axes.figure.transFigure)
         return _svg(axes, "Validation loss against step")
 
 
@@ -113,25 +130,22 @@ def probes(facts: Facts) -> str:
     What all have in common is gone, so they stand apart. Without a decision the best so far takes
     the winner's place.
     """
-    best = facts.probes[facts.winner or facts.ranking[0]]
+    best = facts.probes[facts.winner or facts.ranking[0]].losses
     gaps = {
-        name: gap
+        name: {step: loss - best[step] for step, loss in curve.losses.items() if step in best}
         for name, curve in facts.probes.items()
-        if _counts(facts, name) and (gap := _above(curve, best))
+        if _counts(facts, name)
     }
+    gaps = {name: gap for name, gap in gaps.items() if gap}
     title = f"loss above the {'winner' if facts.winner else 'best'}'s, {facts.unit}"
     with _axes(title, max(400, round(1.35 * FONT * len(gaps)) + 100)) as axes:
         _steps(axes, [step for gap in gaps.values() for step in gap], facts)
-        ends = sorted([*gap.values()][-1] for gap in gaps.values())
+        tags = [_line(axes, facts, name, gap) for name, gap in gaps.items()]
+        ends = sorted(tag.y for tag in tags)
         # A straggler may lie outside: it would squeeze the others, which the choice is among.
         high = min(ends[-1], 3 * abs(ends[len(ends) // 2])) or 0.01
         axes.set_ylim(min(-0.4 * high, 1.1 * ends[0]), 1.25 * high)
-        tags = []
-        for name, gap in gaps.items():
-            if tag := _line(axes, facts, name, [*gap], [*gap.values()]):
-                gap_at_end = f"{tag.y:.4f}".replace("-", "−")
-                tags.append(tag._replace(text=f"{tag.text}  {gap_at_end}"))
-        _column(axes, tags)
+        _column(axes, [tag._replace(text=f"{tag.text}  {number(tag.y)}") for tag in tags])
         return _svg(axes, "Loss above the winner's at the same step")
 
 
@@ -146,21 +160,15 @@ def start_against_lag(facts: Facts) -> str:
         taken = [tuple(axes.transData.transform(point)) for point in points.values()]
         for name in sorted(points, key=lambda name: -LOOKS[facts.part(name)].order):
             part = facts.part(name)
-            size = 8 if part in TOLD else 6
-            look: dict[str, Any] = {
-                "color": C[part],
-                "markersize": size,
-                "zorder": LOOKS[part].order,
-            }
-            axes.plot(*points[name], "o", **look, markeredgecolor=C["surface"])
+            (dot,) = axes.plot(*points[name], "o", color=C[part], zorder=LOOKS[part].order)
+            dot.set(markersize=8 if part in TOLD else 6, markeredgecolor=C["surface"])
             # Beside its dot, on the side where no other dot or number is nearest.
             x, y = axes.transData.transform(points[name])
             sides = [(x + dx, y + dy) for dx, dy in ((14, 0), (-14, 0), (0, 14), (0, -14))]
             spot = max(sides, key=lambda side: min(14.0, *(math.dist(side, at) for at in taken)))
             taken.append(spot)
-            at: dict[str, Any] = {"textcoords": "figure pixels", "ha": "center", "va": "center"}
-            text = C[part if part in TOLD else "muted"]
-            axes.annotate(str(places[name]), points[name], spot, color=text, **at)
+            place = axes.annotate(str(places[name]), spot, spot, **PIXELS)
+            place.set(color=C[part if part in TOLD else "muted"], ha="center")
         return _svg(axes, "Loss right after growing against loss at the lag")
 
 
@@ -169,8 +177,8 @@ def ranking(facts: Facts) -> str:
     shown = {name: curve for name, curve in facts.probes.items() if name not in facts.apart}
     # A step counts where all that are alive and in the race were measured; ranks would jump.
     paths: dict[str, dict[int, int]] = {name: {} for name in shown}
-    for step in sorted({step for curve in shown.values() for step in curve.steps}):
-        here = {name: curve.at(step) for name, curve in shown.items()}
+    for step in sorted({step for curve in shown.values() for step in curve.losses}):
+        here = {name: curve.losses.get(step) for name, curve in shown.items()}
         late = [name for name, loss in here.items() if loss is None]
         if all(shown[name].failed or facts.lags.get(name, step) < step for name in late):
             for name, rank in ranks(here).items():
@@ -181,25 +189,27 @@ def ranking(facts: Facts) -> str:
         axes.set_yticks(range(1, len(shown) + 1))
         axes.tick_params("y", pad=9)
         axes.grid(visible=False)
-        tags = []
-        for name, path in paths.items():
-            failed = shown[name].failed
-            tag = _line(axes, facts, name, [*path], [*path.values()], failed, "o")
-            if tag and tag.x == right:
-                tags.append(tag)
-            elif tag:
+        tags = [
+            _line(axes, facts, name, path, shown[name].failed, "o")
+            for name, path in paths.items()
+            if path
+        ]
+        _column(axes, [tag for tag in tags if tag.x == right])
+        for tag in tags:
+            if tag.x < right:
                 # Beside its end: a hair line to the column would look as if it went on.
-                at: dict[str, Any] = {"textcoords": "offset points", "va": "center"}
-                axes.annotate(tag.text, (tag.x, tag.y), (9, 0), color=tag.colour, **at)
-        _column(axes, tags)
+                x, y = axes.transData.transform((tag.x, tag.y))
+                axes.annotate(tag.text, (x, y), (x + 9, y), color=tag.colour, **PIXELS)
         return _svg(axes, "Rank of each candidate at each evaluation")
 
 
 def foresight(facts: Facts) -> str:
     """Spearman's correlation of the losses at each step with the final ones."""
-    told = [each for each in _required(facts).moments if each.agreement.spearman is not None]
+    audit = facts.audit
+    assert audit
+    told = [each for each in audit.moments if each.agreement.spearman is not None]
     with _axes("rank correlation with the final loss", 300, right=24) as axes:
-        _audit_steps(axes, facts)
+        _audit_steps(axes, facts, audit)
         axes.set_ylim(-1.05, 1.05)
         axes.set_yticks([-1, -0.5, 0, 0.5, 1])
         for each in told:
@@ -212,16 +222,17 @@ def foresight(facts: Facts) -> str:
 
 def regret(facts: Facts) -> str:
     """What the choice at each step loses at the end, with the noise floor and a random choice."""
-    audit = _required(facts)
+    audit = facts.audit
+    assert audit
     with _axes(f"regret of the choice at a step, {facts.unit}", 300) as axes:
-        right = _audit_steps(axes, facts)
+        right = _audit_steps(axes, facts, audit)
         values = [each.regret for each in audit.moments]
         high = 1.12 * max(*values, audit.random_regret, audit.noise_floor or 0.0) or 0.01
         axes.set_ylim(-0.04 * high, high)
         axes.plot([each.step for each in audit.moments], values, **DOTTED)
-        tags = [Tag(right, audit.random_regret, "random choice", C["source"])]
+        tags = [Tag(right, audit.random_regret, "random choice", "source")]
         if audit.noise_floor is not None:
-            tags.append(Tag(right, audit.noise_floor, "noise floor", C["source"]))
+            tags.append(Tag(right, audit.noise_floor, "noise floor", "source"))
         for tag in tags:
             axes.axhline(tag.y, **LEVEL)
         _column(axes, tags)
@@ -340,82 +351,45 @@ def _line(
     axes: "Axes",
     facts: Facts,
     name: str,
-    steps: Sequence[int],
-    heights: Sequence[float],
+    path: Mapping[int, float],
     failed: str | None = None,
     marker: str = "",
-) -> Tag | None:
+) -> Tag:
     """Draws a candidate's line, with a cross where it failed; returns its name at its end."""
-    if not steps:
-        return None
-    part = facts.part(name)
-    look = LOOKS[part]
-    (line,) = axes.plot(steps, heights, color=C[part], clip_on=not marker, label=look.text)
+    (*_, end), part = path.items(), facts.part(name)
+    look, size = LOOKS[part], 4.5 if part in TOLD else 3
+    (line,) = axes.plot([*path], [*path.values()], color=C[part], label=look.text)
     line.set(linewidth=look.width, linestyle=look.dashes, alpha=look.opacity, zorder=look.order)
-    line.set(marker=marker or "o" * (len(steps) == 1), markersize=4.5 if part in TOLD else 3)
+    line.set(marker=marker or "o" * (len(path) == 1), markersize=size, clip_on=not marker)
     if failed:
-        (cross,) = axes.plot(steps[-1], heights[-1], "X", color=C["failed"], markersize=9)
-        cross.set(markeredgecolor=C["surface"], zorder=10, clip_on=False, label="failed")
+        (cross,) = axes.plot(*end, "X", color=C["failed"], markersize=9, label="failed")
+        cross.set(markeredgecolor=C["surface"], zorder=10, clip_on=False)
     flat = " ".join(name.split())
-    short = flat if len(flat) <= 16 else flat[:15] + "…"
-    return Tag(steps[-1], heights[-1], short, C[part if part in (*TOLD, "failed") else "muted"])
+    return Tag(*end, flat if len(flat) <= 16 else flat[:15] + "…", part)
 
 
 def _column(axes: "Axes", tags: Sequence[Tag]) -> None:
     """Writes the names in a column at the right, each tied to its line's end by a hair line."""
     low, high, edge = axes.bbox.y0, axes.bbox.y1, axes.bbox.x1
-    ends = [axes.transData.transform((tag.x, tag.y)) for tag in tags]
-    order = sorted(range(len(tags)), key=lambda i: ends[i][1])
-    inside = [float(min(max(ends[i][1], low), high)) for i in order]
-    places = spread(inside, 1.3 * FONT, low, high + FONT)
-    for i, y, place in zip(order, inside, places):
-        hair = {"arrowstyle": "-", "color": tags[i].colour, "linewidth": 0.7, "alpha": 0.6}
+    ends = [(*axes.transData.transform((tag.x, tag.y)), tag) for tag in tags]
+    ends = sorted(
+        ((x, float(min(max(y, low), high)), tag) for x, y, tag in ends), key=itemgetter(1)
+    )
+    places = spread([y for _, y, _ in ends], 1.3 * FONT, low, high + FONT)
+    for (x, y, tag), place in zip(ends, places):
+        hair = {"arrowstyle": "-", "color": tag.colour, "linewidth": 0.7, "alpha": 0.6}
         hair |= {"relpos": (0, 0.5), "shrinkA": 2, "shrinkB": 0}
-        at: dict[str, Any] = {
-            "xycoords": "figure pixels",
-            "textcoords": "figure pixels",
-            "va": "center",
-        }
-        text = axes.annotate(
-            tags[i].text, (ends[i][0], y), (edge + 21, place), arrowprops=hair, **at
-        )
-        text.set(color=tags[i].colour, annotation_clip=False)
-
-
-def _key(axes: "Axes", facts: Facts) -> None:
-    """What the looks of the lines mean; only those that occur."""
-    lines = {str(line.get_label()): line for line in axes.lines}
-    shown = {look.text: lines[look.text] for look in LOOKS.values() if look.text in lines}
-    also = {facts.winner: "winner", facts.runner_up: "runner"}.get(facts.start_choice)
-    texts = [
-        text + ", and lowest right after growing" * (also is not None and text == LOOKS[also].text)
-        for text in shown
-    ]
-    key = axes.legend([*shown.values()], texts, ncols=3, loc="upper left", frameon=False)
-    key.set_bbox_to_anchor((0, 1), axes.figure.transFigure)
+        text = axes.annotate(tag.text, (x, y), (edge + 21, place), arrowprops=hair, **PIXELS)
+        text.set(color=tag.colour, annotation_clip=False)
 
 
 def _counts(facts: Facts, name: str) -> bool:
     """Whether a candidate decides how far an axis reaches: others would hide the rest."""
-    return name not in facts.apart and facts.status.get(name, "ok") == "ok"
+    return name not in facts.apart and not facts.failed(name)
 
 
-def _above(curve: Curve, best: Curve) -> dict[int, float]:
-    """By how much a curve lies above another, at the steps that both have."""
-    zero = dict(zip(best.steps, best.losses))
-    found = zip(curve.steps, curve.losses)
-    return {step: loss - zero[step] for step, loss in found if step in zero}
-
-
-def _required(facts: Facts) -> Audit:
-    if facts.audit is None:
-        raise ValueError("the run is no audit, or has not come to its end")
-    return facts.audit
-
-
-def _audit_steps(axes: "Axes", facts: Facts) -> int:
-    audit = _required(facts)
-    if audit.transition.low is not None and audit.transition.high is not None:
-        low, high = audit.transition.low, audit.transition.high
-        axes.axvspan(low, high, color=C["other"], alpha=0.15, linewidth=0)
+def _audit_steps(axes: "Axes", facts: Facts, audit: Audit) -> int:
+    bend = audit.transition
+    if bend.low is not None and bend.high is not None:
+        axes.axvspan(bend.low, bend.high, color=C["other"], alpha=0.15, linewidth=0)
     return _steps(axes, [each.step for each in audit.moments], facts)

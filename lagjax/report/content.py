@@ -106,8 +106,8 @@ def training(facts: Facts) -> Section | None:
         if not source:
             return None
         told = (
-            f"It has been trained for {count(source.steps[-1])} steps; its validation loss is "
-            f"{number(source.losses[-1])} {facts.unit}. No candidate has been measured yet."
+            f"It has been trained for {count(max(source.losses))} steps; its validation loss is "
+            f"{number(source.last)} {facts.unit}. No candidate has been measured yet."
         )
         return Section("The small model", "", (told,))
     apart = sentences.apart(facts)
@@ -123,12 +123,11 @@ def training(facts: Facts) -> Section | None:
             "over the seeds that were trained on, so a line may step there."
         )
     if source:
-        about += " The dashed level is where the small model ended, at "
-        about += f"{number(source.losses[-1])}."
+        about += f" The dashed level is where the small model ended, at {number(source.last)}."
     if apart:
         about += f" The axis is set by the pool; {apart} may lie outside it."
     body = [Figure(charts.curves)]
-    if len(facts.ranking) > 1:
+    if len(facts.ranking) > 1 and (facts.winner or facts.ranking[0]) in facts.probes:
         best = "the winner's" if facts.winner else "that of the best so far"
         left_out = " and ".join(filter(None, (apart, "failed candidates"))).capitalize()
         below = (
@@ -171,7 +170,7 @@ def ranking(facts: Facts) -> Section | None:
         "candidates that change places; where they stop crossing, the order has settled. Tied "
         "candidates share a place."
     )
-    if not facts.lag or len(facts.ranking) < 2:
+    if not facts.lag or len({*facts.ranking} & {*facts.probes}) < 2:
         return None
     return Section("The ranking over time", about, (Figure(charts.ranking),))
 
@@ -333,7 +332,7 @@ def _in_order(facts: Facts) -> list[str]:
 
 
 def _candidate(facts: Facts, name: str, cells: Iterable[str]) -> Row:
-    entry, failed = facts.pool[name], facts.status.get(name, "ok") != "ok"
+    entry, failed = facts.pool[name], facts.failed(name)
     notes = {
         ("winner", "winner"): name == facts.winner,
         ("runner", "runner-up"): name == facts.runner_up,

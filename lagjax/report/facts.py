@@ -10,7 +10,7 @@ from lagjax.analysis.audit import Audit, audit
 from lagjax.select.decision import start_choice
 from lagjax.store import directory
 
-FORMAT = 2
+PHASES = ("source", "probe", "continue")
 LINE = ("phase", "candidate", "seed", "step", "valid_loss", "status")
 CHOICE = ("winner", "runner_up", "outcome", "lag", "margin", "margin_interval", "ranking")
 DECISION = (*CHOICE, "losses_at_start", "losses_at_lag", "status", "ledger")
@@ -19,20 +19,18 @@ Line = dict[str, Any]
 
 
 class Curve(NamedTuple):
-    """Mean validation losses at rising steps.
+    """Mean validation losses by step, rising.
 
     The curve ends before the first step at which any of its seeds has no finite loss: a mean over
-    fewer seeds would jump. `failed` then says why, and `failed_at` at which step.
+    fewer seeds would jump. `failed` then says why.
     """
 
-    steps: tuple[int, ...]
-    losses: tuple[float, ...]
+    losses: dict[int, float]
     failed: str | None = None
-    failed_at: int | None = None
 
-    def at(self, step: int | None) -> float | None:
-        """The loss at `step`, None where none was measured."""
-        return dict(zip(self.steps, self.losses)).get(step) if step is not None else None
+    @property
+    def last(self) -> float | None:
+        return next(reversed(self.losses.values()), None)
 
 
 class Entry(NamedTuple):
@@ -94,6 +92,12 @@ class Facts(NamedTuple):
             order = sorted(live, key=lambda name: live[name])
         return [name for name in order if name not in self.apart]
 
+    def failed(self, name: str) -> bool:
+        """Whether it has failed; a policy may also have stopped it, which its status says too."""
+        if name in self.probes:
+            return self.probes[name].failed is not None
+        return self.status.get(name, "ok") != "ok"
+
     def part(self, name: str) -> str:
         """What is most worth seeing about a candidate: it decides how it looks."""
         if name == self.winner:
@@ -102,7 +106,7 @@ class Facts(NamedTuple):
             return "runner"
         if name == self.start_choice:
             return "start"
-        if self.status.get(name, "ok") != "ok":
+        if self.failed(name):
             return "failed"
         return self.pool[name].role if name in self.apart else "other"
 
@@ -110,26 +114,27 @@ class Facts(NamedTuple):
 def gather(run: directory.RunData) -> Facts:
     """Works out the facts of a run; raises ValueError where the files are not those of a run."""
     _check(run)
-    config, lines, decision, rounds = run
+    config, curves, decision, rounds = run
+    lines = [line for line in curves if line["phase"] in PHASES]
     task = config.get("task") or {}
     source, probed, after = (
-        _by_candidate(line for line in lines if line["phase"] == phase)
-        for phase in ("source", "probe", "continue")
+        _by_candidate(line for line in lines if line["phase"] == phase) for phase in PHASES
     )
-    pool = _pool(run, probed)
+    pool = _pool(run, (*probed, *after))
     apart = frozenset(name for name, entry in pool.items() if entry.role != "candidate")
     probes = {name: mean_over_seeds(found) for name, found in probed.items()}
     lags = {name: step for each in rounds for name, step in (each.get("until") or {}).items()}
     lag = _common_step(probes, lags)
     status = {name: curve.failed or "ok" for name, curve in probes.items()}
-    at_start = {name: curve.at(0) for name, curve in probes.items()}
-    at_lag = {name: curve.at(lag) for name, curve in probes.items()}
+    at_start = {name: curve.losses.get(0) for name, curve in probes.items()}
+    at_lag = {name: curve.losses.get(lag or 0) for name, curve in probes.items()}
     if decision:
-        lag, lags = decision["lag"], lags | (decision.get("lags") or {})
+        lag, lags = decision["lag"], (decision.get("lags") or {}) | lags
         status |= decision["status"]
         at_start |= decision["losses_at_start"]
         at_lag = dict(decision["losses_at_lag"])
     seen = {line["seed"] for line in lines if line["phase"] == "probe"}
+    seeds = int(task.get("seeds") or len(seen) or 1)
     return Facts(
         config=config,
         lines=lines,
@@ -142,7 +147,7 @@ def gather(run: directory.RunData) -> Facts:
         continued={
             name: continuation(probed.get(name, []), found) for name, found in after.items()
         },
-        seeds=int(task.get("seeds") or len(seen) or 1),
+        seeds=seeds,
         unit=str(task.get("unit") or "nats per token"),
         horizon=task.get("horizon"),
         lag=lag,
@@ -152,7 +157,9 @@ def gather(run: directory.RunData) -> Facts:
         status=status,
         start_choice=start_choice({name: at_start.get(name) for name in pool}, apart),
         metrics=_metrics(lines),
-        audit=_audit(config, lines, list(pool), apart),
+        audit=_audit(lines, list(pool), apart, seeds, task.get("horizon"))
+        if config.get("compare") == "all"
+        else None,
     )
 
 
@@ -164,11 +171,14 @@ def mean_over_seeds(lines: Iterable[Line]) -> Curve:
         by_seed.setdefault(line["seed"], {})[line["step"]] = line["valid_loss"]
         if line["valid_loss"] is None:
             bad.append((line["step"], str(line["status"])))
-    failed_at, failed = min(bad, default=(None, None))
+    failed_at, failed = min(bad, default=(np.inf, None))
     common = sorted(set.intersection(*map(set, by_seed.values())))
-    steps = tuple(step for step in common if failed_at is None or step < failed_at)
-    losses = ([losses[step] or 0.0 for losses in by_seed.values()] for step in steps)
-    return Curve(steps, tuple(sum(each) / len(each) for each in losses), failed, failed_at)
+    losses = {
+        step: sum(of_seed[step] or 0.0 for of_seed in by_seed.values()) / len(by_seed)
+        for step in common
+        if step < failed_at
+    }
+    return Curve(losses, failed)
 
 
 def continuation(probe: Iterable[Line], after: list[Line]) -> Curve:
@@ -250,7 +260,7 @@ def _common_step(probes: Mapping[str, Curve], lags: Mapping[str, int]) -> int | 
     """The last step that all have reached that are alive and still in the race."""
     furthest = max(lags.values(), default=0)
     live = [
-        set(curve.steps)
+        set(curve.losses)
         for name, curve in probes.items()
         if not curve.failed and lags.get(name, furthest) == furthest
     ]
@@ -272,35 +282,27 @@ def _metrics(lines: Iterable[Line]) -> dict[str, tuple[int, dict[str, float | No
 
 
 def _audit(
-    config: Mapping[str, Any], lines: Iterable[Line], names: list[str], apart: frozenset[str]
+    lines: Iterable[Line], names: list[str], apart: frozenset[str], seeds: int, horizon: int | None
 ) -> Audit | None:
     """The audit, where every candidate was trained to the horizon with each seed, or failed."""
-    task = config.get("task") or {}
-    if config.get("compare") != "all" or not task.get("horizon"):
-        return None
-    seeds = range(task["seeds"])
-    found: dict[tuple[str, int], dict[int, float]] = {(n, s): {} for n in names for s in seeds}
+    trials = [[(name, seed) for seed in range(seeds)] for name in names]
+    found: dict[tuple[str, int], dict[int, float]] = {trial: {} for row in trials for trial in row}
     for line in lines:
         if line["phase"] != "source":
             loss = np.nan if line["valid_loss"] is None else line["valid_loss"]
-            found[line["candidate"], line["seed"]][line["step"]] = loss
+            found.setdefault((line["candidate"], line["seed"]), {})[line["step"]] = loss
     whole = [losses for losses in found.values() if np.isfinite([*losses.values()]).all()]
-    if not whole or any(task["horizon"] not in losses for losses in whole):
+    if not whole or any(horizon not in losses for losses in whole):
         return None
     steps = sorted(set.intersection(*map(set, whole)))
-    losses_TxCxS = [[[found[n, s].get(t, np.nan) for s in seeds] for n in names] for t in steps]
+    losses_TxCxS = [
+        [[found[trial].get(step, np.nan) for trial in row] for row in trials] for step in steps
+    ]
     return audit(names, apart, steps, np.array(losses_TxCxS, float))
 
 
 def _check(run: directory.RunData) -> None:
     """Says what is wrong with files that are not a run's, before anything stumbles over it."""
-    if lacking := _lacking((), run.config):
-        raise ValueError(f"config.json lacks {lacking}, so this is no run directory.")
-    if run.config.get("format") != FORMAT:
-        raise ValueError(
-            f"config.json is of format {run.config.get('format', 1)}, this lagjax reads format "
-            f"{FORMAT}; make the page with the version that made the run, or run it anew."
-        )
     entries = [*(run.config.get("pool") or [])]
     for file, keys, rows in (
         ("curves.jsonl", LINE, run.curves),

@@ -188,7 +188,7 @@ def _start_choice(facts: Facts) -> str:
     if facts.winner is None or facts.horizon is None:
         return told
     mine, best = (
-        facts.continued[who].at(facts.horizon) if who in facts.continued else None
+        facts.continued[who].losses.get(facts.horizon) if who in facts.continued else None
         for who in (name, facts.winner)
     )
     if mine is None or best is None:
@@ -200,24 +200,24 @@ def _start_choice(facts: Facts) -> str:
 
 
 def at_lag(facts: Facts, name: str) -> str:
-    """The loss at the lag; one that was taken out of the race has a lag of its own."""
-    own, loss = facts.lags.get(name), facts.at_lag.get(name)
-    if loss is None and name in facts.probes and (last := facts.probes[name].at(own)) is not None:
-        return f"{number(last)} at step {count(own)}"
+    """The loss at the lag, or where one ended that was taken out of the race before."""
+    loss, curve = facts.at_lag.get(name), facts.probes.get(name)
+    if loss is None and curve and curve.losses and not curve.failed:
+        return f"{number(curve.last)} at step {count(max(curve.losses))}"
     return number(loss)
 
 
 def final(facts: Facts, name: str) -> str:
     """The loss at the horizon, or how far one has come that goes on after the lag."""
     curve = facts.continued.get(name) or facts.probes.get(name)
-    if not curve or not curve.steps:
+    if not curve or not curve.losses:
         return NOTHING
-    if curve.steps[-1] == facts.horizon and not curve.failed:
-        return number(curve.losses[-1])
+    step = max(curve.losses)
+    if step == facts.horizon and not curve.failed:
+        return number(curve.last)
     if name not in facts.continued:
         return NOTHING
-    so_far = f"{number(curve.losses[-1])} at step {count(curve.steps[-1])}"
-    return "failed" if curve.failed else so_far
+    return "failed" if curve.failed else f"{number(curve.last)} at step {count(step)}"
 
 
 def apart(facts: Facts) -> str:

@@ -27,12 +27,10 @@ def show(facts: Facts, console: Console) -> None:
 
 def _table(found: Table) -> table.Table:
     named = any(found.headings)
-    drawn = table.Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=named)
-    # Enough for the names; what is noted about a candidate may go below its name.
-    widest = min(24, max(len(row.cells[0]) for row in found.rows))
-    drawn.add_column(Text(found.headings[0]), overflow="fold", min_width=widest)
-    for title in found.headings[1:]:
-        justify: JustifyMethod = "left" if title in found.words else "right"
+    drawn = table.Table(box=box.SIMPLE_HEAD, show_header=named, show_edge=False, pad_edge=False)
+    drawn.padding = (0, 1, 0, 0)
+    for i, title in enumerate(found.headings):
+        justify: JustifyMethod = "left" if i == 0 or title in found.words else "right"
         drawn.add_column(Text(title), justify=justify, overflow="fold")
     for row in found.rows:
         drawn.add_row(*_cells(row), style=STYLES.get(row.part, ""))

@@ -269,6 +269,10 @@ def _locked(path: pathlib.Path) -> IO[str]:
 
 
 def _check_format(path: pathlib.Path, config: Json | None) -> None:
+    if not isinstance(config, dict | None):
+        raise ValueError(  # noqa: TRY004 - all damage to files is a ValueError.
+            f"{path} is no run directory: its config.json holds {str(config)[:80]}, no JSON object"
+        )
     if config is not None and config.get("format") != FORMAT:
         raise ValueError(
             f"{path} was written by another version of lagjax, whose run directories are of format "

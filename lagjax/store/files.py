@@ -32,7 +32,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")  # noqa: TRY004
     except ValueError as error:
         raise ValueError(
             f"{path} is damaged: {error}; restore it, or start in a new directory"

@@ -8,26 +8,17 @@ import base64
 import dataclasses
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from operator import attrgetter
-from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import FrozenDict
 
 from lagjax.algebra.axes import Axes, Params
-from lagjax.algebra.plan import Growth
-from lagjax.fingerprint import digest, versions
-from lagjax.model import Key, Model
-
-MAPPINGS: dict[str, Callable[[dict[Any, Any]], Any]] = {
-    "dict": dict,
-    "mappingproxy": MappingProxyType,
-    "FrozenDict": FrozenDict,
-}
+from lagjax.fingerprint import digest
+from lagjax.model import Growth, Model
 
 
 class GrowthRecord(NamedTuple):
@@ -78,20 +69,12 @@ class GrowthRecord(NamedTuple):
         return call(decode(self.key), params)
 
 
-def record(operator: Growth, key: Key, params: Params) -> GrowthRecord:
-    """The record of the operator's call on these parameters.
-
-    Raises ValueError, with the field, for an operator that holds what cannot be encoded.
-    """
-    return GrowthRecord(encode(operator), encode(key, "key"), digest(params), versions())
-
-
 def encode(value: Any, where: str = "operator") -> Any:
     """JSON data from which `decode` makes an equal value that prints the same.
 
     Args:
-        value: None, a bool, number, string, array or key of `jax.random`; tuples, mappings, NamedTuples and
-            dataclasses of such.
+        value: None, a bool, number, string, array or key of `jax.random`; tuples, NamedTuples and dataclasses
+            of such.
         where: what to call it in errors.
 
     Raises:
@@ -107,20 +90,11 @@ def encode(value: Any, where: str = "operator") -> Any:
         return [encode(each, f"{where}[{index}]") for index, each in enumerate(value)]
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
         return _encode_array(value, where)
-    for name, mapping in MAPPINGS.items():
-        if type(value) is mapping:
-            keys = encode(tuple(value), f"{where}'s keys")
-            return {
-                name: [
-                    [key, encode(each, f"{where}[{old!r}]")]
-                    for key, (old, each) in zip(keys, value.items())
-                ]
-            }
     names = _fields(type(value))
     if names is None:
         raise ValueError(
             f"{where} is {value!r}, of type {type(value).__qualname__}, which a growth record cannot hold; make it a "
-            "number, a string, an array, a tuple or mapping of such, or a frozen dataclass"
+            "number, a string, an array, a tuple of such (a mapping's items, say), or a frozen dataclass"
         )
     fields = {name: encode(getattr(value, name), f"{where}.{name}") for name in names}
     return {"class": _name(type(value), where), "fields": fields}
@@ -141,9 +115,6 @@ def decode(data: Any) -> Any:
         return jax.random.wrap_key_data(decode(data["data"]), impl=data["key"])
     if "array" in data:
         return _decode_array(data)
-    for name, mapping in MAPPINGS.items():
-        if name in data:
-            return mapping({decode(key): decode(each) for key, each in data[name]})
     cls: Any = _class(data.get("class"))
     fields, names = data.get("fields", {}), _fields(cls)
     if names is None or set(fields) != set(names):

@@ -16,7 +16,7 @@ compile_quickly = quick.compile_quickly
 SMALL = [
     "--layers", "1", "--grown-layers", "2", "--width", "16", "--heads", "2", "--window", "16",
     "--batch", "4", "--shards", "3", "--source-steps", "6", "--warmup", "2", "--horizon", "12",
-    "--lag", "4", "--lanes", "1",
+    "--lag", "4", "--candidates-at-once", "1",
 ]  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def test_from_text_to_report(
     )
     # Again, with another lag: refused by the field's name, and nothing is lost.
     before = (run / "decision.json").read_text()
-    monkeypatch.setattr(sys, "argv", [*command[:-4], "--lag", "5", "--lanes", "1"])
+    monkeypatch.setattr(sys, "argv", [*command[:-4], "--lag", "5", "--candidates-at-once", "1"])
     assert quickstart.cli() == 2
     assert "arguments.lag is 4 there and 5 here" in capsys.readouterr().err
     assert (run / "decision.json").read_text() == before
@@ -86,12 +86,14 @@ def test_audit_over_devices_to_rows_and_tables(
     """Every trial ends; the audit is printed, its rows are stored once, and the table is theirs."""
     run, results = tmp_path / "run", tmp_path / "results"
     options = ["--audit", "--mesh", "2", "2", "--seeds", "2", "--schedule", "continue"]
+    options += ["--keep", "all"]
     command = ["quickstart", "--data", str(corpus), "--workdir", str(run)]
-    monkeypatch.setattr(sys, "argv", [*command, *SMALL[:-2], *options, "--lanes", "4"])
+    monkeypatch.setattr(sys, "argv", [*command, *SMALL[:-2], *options, "--candidates-at-once", "4"])
     assert quickstart.cli() == 0
     assert "Audit" in capsys.readouterr().out
     record = directory.read(run)
-    assert [group["lanes"] for group in record.config["grouping"]] == [4]
+    assert list(record.config["grouping"].values()) == [4] and record.config["keep"] == "all"
+    assert not {"candidates_at_once", "keep", "workdir"} & record.config["arguments"].keys()
     ends = {
         (line["candidate"], line["seed"])
         for line in record.curves
@@ -101,6 +103,12 @@ def test_audit_over_devices_to_rows_and_tables(
     # One cosine over both models' steps, so that the rate goes on where the small model's stood.
     rates = {(line["phase"], line["step"]): line["lr"] for line in record.curves if line["lr"]}
     assert 0.5 * rates["source", 6] < rates["probe", 1] < rates["source", 6]
+    # One layer has no order to reverse: this pool has no controls of its own.
+    for member in record.config["pool"]:
+        member["role"] = {"stack": "control", "half-stack": "baseline"}.get(
+            member["name"], "candidate"
+        )
+    (run / "config.json").write_text(json.dumps(record.config))
     readme = tmp_path / "README.md"
     more = ["--results", str(results), "--readme", str(readme)]
     for _ in range(2):
@@ -109,6 +117,7 @@ def test_audit_over_devices_to_rows_and_tables(
     rows = read(results / "audit.jsonl")
     assert len(rows) == len(ends)
     assert all(len(row["losses"]) == len(row["steps"]) for row in rows)
+    assert {row["candidate"] for row in rows if row["control"]} == {"stack", "half-stack"}
     assert {row["commit"] for row in rows} == {record.config["versions"]["commit"]}
     text = readme.read_text()
     assert text == tables.render(results)
@@ -116,6 +125,22 @@ def test_audit_over_devices_to_rows_and_tables(
     monkeypatch.setattr(sys, "argv", ["tables", str(tmp_path), *more])
     assert tables.cli() == 2
     assert "no run directory" in capsys.readouterr().err
+
+
+def test_another_seed_is_another_initialisation(
+    corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quickstart.lagjax, "run", lambda *_, **__: None)
+    monkeypatch.setattr(quickstart.report, "show", lambda _: None)
+    found = []
+    for seed in ("0", "1"):
+        run = tmp_path / seed
+        command = ["quickstart", "--data", str(corpus), "--workdir", str(run), "--seed", seed]
+        monkeypatch.setattr(sys, "argv", [*command, *SMALL])
+        assert quickstart.cli() == 0
+        found.append(directory.read(run).curves[0]["valid_loss"])
+    # Untrained, on the same validation shards.
+    assert found[0] != found[1]
 
 
 def test_a_mesh_of_more_devices_than_there_are(

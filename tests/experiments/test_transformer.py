@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from experiments.models import gpt, transformer
-from lagjax.algebra.axes import Elementwise, Lookup, Residual, flatten
+from lagjax.algebra.axes import flatten
+from lagjax.algebra.kinds import LayerNorm, Lookup, Residual, Units
 
 # Sizes differ from axis to axis, so that none can be taken for another. Together these have every
 # choice.
@@ -162,8 +163,8 @@ def test_table() -> None:
     assert rows["relative/embedding"] == "<buckets >kv >group"
     assert layout.stacks == {"layers": 2}
     assert layout.sizes["buckets"] == 8
-    assert layout.kinds["embed"] == Residual("layer", pre=True)
-    assert layout.kinds["mlp"] == Elementwise("silu", gated=True)
+    assert layout.kinds["embed"] == Residual(LayerNorm(), pre=True)
+    assert layout.kinds["mlp"] == Units("silu", gated=True)
     assert layout.kinds["buckets"] == Lookup()
     dense = dataclasses.replace(EXPERTS, experts=0, top=1, implementation="nnx")
     leaves = transformer.model(dense).axes.layout(shapes(dense)).leaves

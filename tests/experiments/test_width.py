@@ -4,13 +4,16 @@ import json
 import pathlib
 import sys
 
-import jax
 import pytest
 
 from experiments import width
 from experiments.rows import Row, read
 from experiments.width_findings import sections
 from lagjax.progress import Silent
+from lagjax.store import directory
+from tests import quick
+
+compile_quickly = quick.compile_quickly
 
 SMALL = {
     "layers": 1,
@@ -24,7 +27,6 @@ SMALL = {
     "budget_steps": 12,
     "warmup": 2,
     "shards": 2,
-    "points": 3,
 }
 ARM = "isometric, grown, rule"
 
@@ -43,6 +45,7 @@ def run(monkeypatch: pytest.MonkeyPatch, data: pathlib.Path, *more: str, **sizes
         for part in (f"--{name.replace('_', '-')}", str(value))
     ]
     given = ["--data", str(data), "--results", str(data.with_name("rows.jsonl"))]
+    given += ["--workdir", str(data.with_name("runs"))]
     monkeypatch.setattr(sys, "argv", ["width", *given, *flags, *more])
     return width.cli()
 
@@ -64,16 +67,56 @@ def test_rows_of_equal_cost_that_are_made_once(
     for row in rows:
         assert row["status"] == "ok" and row["exact"]
         assert abs(row["flops"] - row["budget"]) <= row["step_flops"] / 2
-        assert row["flops"] == row["at_flops"][-1]
+        # Few steps: a run evaluates after each.
+        costs = [row["flops"] - left * row["step_flops"] for left in range(row["steps"], -1, -1)]
+        assert row["at_flops"] == costs and len(row["losses"]) == len(costs)
         # Growing changes nothing; training does.
         assert row["losses"][0] == pytest.approx(row["source_losses"][-1], abs=1e-4)
         assert row["losses"][-1] != row["losses"][0]
-        assert len(row["losses"]) == len(row["at_flops"]) == 3
         assert len(row["last_shards"]) == SMALL["shards"]
         assert str(corpus) not in json.dumps(row)
         assert row["requires"] == ["epsilon × 0.5 (embed)"]
     # Three seeds of every arm are the least that makes a table.
     assert sections(rows) == []
+
+
+def test_arms_share_runs_and_sources(
+    corpus: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One run a target and state; what is there is not trained again when the rows are lost."""
+    results, here = corpus.with_name("rows.jsonl"), corpus.with_name("runs") / "seed-0"
+    arms = ["stack, reset", "zeroed-interleave, reset", "zeroed-interleave, grown, no rule"]
+    found = []
+    for _ in range(2):
+        assert run(monkeypatch, corpus, "--arms", "small, continued", *arms) == 0
+        assert capsys.readouterr().out.startswith("4 rows")
+        found.append(read(results))
+        results.unlink()
+    assert found[0] == found[1]
+    rows = {row["candidate"]: row for row in found[0]}
+    scratch, stack, zeroed, grown = rows.values()
+    whole = SMALL["source_steps"] + grown["steps"]
+    assert {path.name for path in here.iterdir()} == {
+        "small, continued", "stack, reset + zeroed-interleave, reset", arms[2],
+        "source, cosine of 4", f"source, cosine of {whole}",
+    }  # fmt: skip
+    assert stack["source_losses"] == zeroed["source_losses"] != grown["source_losses"]
+    assert stack["losses"] != zeroed["losses"]
+    # All begin with one initialisation; where the cosine is longer, training goes otherwise.
+    assert scratch["source_losses"] == [] and scratch["steps"] == SMALL["budget_steps"]
+    assert scratch["losses"][0] == stack["source_losses"][0] == grown["source_losses"][0]
+    transfers = {
+        each["name"]: each["transfer"]
+        for name in ("stack, reset + zeroed-interleave, reset", arms[2])
+        for each in directory.read(here / name).config["pool"]
+    }
+    reset = {"moments": "reset", "schedule": "restart"}
+    carried = {"moments": "grow", "schedule": "continue"}
+    assert transfers == {arms[0]: reset, arms[1]: reset, arms[2]: carried}
+    # Data goes on where the small model's stopped.
+    assert directory.read(here / arms[2]).config["task"]["position"] == SMALL["source_steps"]
 
 
 def test_arms_are_what_they_are_called(corpus: pathlib.Path) -> None:
@@ -85,7 +128,7 @@ def test_arms_are_what_they_are_called(corpus: pathlib.Path) -> None:
         spent += source if arm.operator else 0
         assert abs(spent - experiment.budget) <= experiment.flops[arm.target] / 2
         if "width" in arm.family:
-            plan = experiment.plan(arm, jax.random.key(0))
+            plan = experiment.plan(arm)
             assert plan.exact == (arm.family == "width")
 
 
@@ -94,7 +137,7 @@ def test_arms_are_what_they_are_called(corpus: pathlib.Path) -> None:
     [
         ({}, ("--arms", "isometric"), "there is no arm 'isometric'"),
         ({"budget_steps": 4}, (), "leaves none after the 4"),
-        ({"points": 0}, (), "--points is 0"),
+        ({"seeds": 0}, (), "--seeds is 0"),
         ({"window": 10**6}, (), "give more text or a smaller window"),
         ({"grown_heads": 1, "heads": 2}, ("--arms", ARM), "growth adds entries"),
     ],

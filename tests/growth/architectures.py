@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lagjax.algebra.axes import Axes, Params, Residual
+from lagjax.algebra.axes import Axes, Params
+from lagjax.algebra.kinds import Residual, RMSNorm
 
 EMBED, KV, GROUP, QK, V, MLP, EXPERTS = 6, 2, 3, 5, 4, 8, 3
 TOKENS = jnp.zeros((1, 2), jnp.int32)
@@ -114,7 +115,7 @@ _EXPERTS = {
     r"layer_(?P<layers>\d+)/experts/up": "experts <embed >mlp",
     r"layer_(?P<layers>\d+)/experts/down": "experts <mlp >embed+",
 }
-_KINDS = {"embed": Residual("rms", pre=True)}
+_KINDS = {"embed": Residual(RMSNorm(), pre=True)}
 
 DENSE_ONLY = Axes(_ROWS | DENSE, _KINDS)
 EXPERTS_ONLY = Axes(_ROWS | _EXPERTS, _KINDS)

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.algebra.axes import Axes, Layout, Params, flatten, join, split
-from lagjax.growth.depth import Depth, Fresh, Interleave, Stack
+from lagjax.algebra.axes import Axes, Layout, Params, flatten
+from lagjax.algebra.pieces import join, split
+from lagjax.growth.depth import Fresh, Interleave, Stack
+from lagjax.growth.operator import Grow
 from lagjax.model import Model
 
 KEY = jax.random.key(0)
@@ -69,11 +71,11 @@ def table(axes: Axes, small: Params, large: Params, large_axes: Axes | None = No
         shaped = jax.eval_shape(lambda x, d=leaf.dims, s=sizes: join(split(x, d, s), d, s), value)
         assert (shaped.shape, shaped.dtype) == (value.shape, value.dtype)
     for strategy in (Stack(), Interleave(), Fresh("between", zero=True)):
-        _grows(Depth(strategy), axes, small, large_axes, large)
+        _grows(Grow(depth=strategy), axes, small, large_axes, large)
     return layout
 
 
-def _grows(operator: Depth, axes: Axes, small: Params, large_axes: Axes, large: Params) -> None:
+def _grows(operator: Grow, axes: Axes, small: Params, large_axes: Axes, large: Params) -> None:
     words = operator.plan(KEY, axes.layout(small), large_axes.layout(large)).words
     params = planted(axes, small, lambda leaf, stack, index: index + 1)
     grown = operator(KEY, params, axes, target(large_axes, large))
@@ -106,7 +108,7 @@ def scanning(axes: Axes, tree: Params) -> None:
     layout, params = axes.layout(tree), numbered(tree)
     for position in (0, 1):
         stacked_axes, stacked = scanned(layout, position)
-        same = Depth(Stack())
+        same = Grow(depth=Stack())
         there = same(KEY, params, axes, target(stacked_axes, stacked))
         chex.assert_trees_all_equal_shapes_and_dtypes(there, stacked)
         values = flatten(params)

@@ -14,7 +14,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from lagjax.algebra.axes import Axes, Dot, Elementwise, Lookup, Params, Residual
+from lagjax.algebra.axes import Axes, Params
+from lagjax.algebra.kinds import Channels, Dot, Heads, LayerNorm, Lookup, Residual, RMSNorm, Units
 from lagjax.model import Batch, Key, Model
 
 EMBED, HEADS, HEAD_DIM, MLP, VOCAB, LENGTH = 6, 2, 5, 8, 7, 4
@@ -46,11 +47,11 @@ _REST = {
 def _axes(layers: str, axis: int | None, pre: bool) -> Axes:
     """The table; `axis` is where scanned layers are stacked. Rows have the same names in all tables."""
     kinds = {
-        "embed": Residual("layer", pre),
-        "heads": Elementwise("attention"),
+        "embed": Residual(LayerNorm(), pre),
+        "heads": Heads(),
         "qk": Dot(),
-        "v": Elementwise("identity"),
-        "mlp": Elementwise("gelu"),
+        "v": Channels(),
+        "mlp": Units("gelu"),
         "vocab": Lookup(),
     }
     rows = dict(_REST)
@@ -235,8 +236,8 @@ BARE = Axes(
         "norm": "embed",
     },
     {
-        "embed": Residual("rms", pre=True),
-        "mlp": Elementwise("silu", gated=True),
+        "embed": Residual(RMSNorm(), pre=True),
+        "mlp": Units("silu", gated=True),
         "vocab": Lookup(),
     },
 )

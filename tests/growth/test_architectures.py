@@ -3,7 +3,8 @@
 import jax
 import pytest
 
-from lagjax.growth.depth import Depth, Fresh, Interleave
+from lagjax.growth.depth import Fresh, Interleave
+from lagjax.growth.operator import Grow
 from tests.growth import architectures as arch
 from tests.growth import checks, models
 
@@ -39,7 +40,7 @@ def test_scanned_and_unrolled_are_one(axis):
     """From one real model into the other, and back."""
     scanned, unrolled = models.linen(3, axis), models.linen(3, None)
     params = models.drawn(unrolled)
-    same = Depth("0 1 2")
+    same = Grow(depth="0 1 2")
     there = same(checks.KEY, params, unrolled.axes, models.filled(scanned))
     back = same(checks.KEY, there, scanned.axes, models.filled(unrolled))
     checks.chex.assert_trees_all_equal(back, params)
@@ -67,7 +68,7 @@ def test_boxes_of_logical_partitioning():
     small, large = arch.layered(*["boxed"] * 2), arch.layered(*["boxed"] * 4)
     checks.table(arch.DENSE_ONLY, small, large)
     checks.scanning(arch.DENSE_ONLY, small)
-    grown = Depth(Interleave())(
+    grown = Grow(depth=Interleave())(
         checks.KEY,
         checks.numbered(small),
         arch.DENSE_ONLY,
@@ -84,7 +85,7 @@ def test_first_layer_dense_then_experts():
     layout = checks.table(arch.DENSE_FIRST, small, large)
     first, second, third = layout.layer_kinds("layers")
     assert first != second == third
-    plan = Depth(Fresh("between", zero=True)).plan(
+    plan = Grow(depth=Fresh("between", zero=True)).plan(
         checks.KEY, layout, arch.DENSE_FIRST.layout(large)
     )
     assert str(plan.words["layers"]) == "0 1 new* 2 new*"
@@ -96,5 +97,5 @@ def test_kinds_in_turn():
     small, large = arch.layered(*kinds * 2), arch.layered(*kinds * 3)
     layout = checks.table(arch.IN_TURN, small, large)
     assert len(set(layout.layer_kinds("layers"))) == 2
-    plan = Depth(Interleave()).plan(checks.KEY, layout, arch.IN_TURN.layout(large))
+    plan = Grow(depth=Interleave()).plan(checks.KEY, layout, arch.IN_TURN.layout(large))
     assert str(plan.words["layers"]) == "0 1 0 1 2 3"

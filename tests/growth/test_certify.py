@@ -12,8 +12,8 @@ from lagjax.algebra.axes import Axes
 from lagjax.certify import blame
 from lagjax.certify.certify import certify
 from lagjax.growth import width
-from lagjax.growth.depth import Depth, Stack
-from lagjax.growth.width import Width
+from lagjax.growth.depth import Stack
+from lagjax.growth.operator import Grow
 from tests.growth import models
 from tests.growth.test_width import small_config, values
 
@@ -25,7 +25,7 @@ BATCHES = [np.random.default_rng(i).integers(7, size=(4, 5), dtype=np.int32) for
 class Broken:
     """An operator whose result is changed at one path."""
 
-    base: Width
+    base: Grow
     path: tuple[str, ...]
     change: object
 
@@ -80,7 +80,7 @@ def blamed(found):
 
 
 def test_exact_given_what_is_met():
-    found = certified(Width(width.Tile()), embed=8, mlp=12, factory=True)
+    found = certified(Grow(width=width.Tile()), embed=8, mlp=12, factory=True)
     assert found.kind == "exact given"
     assert [one.what for one in found.requires] == ["logits"]
     assert list(found.max_diff) == ["float64", "float32", "bfloat16"]
@@ -97,10 +97,10 @@ def test_exact_given_what_is_met():
 
 def test_splits_and_padding_separate_twins():
     for operator in (
-        Width({"mlp": width.Tile(width.ScalarSplit(-0.5))}),
-        Width({"mlp": width.Tile(width.NoisySplit(0.1))}),
+        Grow(width={"mlp": width.Tile(width.ScalarSplit(-0.5))}),
+        Grow(width={"mlp": width.Tile(width.NoisySplit(0.1))}),
         # Copies read new entries of the stream, each by fresh parameters of its own.
-        Width({"mlp": width.Tile(), "embed": width.ZeroPad()}),
+        Grow(width={"mlp": width.Tile(), "embed": width.ZeroPad()}),
     ):
         grown = {"embed": 6} if "ZeroPad" in str(operator) else {}
         found = certified(operator, mlp=12, **grown)
@@ -109,33 +109,33 @@ def test_splits_and_padding_separate_twins():
 
 
 def test_dead_parameters_are_found():
-    dead = certified(Width({"mlp": width.ZeroPad()}), mlp=9)
+    dead = certified(Grow(width={"mlp": width.ZeroPad()}), mlp=9)
     assert dead.kind == "exact"
     # A gate of 0 and what it lets through, 0 too: nothing ever moves.
     third = pytest.approx(1 / 3)
     assert dead.dead == {f"l/0/{name}": third for name in ("down", "gate", "up")}
     assert dead.dead_fraction == pytest.approx(36 / (36 * 3 + 28 + 8))
-    assert not certified(Width({"mlp": width.RandomIn()}), mlp=9).dead
+    assert not certified(Grow(width={"mlp": width.RandomIn()}), mlp=9).dead
 
 
 def test_not_exact():
-    found = certified(Depth(Stack()), layers=2)
+    found = certified(Grow(depth=Stack()), layers=2)
     assert found.kind == "none"
     assert found.max_diff["float32"] > 1e-2
-    found = certified(Width({"mlp": width.Noisy(width.Tile(), 1e-3)}), mlp=12)
+    found = certified(Grow(width={"mlp": width.Noisy(width.Tile(), 1e-3)}), mlp=12)
     assert found.kind == "approximate"
     assert 1e-5 < found.max_diff["float32"] < 0.1
 
 
 def test_a_factor_that_was_forgotten():
-    operator = Broken(Width({"mlp": width.Tile()}), ("l", "0", "down"), lambda x: 2 * x)
+    operator = Broken(Grow(width={"mlp": width.Tile()}), ("l", "0", "down"), lambda x: 2 * x)
     found = blamed(certified(operator, mlp=12))
     assert found == (
         {("mlp", "l/{layers}/down")},
         "the factor of its copies is missing",
     )
     operator = Broken(
-        Width({"embed": width.ZeroPad()}),
+        Grow(width={"embed": width.ZeroPad()}),
         ("norm",),
         lambda x: x * np.sqrt(2, dtype=np.float32),
     )
@@ -144,7 +144,7 @@ def test_a_factor_that_was_forgotten():
 
 
 def test_an_epsilon_that_was_forgotten():
-    found = certified(Width({"embed": width.ZeroPad()}), met=False, embed=8, epsilon=0.1)
+    found = certified(Grow(width={"embed": width.ZeroPad()}), met=False, embed=8, epsilon=0.1)
     who, why = blamed(found)
     assert who == {("embed", None)}
     assert "must have epsilon × 0.5" in why
@@ -160,7 +160,7 @@ def test_heads_of_a_group_that_were_scrambled():
         heads = x.reshape(1, 8, *x.shape[3:])
         return heads[:, [0, 2, 4, 6, 1, 3, 5, 7]].reshape(x.shape)
 
-    operator = Broken(Width({"kv": width.Tile()}), ("layers", "attn", "out", "kernel"), flat)
+    operator = Broken(Grow(width={"kv": width.Tile()}), ("layers", "attn", "out", "kernel"), flat)
     plan = operator.plan(KEY, *(m.axes.layout(jax.eval_shape(m.init, KEY)) for m in (small, large)))
     right, grown = jax.jit(
         lambda params: tuple(
@@ -175,7 +175,7 @@ def test_heads_of_a_group_that_were_scrambled():
 
 
 def test_a_first_copy_that_is_not_read_is_no_mistake():
-    operator = Width({"mlp": width.Tile(width.ScalarSplit(0.0))})
+    operator = Grow(width={"mlp": width.Tile(width.ScalarSplit(0.0))})
     small, large = models.bare(4, 6), models.bare(4, 12)
     params = values(jax.eval_shape(small.init, KEY))
     plan = operator.plan(KEY, *(m.axes.layout(jax.eval_shape(m.init, KEY)) for m in (small, large)))
@@ -183,13 +183,15 @@ def test_a_first_copy_that_is_not_read_is_no_mistake():
 
 
 def test_entries_in_another_order():
-    operator = Broken(Width({"mlp": width.Tile()}), ("l", "0", "up"), lambda x: x[..., ::-1])
+    operator = Broken(Grow(width={"mlp": width.Tile()}), ("l", "0", "up"), lambda x: x[..., ::-1])
     found = blamed(certified(operator, mlp=12))
     assert found == ({("mlp", "l/{layers}/up")}, "its entries are in another order")
 
 
 def test_new_entries_that_are_read():
-    operator = Broken(Width({"mlp": width.RandomIn()}), ("l", "0", "down"), lambda x: x + (x == 0))
+    operator = Broken(
+        Grow(width={"mlp": width.RandomIn()}), ("l", "0", "down"), lambda x: x + (x == 0)
+    )
     found = blamed(certified(operator, mlp=9))
     assert found == (
         {("mlp", "l/{layers}/down")},
@@ -199,7 +201,7 @@ def test_new_entries_that_are_read():
 
 def test_a_tie_that_was_forgotten():
     # The multiplier of the logits.
-    found = certified(Width({"embed": width.Tile()}), embed=8, met=False)
+    found = certified(Grow(width={"embed": width.Tile()}), embed=8, met=False)
     who, why = blamed(found)
     assert who == {("embed", "embed")}
     assert "must have logits × 0.5" in why
@@ -209,7 +211,7 @@ def test_a_tie_that_was_forgotten():
         rows = {pattern: row.replace("=vocab", "<vocab") for pattern, row in axes.rows}
         return Axes(rows, dict(axes.kinds))
 
-    found = certified(Width({"embed": width.Tile()}), embed=8, met=False, axes=untied)
+    found = certified(Grow(width={"embed": width.Tile()}), embed=8, met=False, axes=untied)
     who, why = blamed(found)
     assert who == {("vocab", "embed")}
     assert "mark it tied: '=vocab'" in why
@@ -218,7 +220,7 @@ def test_a_tie_that_was_forgotten():
 def test_what_a_certificate_needs():
     model = models.bare(4, 6)
     params = values(jax.eval_shape(model.init, KEY))
-    operator = Depth(Stack())
+    operator = Grow(depth=Stack())
     with pytest.raises(ValueError, match="the large model has no apply; give Model"):
         certify(operator, model, model._replace(apply=None), params, BATCHES)
     with pytest.raises(ValueError, match="no batches are given"):

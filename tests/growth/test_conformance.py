@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from lagjax import state
-from lagjax.algebra.plan import Layer, Word
+from lagjax.algebra.words import Layer, Word
 from lagjax.growth import pools
-from lagjax.growth.depth import Depth
+from lagjax.growth.operator import Grow
 from tests.growth import models
 from tests.growth.models import BATCH, FAMILIES
 
@@ -22,8 +22,8 @@ CASES = [("scanned", pair) for pair in PAIRS] + [("unrolled", (2, 4)), ("nnx", (
 STRATEGIES = pools.DEPTH | pools.CONTROLS
 WORDS = ["0 0* 1 1*", "0 1 new new", "new 1*0.25 0 new*0.5"]
 
-OPERATORS = {name: Depth(how) for name, how in STRATEGIES.items()} | {
-    word: Depth(word) for word in WORDS
+OPERATORS = {name: Grow(depth=how) for name, how in STRATEGIES.items()} | {
+    word: Grow(depth=word) for word in WORDS
 }
 each_operator = pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 each_strategy = pytest.mark.parametrize("how", STRATEGIES.values(), ids=STRATEGIES)
@@ -48,7 +48,7 @@ def planned(operator, small, large):
 def test_gives_the_targets_shapes(how, family, pair):
     small, large = (FAMILIES[family](layers) for layers in pair)
     shapes, expected = (jax.eval_shape(model.init, KEY) for model in (small, large))
-    grown = jax.eval_shape(lambda params: Depth(how)(KEY, params, small.axes, large), shapes)
+    grown = jax.eval_shape(lambda params: Grow(depth=how)(KEY, params, small.axes, large), shapes)
     chex.assert_trees_all_equal_shapes_and_dtypes(grown, expected)
 
 
@@ -56,11 +56,11 @@ def test_gives_the_targets_shapes(how, family, pair):
 def test_fresh_layers_are_the_targets(family):
     small, large = FAMILIES[family](1), FAMILIES[family](2)
     params = models.drawn(small)
-    grown = Depth("new 0")(KEY, params, small.axes, large)
+    grown = Grow(depth="new 0")(KEY, params, small.axes, large)
     chex.assert_trees_all_equal_shapes_and_dtypes(grown, jax.eval_shape(large.init, KEY))
 
     def layer(index, params, axes):
-        taken = Depth(f"{index} {index}")(KEY, params, axes, models.filled(large))
+        taken = Grow(depth=f"{index} {index}")(KEY, params, axes, models.filled(large))
         return {k: v for k, v in dict(taken).items() if k.startswith("layers")}
 
     fresh, copied = (layer(index, grown, large.axes) for index in (0, 1))
@@ -132,10 +132,10 @@ def test_optimizer_state_fits(operator, family):
 @pytest.mark.parametrize("how", pools.DEPTH.values(), ids=pools.DEPTH)
 def test_equal_size_is_the_identity(how, family):
     small, params, large = models_of(family, (4, 4))
-    plan = planned(Depth(how), small, large)
+    plan = planned(Grow(depth=how), small, large)
     assert plan.words == {"layers": Word(tuple(Layer(index) for index in range(4)))}
     assert plan.exact
-    chex.assert_trees_all_equal(Depth(how)(KEY, params, small.axes, large), params)
+    chex.assert_trees_all_equal(Grow(depth=how)(KEY, params, small.axes, large), params)
 
 
 @each_operator
@@ -164,19 +164,19 @@ def losses(family, pair, operator, **kwargs):
 @each_case
 @each_strategy
 def test_says_exact_where_it_is(how, family, pair):
-    before, after, exact = losses(family, pair, Depth(how))
+    before, after, exact = losses(family, pair, Grow(depth=how))
     assert exact == (abs(after - before) <= 1e-10 * before)
 
 
 @pytest.mark.parametrize("word", WORDS)
 def test_words_say_exact_where_they_are(word):
-    before, after, exact = losses("scanned", (2, 4), Depth(word))
+    before, after, exact = losses("scanned", (2, 4), Grow(depth=word))
     assert exact == (abs(after - before) <= 1e-10 * before)
 
 
 @each_strategy
 def test_nothing_is_exact_after_the_norm(how):
-    before, after, exact = losses("scanned", (2, 4), Depth(how), pre=False)
+    before, after, exact = losses("scanned", (2, 4), Grow(depth=how), pre=False)
     assert not exact
     assert abs(after - before) > 1e-6
 
@@ -196,7 +196,7 @@ def test_one_codebase_grows_into_another(families):
     first, _second = families
     small, params, _ = models_of(first, (2, 2))
     here, there = (models.filled(FAMILIES[family](4)) for family in families)
-    operator = Depth("0 1*0.5 1* 0")
+    operator = Grow(depth="0 1*0.5 1* 0")
     loss, _ = here.loss(operator(KEY, params, small.axes, here), BATCH, None)
     other, _ = there.loss(operator(KEY, params, small.axes, there), BATCH, None)
     np.testing.assert_allclose(other, loss, rtol=1e-5)

@@ -7,11 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lagjax.algebra.axes import Axes
-from lagjax.algebra.plan import Layer, Word
+from lagjax.algebra.words import Layer, Word
 from lagjax.growth import pools
 from lagjax.growth.depth import (
     Block,
-    Depth,
     Fresh,
     Interleave,
     Last,
@@ -23,6 +22,7 @@ from lagjax.growth.depth import (
     Shuffled,
     Stack,
 )
+from lagjax.growth.operator import Grow
 from tests.growth import checks
 
 SOLAR = " ".join(map(str, [*range(24), *range(8, 32)]))
@@ -139,13 +139,6 @@ def test_midas_takes_the_middle_block(blocks, more):
     assert {layer.source // size for layer in added} <= {middle}
 
 
-def test_operators_print_as_written_and_compare_by_value():
-    assert repr(Depth(Scaled(Stack(), 0.5))) == ("Depth(how=Scaled(strategy=Stack(), scale=0.5))")
-    assert Depth({"enc": Stack(), "dec": "0 0"}) == Depth({"enc": Stack(), "dec": "0 0"})
-    assert hash(Depth({"enc": Stack()})) == hash(Depth({"enc": Stack()}))
-    assert Depth(Block(0)) != Depth(Block(1))
-
-
 # Layers of two kinds, in turn; the first layer of another kind than the rest.
 IN_TURN = {0: "local", 1: "global"}
 ROWS = Axes({r"(?P<layers>\d+)/\w+": ">embed+"})
@@ -155,7 +148,7 @@ def words(how, old, new, kind):
     small, large = (
         ROWS.layout(checks.shapes({f"{i}/{kind(i)}": (3,) for i in range(n)})) for n in (old, new)
     )
-    return str(Depth(how).plan(None, small, large).words["layers"])
+    return str(Grow(depth=how).plan(None, small, large).words["layers"])
 
 
 @pytest.mark.parametrize(
@@ -189,4 +182,4 @@ def test_no_kind_is_dropped():
             ROWS.layout(checks.shapes(dict.fromkeys(paths, (3,))))
             for paths in (["0/a", "1/a", "1/b", "2/b"], ["0/a", "1/b", "2/b"])
         )
-        Depth(Stack()).plan(None, one, other)
+        Grow(depth=Stack()).plan(None, one, other)

@@ -6,15 +6,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from experiments.models import transformer
-from lagjax.algebra.axes import Axes, Elementwise, Lookup, Residual
-from lagjax.growth.depth import Depth, Scaled, Stack
-from lagjax.growth.fusion import Fuse, fuse_states
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.kinds import Channels, Lookup, Residual, Units
+from lagjax.growth.depth import Scaled, Stack
+from lagjax.growth.operator import Grow
 from lagjax.model import Model
-from lagjax.state import scale_by_growth
 from tests.growth import checks
 from tests.growth.test_moe import DENSE, KEY, computed, difference, drawn, planned
 
@@ -38,7 +37,7 @@ AXES = Axes(
     },
     {
         "embed": Residual(None, True),
-        "mlp": Elementwise("relu", gated=True),
+        "mlp": Units("relu", gated=True),
         "vocab": Lookup(),
     },
 )
@@ -81,17 +80,17 @@ def sources(count):
 
 
 def fuse(params, target, depth=None):
-    return jax.jit(lambda params: Fuse(depth)(KEY, params, AXES, target))(params)
+    return jax.jit(lambda params: Grow(depth=depth, fuse=True)(KEY, params, AXES, target))(params)
 
 
 @pytest.mark.parametrize(
     "operator, config, changes",
     [
         # Tied, so that the logits are twice as large unless the plan's requirement is met.
-        (Fuse(), DENSE, {"width": 8, "kv": 2, "mlp": 10}),
+        (Grow(fuse=True), DENSE, {"width": 8, "kv": 2, "mlp": 10}),
         # A mixture whose heads and experts' units both models share, and a layer more.
         (
-            Fuse(Depth(Scaled(Stack()))),
+            Grow(depth=Scaled(Stack()), fuse=True),
             dataclasses.replace(
                 DENSE,
                 norm="layer",
@@ -127,7 +126,7 @@ def test_a_model_fused_with_itself_keeps_its_function(operator, config, changes)
 @pytest.mark.parametrize("count, layers", [(2, 1), (3, 2)])
 def test_different_models_without_norms_are_averaged(count, layers):
     target = plain(2 * count, 3 * count, layers)
-    depth = Depth(Scaled(Stack())) if layers > 1 else None
+    depth = Scaled(Stack()) if layers > 1 else None
     fused = fuse(sources(count), target, depth)
     outputs = [jax.jit(SMALL.apply)(one, TOKENS) for one in sources(count)]
     assert difference(outputs[0], outputs[1]) > 0.1
@@ -167,42 +166,8 @@ def test_a_part_of_an_array_that_stays_as_large_is_averaged():
     one = {"w": jnp.arange(5.0), "v": jnp.ones(2), "u": jnp.ones(3)}
     two = {"w": 10 + jnp.arange(5.0), "v": jnp.ones(2), "u": jnp.ones(3)}
     large = checks.shapes({"w": (7,), "v": (4,), "u": (3,)})
-    made = Fuse()(KEY, (one, two), axes, checks.target(axes, large))
+    made = Grow(fuse=True)(KEY, (one, two), axes, checks.target(axes, large))
     np.testing.assert_array_equal(made["w"], [0, 1, 10, 11, 7, 8, 9])
-
-
-def test_states_go_with_their_models():
-    target = plain(4, 6)
-    layouts = [AXES.layout(jax.eval_shape(x.init, KEY)) for x in (SMALL, target)]
-    plan = Fuse().plan(KEY, *layouts)
-    tx = optax.chain(optax.scale_by_adam(), scale_by_growth())
-    params = sources(2)
-    large = fuse(params, target)
-
-    @jax.jit
-    def trained(one, factor):
-        gradient = jax.tree.map(lambda x: factor * jnp.ones_like(x), one)
-        return tx.update(gradient, tx.init(one), one)[1]
-
-    states = [trained(one, factor) for one, factor in zip(params, (1.0, 3.0))]
-
-    @jax.jit
-    def fused(states):
-        return fuse_states(plan, states, params, large, tx, "restart")
-
-    adam, growth = fused(states)
-    assert adam.count == 1
-    # Half the gradient comes back through the head, of which each reads a half; a tenth is new to the moment.
-    np.testing.assert_allclose(adam.mu["embed"][0], [0.05, 0.05, 0.15, 0.15])
-    np.testing.assert_allclose(adam.nu["embed"][0], np.array([1, 1, 9, 9]) / 4000)
-    np.testing.assert_allclose(adam.mu["in"][0, 0], [0.05] * 3 + [0.15] * 3 + [0.05] * 3 + [0.15] * 3)  # fmt: skip
-    np.testing.assert_allclose(adam.mu["head"][:, 0], [0.1, 0.1, 0.3, 0.3])
-    np.testing.assert_allclose(adam.mu["shift"], 0.2)
-    for name in ("embed", "shift"):
-        assert growth.unseen[name].dtype == bool and not growth.unseen[name].any()
-    np.testing.assert_array_equal(growth.factors["head"], 0.5)
-    with pytest.raises(ValueError, match="argument 2 is longer"):
-        fused(states[:1])
 
 
 @pytest.mark.parametrize(
@@ -226,14 +191,14 @@ def test_targets_that_cannot_be(params, target, message):
 def test_sources_that_cannot_be():
     one = sources(1)[0]
     with pytest.raises(ValueError, match="two models or more"):
-        Fuse()(KEY, one, AXES, plain(4, 6))
+        Grow(fuse=True)(KEY, one, AXES, plain(4, 6))
     other = plain(2, 4).init(KEY)
     with pytest.raises(
         ValueError,
         match=r"has bias \(1, 6\) where model 3 has bias \(1, 8\); .* of one shape",
     ):
         fuse((one, one, other), plain(6, 9))
-    rows = Axes({"w(?P<layers>\\d+)": "<x >y"}, {"x": Elementwise("identity")})
+    rows = Axes({"w(?P<layers>\\d+)": "<x >y"}, {"x": Channels()})
     deep = {f"w{i}": jnp.zeros((2, 2)) for i in range(2)}
     with pytest.raises(ValueError, match="has 1 parameters, model 2 has 2"):
-        Fuse()(KEY, ({"w0": deep["w0"]}, deep), rows, plain(4, 6))
+        Grow(fuse=True)(KEY, ({"w0": deep["w0"]}, deep), rows, plain(4, 6))

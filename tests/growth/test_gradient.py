@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from experiments.models import transformer
-from lagjax import Axes, Elementwise, Model, Residual
+from lagjax import Axes, Model
 from lagjax.algebra.axes import flatten
+from lagjax.algebra.kinds import Channels, Residual, RMSNorm, Units
 from lagjax.growth.gradmax import Given, gradmax
-from lagjax.growth.width import RandomIn, Width, ZeroPad
+from lagjax.growth.operator import Grow
+from lagjax.growth.width import RandomIn, ZeroPad
 from lagjax.store import record
 
 KEY = jax.random.key(1)
@@ -52,7 +54,7 @@ def drawn(model, seed=0):
 def mlp(hidden, act=jnp.tanh, kind="tanh", extra=None):
     """y = down act(up x + bias), 5 → hidden → 4, and the squared error."""
     rows = {"up": "<x >mlp", "bias": ">mlp", "down": "<mlp >y"}
-    kinds = {"mlp": Elementwise(kind), "x": Elementwise("identity")}
+    kinds = {"mlp": Units(kind), "x": Channels()}
 
     def init(key):
         shapes = {"up": (5, hidden), "bias": (hidden,), "down": (hidden, 4)}
@@ -249,11 +251,11 @@ def test_equal_by_content():
     small, params, result = found(9, 0.7)
     one = result.operator
     same = Given(
-        Width({"mlp": ZeroPad()}),
+        Grow(width={"mlp": ZeroPad()}),
         tuple((path, jnp.asarray(x)) for path, x in one.fresh),
     )
     assert one == same and hash(one) == hash(same) and repr(one) == repr(same)
-    for other in (found(9)[2].operator, Given(Width(RandomIn()), one.fresh)):
+    for other in (found(9)[2].operator, Given(Grow(width=RandomIn()), one.fresh)):
         assert one != other and repr(one) != repr(other)
     assert record.decode(record.encode(one)) == one
     plan = one.plan(
@@ -270,8 +272,8 @@ def test_equal_by_content():
     "target, axis, message",
     [
         (mlp(9, jax.nn.relu, "relu"), "mlp", "no slope at 0.*RandomIn.. or Paired"),
-        (mlp(9, kind="silu", extra={"mlp": Elementwise("silu", True)}), "mlp", "gated"),
-        (mlp(9, extra={"mlp": Residual("rms", True)}), "mlp", "entries act alone"),
+        (mlp(9, kind="silu", extra={"mlp": Units("silu", True)}), "mlp", "gated"),
+        (mlp(9, extra={"mlp": Residual(RMSNorm(), True)}), "mlp", "entries act alone"),
         (mlp(6), "mlp", "size 6 in the source and 6 in the target"),
         (mlp(9), "x", "size 5 in the source and 5 in the target"),
     ],

@@ -13,8 +13,9 @@ import pytest
 from experiments.models import transformer
 from lagjax.algebra.axes import Axes, flatten
 from lagjax.flops import flops
-from lagjax.growth.depth import Depth, Stack
+from lagjax.growth.depth import Stack
 from lagjax.growth.learned import Ligo, fit, fit_ligo, ligo_start
+from lagjax.growth.operator import Grow
 from lagjax.store import record
 from tests import toy
 from tests.growth import checks
@@ -87,7 +88,7 @@ def test_it_starts_as_stacking(implementation):
     large = transformer.model(dataclasses.replace(config, layers=5))
     start = ligo_start(KEY, *layouts(small, params, large), noise=0.0)
     grown = grow(Ligo(**start), small, params, large)
-    chex.assert_trees_all_equal(grown, grow(Depth(Stack()), small, params, large))
+    chex.assert_trees_all_equal(grown, grow(Grow(depth=Stack()), small, params, large))
     noisy = Ligo(**ligo_start(KEY, *layouts(small, params, large)))
     for matrix in dict(noisy.mixing).values():
         np.testing.assert_allclose(matrix.sum(1), 1, rtol=1e-6)
@@ -192,7 +193,7 @@ def test_any_parametrised_operator():
         weight: jax.Array
 
         def __call__(self, key, params, source, target):
-            tree = Depth(Stack())(key, params, source, target)
+            tree = Grow(depth=Stack())(key, params, source, target)
             new = jnp.arange(4).reshape(4, 1, 1) >= 2
             down = tree["layers"]["down"]
             tree["layers"]["down"] = jnp.where(new, self.weight * down, down)

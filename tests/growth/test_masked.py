@@ -13,9 +13,10 @@ import pytest
 from experiments.models import transformer
 from lagjax.algebra.axes import flatten
 from lagjax.engine import Trained, from_loss
-from lagjax.growth.depth import Depth, Fresh, Interleave, Reversed
+from lagjax.growth.depth import Fresh, Interleave, Reversed
 from lagjax.growth.masked import masked, ramp, silenced
-from lagjax.growth.width import Both, Paired, RandomIn, RandomPad, Width, ZeroPad
+from lagjax.growth.operator import Grow
+from lagjax.growth.width import Paired, RandomIn, RandomPad, ZeroPad
 from tests import toy
 
 KEY = jax.random.key(2)
@@ -36,7 +37,7 @@ SMALL = transformer.Config(
     dtype="float64",
 )
 BATCH = np.random.default_rng(0).integers(7, size=(3, 7)).astype(np.int32)
-EVERYTHING = Both(Depth(Fresh("top")), Width(RandomPad()))
+EVERYTHING = Grow(depth=Fresh("top"), width=RandomPad())
 ALL = dataclasses.replace(
     SMALL, layers=3, width=9, kv=3, group=2, head_dim=6, mlp=11, dtype="float64"
 )
@@ -110,11 +111,11 @@ def change(found, expected):
 @pytest.mark.parametrize(
     "operator, changes",
     [
-        (Width(RandomPad()), {"mlp": 11, "head_dim": 6}),
-        (Width(RandomPad()), {"kv": 3, "group": 2}),
-        (Width(RandomPad()), {"width": 9}),
-        (Depth(Fresh("bottom")), {"layers": 3}),
-        (Depth(Interleave()), {"layers": 4}),
+        (Grow(width=RandomPad()), {"mlp": 11, "head_dim": 6}),
+        (Grow(width=RandomPad()), {"kv": 3, "group": 2}),
+        (Grow(width=RandomPad()), {"width": 9}),
+        (Grow(depth=Fresh("bottom")), {"layers": 3}),
+        (Grow(depth=Interleave()), {"layers": 4}),
     ],
     ids=["mlp", "heads", "width", "fresh", "copies"],
 )
@@ -166,7 +167,7 @@ def test_gradients_of_what_is_new():
 def test_the_ramp():
     small, large, batch = toy.SMALL, toy.model(3), toy.batch(0, 0)
     layouts = [model.axes.layout(jax.eval_shape(model.init, KEY)) for model in (small, large)]
-    plan = Depth(Fresh("top")).plan(KEY, *layouts)
+    plan = Grow(depth=Fresh("top")).plan(KEY, *layouts)
     params = jax.jit(plan.params)(toy.PARAMS, jax.jit(large.init)(KEY))
     # A step that changes nothing: only the mask moves.
     tx = optax.sgd(0.0)
@@ -194,7 +195,7 @@ def test_the_ramp():
 def test_silent_ways_stay_as_they_are():
     """What cannot be seen needs no mask, which would only slow it down."""
     plan, large, params = grown(
-        Width({"mlp": RandomIn(), "qk": ZeroPad(), "v": ZeroPad()}),
+        Grow(width={"mlp": RandomIn(), "qk": ZeroPad(), "v": ZeroPad()}),
         dataclasses.replace(SMALL, head_dim=6, mlp=11),
     )
     chex.assert_trees_all_equal(shown(large, plan)(0.0, params), params)
@@ -204,19 +205,19 @@ def test_silent_ways_stay_as_they_are():
     "operator, source, changes, message",
     [
         (
-            Width(RandomPad()),
+            Grow(width=RandomPad()),
             {"norm": "layer"},
             {"width": 9},
             "'embed': the mean that LayerNorm subtracts changes.*Isometric, Average or Centred",
         ),
         (
-            Depth(Fresh("top")),
+            Grow(depth=Fresh("top")),
             {"pre": False},
             {"layers": 3},
             "'layers' in .* the identity in a pre-norm net only",
         ),
-        (Depth(Reversed()), {}, {"layers": 4}, "adds layers that do something"),
-        (Width(RandomPad()), {}, {"vocab": 9}, "'vocab' .* softmax's mass"),
+        (Grow(depth=Reversed()), {}, {"layers": 4}, "adds layers that do something"),
+        (Grow(width=RandomPad()), {}, {"vocab": 9}, "'vocab' .* softmax's mass"),
     ],
 )
 def test_what_no_mask_keeps(operator, source, changes, message):
@@ -229,6 +230,6 @@ def test_what_no_mask_keeps(operator, source, changes, message):
 
 
 def test_errors():
-    plan, large, _ = grown(Width(Paired()), dataclasses.replace(SMALL, mlp=10))
+    plan, large, _ = grown(Grow(width=Paired()), dataclasses.replace(SMALL, mlp=10))
     with pytest.raises(ValueError, match="steps=0: a ramp takes at least one step"):
         ramp(large, plan, 0)

@@ -10,9 +10,10 @@ import pytest
 
 from experiments.models import transformer
 from lagjax.algebra.axes import Axes, flatten
-from lagjax.growth.depth import Depth, Scaled, Stack
+from lagjax.growth.depth import Scaled, Stack
 from lagjax.growth.experts import Upcycle
-from lagjax.growth.width import Isometric, Net2Net, Noisy, Tile, Width
+from lagjax.growth.operator import Grow
+from lagjax.growth.width import Isometric, Net2Net, Noisy, Tile
 from tests.growth import checks
 
 KEY = jax.random.key(1)
@@ -92,7 +93,9 @@ def difference(small, large):
 
 
 def test_upcycling_keeps_the_function():
-    plan, (before, slopes), (after, gradients) = grown(Upcycle(), DENSE, MIXTURE, gradients=True)
+    plan, (before, slopes), (after, gradients) = grown(
+        Grow(experts=Upcycle()), DENSE, MIXTURE, gradients=True
+    )
     assert plan.exact and not plan.requires
     assert difference(before, after) < 1e-12
     # Experts share their tokens, and so the gradient: what moments suppose is right in the sum.
@@ -112,13 +115,13 @@ def test_upcycling_with_width_and_depth():
     }
     config = dataclasses.replace(DENSE, **shape)
     target = dataclasses.replace(MIXTURE, **shape, top=3, layers=2, width=8, mlp=10)
-    operator = Upcycle(width=Width(Tile()), depth=Depth(Scaled(Stack())))
+    operator = Grow(depth=Scaled(Stack()), width=Tile(), experts=Upcycle())
     plan, (before, _), (after, _) = grown(operator, config, target)
     assert plan.exact and difference(before, after) < 1e-12
 
 
 def test_noise_sets_copies_apart_and_is_not_exact():
-    plan = planned(Upcycle(noise=0.01), DENSE, MIXTURE)
+    plan = planned(Grow(experts=Upcycle(noise=0.01)), DENSE, MIXTURE)
     assert not plan.exact and all(one.small for one in plan.violations)
     (source,) = flatten(drawn(DENSE))[OUT]
     (kernel,) = flatten(jax.jit(plan.params)(drawn(DENSE), drawn(MIXTURE)))[OUT]
@@ -139,7 +142,7 @@ def test_layers_may_be_mixtures_in_turn():
     small = {f"l/{i}/up": (2, 3) for i in range(2)}
     large = checks.shapes({**small, "l/1/up": (4, 2, 3), "l/1/router": (2, 4)})
     params = checks.numbered(checks.shapes(small))
-    made = Upcycle()(KEY, params, Axes(rows), checks.target(Axes(mixed), large))
+    made = Grow(experts=Upcycle())(KEY, params, Axes(rows), checks.target(Axes(mixed), large))
     np.testing.assert_array_equal(made["l/0/up"], params["l/0/up"])
     np.testing.assert_array_equal(made["l/1/up"], [params["l/1/up"]] * 4)
     assert (made["l/1/router"] == checks.FRESH).all()
@@ -148,7 +151,7 @@ def test_layers_may_be_mixtures_in_turn():
 def test_twice_the_experts_for_twice_as_many_a_token():
     """Also the first moment's rule: copies that are alike have the gradient that the slopes say."""
     operator, target = (
-        Width({"experts": Tile()}),
+        Grow(width={"experts": Tile()}),
         dataclasses.replace(MIXTURE, experts=8),
     )
     plan, (before, slopes), (after, gradients) = grown(operator, MIXTURE, target, gradients=True)
@@ -163,29 +166,29 @@ def test_twice_the_experts_for_twice_as_many_a_token():
 def test_experts_that_are_not_copied_whole_are_not_proved():
     target = dataclasses.replace(MIXTURE, experts=8)
     for way in (Isometric(), Noisy()):
-        assert not planned(Width({"experts": way}), MIXTURE, target).exact
+        assert not planned(Grow(width={"experts": way}), MIXTURE, target).exact
     # One expert twice: the others would weigh less.
     uneven = dataclasses.replace(MIXTURE, experts=5)
-    assert not planned(Width({"experts": Net2Net()}), MIXTURE, uneven).exact
+    assert not planned(Grow(width={"experts": Net2Net()}), MIXTURE, uneven).exact
 
 
 def test_a_target_without_experts():
     with pytest.raises(ValueError, match=r"no axis 'experts', .* for embed/embedding \(7, 4\) and"):
-        planned(Upcycle(), DENSE, DENSE)
+        planned(Grow(experts=Upcycle()), DENSE, DENSE)
     with pytest.raises(ValueError, match="no axis 'mixture'"):
-        planned(Upcycle("mixture"), DENSE, MIXTURE)
+        planned(Grow(experts=Upcycle("mixture")), DENSE, MIXTURE)
 
 
 def test_a_source_with_experts():
     with pytest.raises(
         ValueError,
-        match=r"'experts' is in the source already, in its layers/mlp/down/bias .*use Width\(\{'experts': Tile\(\)\}\)",
+        match=r"'experts' is in the source already, in its layers/mlp/down/bias .*use Grow\(width=\{'experts': Tile\(\)\}\)",
     ):
-        planned(Upcycle(), MIXTURE, dataclasses.replace(MIXTURE, experts=8))
+        planned(Grow(experts=Upcycle()), MIXTURE, dataclasses.replace(MIXTURE, experts=8))
 
 
 def test_what_it_was_not_told_to_grow():
     with pytest.raises(ValueError, match="axis 'mlp' has size 5 .* and 6 in"):
-        planned(Upcycle(), DENSE, dataclasses.replace(MIXTURE, mlp=6))
+        planned(Grow(experts=Upcycle()), DENSE, dataclasses.replace(MIXTURE, mlp=6))
     with pytest.raises(ValueError, match="'layers' has 2 layers, the source's 1"):
-        planned(Upcycle(), DENSE, dataclasses.replace(MIXTURE, layers=2))
+        planned(Grow(experts=Upcycle()), DENSE, dataclasses.replace(MIXTURE, layers=2))

@@ -4,9 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from lagjax.algebra.axes import Axes, Residual
-from lagjax.algebra.plan import Plan, Word
-from lagjax.growth.depth import Depth, Stack
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.kinds import LayerNorm, Residual, RMSNorm
+from lagjax.algebra.plan import Plan
+from lagjax.algebra.words import Word
+from lagjax.growth.depth import Stack
+from lagjax.growth.operator import Grow
 from tests.growth import checks, models
 
 ROWS = {
@@ -14,7 +17,7 @@ ROWS = {
     r"l/(?P<layers>\d+)/out": "<mlp >embed+",
     "head": "<embed >vocab",
 }
-PRE = {"embed": Residual("rms", pre=True)}
+PRE = {"embed": Residual(RMSNorm(), pre=True)}
 
 
 def shapes(layers, mlp=4, head=5):
@@ -26,7 +29,7 @@ def shapes(layers, mlp=4, head=5):
 
 def grow(word, old, new, source=ROWS, target=ROWS, axes=Axes):
     small, large = axes(source), axes(target)
-    return Depth(word)(checks.KEY, checks.numbered(old), small, checks.target(large, new))
+    return Grow(depth=word)(checks.KEY, checks.numbered(old), small, checks.target(large, new))
 
 
 @pytest.mark.parametrize(
@@ -157,8 +160,8 @@ def test_strategies_by_stack_name_the_stacks():
     "kinds, rows, exact",
     [
         (PRE, ROWS, True),
-        ({"embed": Residual("layer", pre=True)}, ROWS, True),
-        ({"embed": Residual("rms", pre=False)}, ROWS, False),
+        ({"embed": Residual(LayerNorm(), pre=True)}, ROWS, True),
+        ({"embed": Residual(RMSNorm(), pre=False)}, ROWS, False),
         ({}, ROWS, False),
         # An output whose mark was forgotten: zeroing would leave it in the sum.
         (
@@ -187,5 +190,5 @@ def test_exact_is_proved_or_not_claimed(kinds, rows, exact):
 def test_types_are_the_targets():
     small, large = models.linen(2, 0), models.linen(3, None)
     half = jax.tree.map(lambda x: x.astype("bfloat16"), models.drawn(small))
-    grown = Depth("0 new 1")(checks.KEY, half, small.axes, models.filled(large))
+    grown = Grow(depth="0 new 1")(checks.KEY, half, small.axes, models.filled(large))
     assert {leaf.dtype for leaf in jax.tree.leaves(grown)} == {np.dtype("float32")}

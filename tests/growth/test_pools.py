@@ -27,7 +27,7 @@ def test_candidates_differ(old, new):
     assert len(set(names)) == len(names)
     assert len(set(words)) == len(words)
     assert len(found) - 1 >= 12
-    assert [candidate.control for candidate in found] == [False] * (len(found) - 1) + [True]
+    assert [candidate.role for candidate in found] == ["candidate"] * (len(found) - 1) + ["control"]
     assert names[0] == "zeroed-interleave"
     assert names[-1] == "reversed"
     assert pool(old, new, controls=False)[0] == found[:-1]
@@ -47,7 +47,7 @@ def test_equal_words_keep_the_first_name():
 
 def test_one_layer_has_no_order_to_destroy():
     found, _ = pool(1, 3)
-    assert not any(candidate.control for candidate in found)
+    assert not any(candidate.role == "control" for candidate in found)
 
 
 @pytest.mark.parametrize("kinds", ["ab", "abb"])

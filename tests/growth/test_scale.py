@@ -13,20 +13,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments import scale
 from experiments.models import transformer
 from experiments.rows import RESULTS, read
-from lagjax.algebra.plan import Growth
 from lagjax.growth import leafwise as module
-from lagjax.growth.depth import Depth, Fresh, Scaled, Stack
+from lagjax.growth.depth import Fresh, Scaled, Stack
 from lagjax.growth.leafwise import CompiledGrowth, apply, compiled
-from lagjax.growth.width import (
-    Both,
-    Isometric,
-    Noisy,
-    NoisySplit,
-    Tile,
-    Width,
-    ZeroPad,
-)
-from lagjax.model import Model
+from lagjax.growth.operator import Grow
+from lagjax.growth.width import Isometric, Noisy, NoisySplit, Tile, ZeroPad
+from lagjax.model import Growth, Model
 from tests import toy
 
 MESH = Mesh(np.array(jax.devices()), ("data",))
@@ -43,16 +35,16 @@ SCANNED = functools.partial(UNROLLED, implementation="scanned")
 TWO, THREE = transformer.model(UNROLLED(2)), transformer.model(UNROLLED(3))
 WIDE = toy.model(2, 2 * toy.WIDTH)
 CASES: dict[str, tuple[Growth, Model, Model]] = {
-    "unrolled": (Depth(Scaled(Stack())), TWO, THREE),
-    "stacked": (Depth(Stack()), toy.SMALL, toy.LARGE),
-    "tiled": (Width(Tile()), toy.SMALL, WIDE),
+    "unrolled": (Grow(depth=Scaled(Stack())), TWO, THREE),
+    "stacked": (Grow(depth=Stack()), toy.SMALL, toy.LARGE),
+    "tiled": (Grow(width=Tile()), toy.SMALL, WIDE),
     "fresh": (
-        Both(Depth(Fresh("between")), Width(ZeroPad())),
+        Grow(depth=Fresh("between"), width=ZeroPad()),
         toy.SMALL,
         toy.model(4, 2 * toy.WIDTH),
     ),
-    "jittered": (Width(Noisy(Tile())), toy.SMALL, WIDE),
-    "noise": (Width(Isometric(NoisySplit())), toy.SMALL, WIDE),
+    "jittered": (Grow(width=Noisy(Tile())), toy.SMALL, WIDE),
+    "noise": (Grow(width=Isometric(NoisySplit())), toy.SMALL, WIDE),
 }
 """The operator, the small model, the large one."""
 
@@ -119,7 +111,7 @@ def test_temporaries_are_one_leaf_at_most(name: str) -> None:
 def test_fresh_layers_of_a_scan_are_one_leaf_at_most() -> None:
     """They are stacked before they are chosen from."""
     small, large = (transformer.model(SCANNED(layers)) for layers in (2, 4))
-    found = compiled(Depth(Fresh("between")), KEY, drawn(small), small.axes, large)
+    found = compiled(Grow(depth=Fresh("between")), KEY, drawn(small), small.axes, large)
     assert found.temporary <= largest(found(KEY, drawn(small))) + SLACK
 
 
@@ -137,7 +129,7 @@ def test_leaves_that_are_made_alike_are_compiled_once() -> None:
     assert len({id(program.run) for program in programs}) <= 8 + 2 + 2
     # Fresh layers too, though each draws from keys of its own.
     large = transformer.model(UNROLLED(4))
-    fresh = compiled(Depth(Fresh()), KEY, drawn(TWO), TWO.axes, large)
+    fresh = compiled(Grow(depth=Fresh()), KEY, drawn(TWO), TWO.axes, large)
     assert len({id(program.run) for program in fresh.programs}) <= 2 * 8 + 2
     made = fresh(KEY, drawn(TWO))
     kernels = [made[f"layers_{layer}"]["mlp"]["up"]["kernel"] for layer in (1, 2, 3)]
@@ -163,7 +155,7 @@ def test_constants_tell_programs_apart() -> None:
 def test_the_source_is_left_alone() -> None:
     params = jax.tree.map(jnp.copy, toy.PARAMS)
     before = jax.device_get(params)
-    found = apply(Depth(Stack()), KEY, params, toy.AXES, toy.LARGE)
+    found = apply(Grow(depth=Stack()), KEY, params, toy.AXES, toy.LARGE)
     held = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(params)}
     assert not held & {x.unsafe_buffer_pointer() for x in jax.tree.leaves(found)}
     jax.jit(lambda tree: jax.tree.map(jnp.negative, tree), donate_argnums=0)(found)
@@ -180,7 +172,7 @@ def test_the_source_may_lie_anywhere(where: str) -> None:
     }[where](params)
     key = jax.device_put(KEY, jax.devices()[5])
     whole = NamedSharding(MESH, PartitionSpec())
-    found = apply(Depth(Stack()), key, source, toy.AXES, toy.LARGE, whole)
+    found = apply(Grow(depth=Stack()), key, source, toy.AXES, toy.LARGE, whole)
     assert all(x.sharding == whole for x in jax.tree.leaves(found))
     chex.assert_trees_all_equal(jax.device_get(found), jax.device_get(grown("stacked")[1]))
 
@@ -188,7 +180,7 @@ def test_the_source_may_lie_anywhere(where: str) -> None:
 def test_shardings_of_another_structure_are_refused() -> None:
     shardings = {"embed": NamedSharding(MESH, PartitionSpec())}
     with pytest.raises(ValueError, match="one for each parameter, or one for all"):
-        apply(Depth(Stack()), KEY, toy.PARAMS, toy.AXES, toy.LARGE, shardings)
+        apply(Grow(depth=Stack()), KEY, toy.PARAMS, toy.AXES, toy.LARGE, shardings)
 
 
 @pytest.mark.parametrize("width", [8, 32, 64])

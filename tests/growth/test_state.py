@@ -13,9 +13,8 @@ import lagjax
 from lagjax.algebra.axes import Axes, flatten
 from lagjax.algebra.provenance import step_sizes, unseen
 from lagjax.growth import width
-from lagjax.growth.depth import Depth
-from lagjax.growth.width import Width
-from lagjax.state import carry, ema, measure, rewarmed, scale_by_growth
+from lagjax.growth.operator import Grow
+from lagjax.state import carry, measure, scale_by_growth
 from lagjax.store import directory
 from tests import quick, toy
 from tests.growth import checks, models
@@ -66,7 +65,7 @@ class Grown:
             lambda keys, value: counts.get(getattr(keys[-1], "name", None), value),
             tx.init(self.params),
         )
-        operator = Depth(word)
+        operator = Grow(depth=word)
         self.plan = planned(operator, self.small, self.large)
         self.grown = operator(KEY, self.params, self.small.axes, self.large)
         self.fresh = tx.init(self.grown)
@@ -127,7 +126,7 @@ def test_rule_is_the_gradients():
     params = models.drawn(small)
 
     def added(word):
-        grown = Depth(word)(KEY, params, small.axes, models.filled(large))
+        grown = Grow(depth=word)(KEY, params, small.axes, models.filled(large))
         return flatten(models.gradient(large.loss)(grown)["layers_1"])
 
     zeroed, once, twice = (added(f"0 0*{scale} 1 1") for scale in ("0", "0.0005", "0.001"))
@@ -172,13 +171,6 @@ def test_schedules_are_rewound_to_a_step(name):
         adam = carried[0]
     # The statistics keep their own count.
     assert int(adam.count) == 7
-
-
-def test_a_schedule_is_entered_by_a_warm_up():
-    schedule = rewarmed(optax.constant_schedule(2.0), start=10, steps=4)
-    assert [float(schedule(step)) for step in (9, 10, 11, 13, 20)] == [0, 0.5, 1, 2, 2]
-    with pytest.raises(ValueError, match="steps=0: a warm-up takes at least one"):
-        rewarmed(SCHEDULE, 0, 0)
 
 
 def _states(state):
@@ -233,7 +225,7 @@ class Wide:
     """A small model trained for 6 steps in double precision, and the twice as wide one that it grows into."""
 
     def __init__(self, tx, operator=None, small=(4, 6), large=(8, 12), logits=0.5):
-        self.tx, self.operator = tx, operator or Width(width.Tile())
+        self.tx, self.operator = tx, operator or Grow(width=width.Tile())
         self.small = models.bare(*small, dtype="float64")
         self.large = models.bare(*large, logits=logits, dtype="float64")
         start = jax.tree.map(lambda x: 0.5 * x, self.small.init(KEY))
@@ -327,7 +319,7 @@ def test_new_entries_count_their_own_steps():
     """Under an old count the first steps of new entries are up to 6.6 times too long; corrected they are Adam's own."""
     old, new = ({"w": jnp.ones((n, 2))} for n in (2, 3))
     axes = Axes({"w": ">x <y"})
-    plan = Width({"x": width.RandomIn()}).plan(KEY, axes.layout(old), axes.layout(new))
+    plan = Grow(width={"x": width.RandomIn()}).plan(KEY, axes.layout(old), axes.layout(new))
     gradient = {"w": jnp.full((3, 2), 0.1)}
 
     def steps(tx):
@@ -354,23 +346,11 @@ def test_new_entries_count_their_own_steps():
 
 def test_zeroed_copies_have_seen_nothing_inside():
     small, large = (FAMILIES["scanned"](n) for n in (2, 3))
-    plan = planned(Depth("0 0* 1"), small, large)
+    plan = planned(Grow(depth="0 0* 1"), small, large)
     for leaf, new in zip(plan.target.leaves, unseen(plan)):
         layers = [bool(x.all()) for x in np.moveaxis(new, 0, 0)] if leaf.stacks else []
         inner = not re.search(OUTPUTS, leaf.path)
         assert layers == ([False, inner, False] if leaf.stacks else []), leaf.path
-
-
-def test_running_averages_grow_like_parameters():
-    with jax.enable_x64(True):
-        operator = Width({"embed": width.ZeroPad(), "mlp": width.RandomIn()})
-        one = Wide(optax.sgd(0.1), operator, large=(6, 9), logits=1.0)
-        average = jax.tree.map(lambda x: x + 1, one.params)
-        found = ema(one.plan, average, one.grown)
-        alike = ema(one.plan, one.params, one.grown)
-        chex.assert_trees_all_equal(found["l"]["0"]["up"][:4, :6], average["l"]["0"]["up"])
-        chex.assert_trees_all_equal(found["l"]["0"]["up"][4:], one.grown["l"]["0"]["up"][4:])
-        chex.assert_trees_all_close(alike["l"], one.grown["l"], rtol=0.5)
 
 
 def test_a_run_measures_statistics_and_says_what_it_cost(tmp_path):

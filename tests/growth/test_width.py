@@ -10,13 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.models import transformer
-from lagjax.algebra.axes import Axes, Dot, Elementwise, Lookup, Residual, flatten
+from lagjax.algebra.axes import Axes, flatten
+from lagjax.algebra.kinds import Channels, Dot, LayerNorm, Lookup, Residual, RMSNorm, Units
 from lagjax.algebra.maps import AxisMap
+from lagjax.algebra.pieces import GrownAxis
 from lagjax.algebra.plan import Plan
 from lagjax.algebra.provenance import Origin, only, tree
 from lagjax.growth import pools, width
-from lagjax.growth.depth import Depth, Scaled, Stack
-from lagjax.growth.width import Both, Width
+from lagjax.growth.depth import Scaled, Stack, words
+from lagjax.growth.operator import Grow
 from tests.growth import checks
 
 KEY = jax.random.key(3)
@@ -42,8 +44,8 @@ ROWS = {
     r"l/(?P<layers>\d+)/down": ">embed+ <mlp",
 }
 KINDS = {
-    "embed": Residual("rms", pre=True),
-    "mlp": Elementwise("gelu"),
+    "embed": Residual(RMSNorm(), pre=True),
+    "mlp": Units("gelu"),
     "vocab": Lookup(),
 }
 AXES = Axes(ROWS, KINDS)
@@ -74,13 +76,13 @@ def grow(operator, params, large, axes=AXES):
 @pytest.mark.parametrize("old, new", [(2, 4), (3, 6)])
 def test_what_reads_undoes_what_writes(way, old, new):
     """W' R = W: a reader of a grown axis, given R x, computes what the old one computed of x."""
-    reads = Axes({"w": "<x >y"}, {"x": Elementwise("identity")})
-    writes = Axes({"w": "<y >x"}, {"x": Elementwise("identity")})
+    reads = Axes({"w": "<x >y"}, {"x": Channels()})
+    writes = Axes({"w": "<y >x"}, {"x": Channels()})
     w, v = np.random.default_rng(0).normal(size=(2, old, 3))
     w, v = jnp.asarray(w), jnp.asarray(v.T)
     large = {"w": (new, 3)}
-    read = grow(Width({"x": way}), {"w": w}, checks.shapes(large), reads)["w"]
-    written = grow(Width({"x": way}), {"w": v}, checks.shapes({"w": (3, new)}), writes)["w"]
+    read = grow(Grow(width={"x": way}), {"w": w}, checks.shapes(large), reads)["w"]
+    written = grow(Grow(width={"x": way}), {"w": v}, checks.shapes({"w": (3, new)}), writes)["w"]
     np.testing.assert_allclose(written @ read, v @ w, rtol=1e-5, atol=1e-6)
 
 
@@ -96,13 +98,12 @@ def test_any_map_is_undone(more, random):
         share[source == j] /= share[source == j].sum()
     made = AxisMap(3, source, scale=scale * (source >= 0), share=share * (source >= 0), noise=1.0)
     assert made.counts.tolist() == [counts[j] if j >= 0 else 1 for j in source]
-    kind = Elementwise("identity")
+    read, written = (GrownAxis("x", 1, role, Channels(), made) for role in "<>")
     w = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)), jnp.float32)
-    read = made.apply(w, 1, made.factors("<", kind))
-    read = read + made.free(jax.random.normal(KEY, read.shape), 1)
-    np.testing.assert_allclose(made.contract(read, 1, "<", kind), w, rtol=1e-5, atol=1e-6)
-    written = made.apply(w, 1, made.factors(">", kind))
-    np.testing.assert_allclose(made.contract(written, 1, ">", kind), w, rtol=1e-5)
+    value = read.grow(w)
+    value = value + read.free(jax.random.normal(KEY, value.shape))
+    np.testing.assert_allclose(read.contract(value), w, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(written.contract(written.grow(w)), w, rtol=1e-5)
 
 
 @settings(max_examples=8)
@@ -113,7 +114,7 @@ def test_composition_is_sequence(factors, size):
     small = values(net(1, size, 2 * size))
     middle = net(1, first * size, 2 * size * first)
     large = net(1, first * second * size, 2 * size * first * second)
-    tile = Width(width.Tile())
+    tile = Grow(width=width.Tile())
     once = grow(tile, small, large)
     twice = grow(tile, grow(tile, small, middle), large)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), once, twice)
@@ -122,13 +123,13 @@ def test_composition_is_sequence(factors, size):
 @pytest.mark.parametrize("first", ["depth", "width"])
 def test_depth_and_width_in_one_are_both_in_turn(first):
     depth, wide = (
-        Depth("0 0*0.5 1"),
-        Width({"embed": width.Isometric(), "mlp": width.Tile()}),
+        Grow(depth="0 0*0.5 1"),
+        Grow(width={"embed": width.Isometric(), "mlp": width.Tile()}),
     )
     small, large = values(net(2, 2, 3)), net(3, 3, 6)
     middle = net(3, 2, 3) if first == "depth" else net(2, 3, 6)
     one, other = (depth, wide) if first == "depth" else (wide, depth)
-    together = grow(Both(depth, wide), small, large)
+    together = grow(Grow(depth=depth.depth, width=wide.width), small, large)
     in_turn = grow(other, grow(one, small, middle), large)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), together, in_turn)
 
@@ -137,7 +138,7 @@ def test_noise_is_the_keys_and_nothing_else_is():
     small, large = values(net(1, 2, 3)), net(1, 4, 6)
     target = checks.target(AXES, large)
     for split, equal in ((width.EvenSplit(), True), (width.NoisySplit(), False)):
-        operator = Width(width.Tile(split))
+        operator = Grow(width=width.Tile(split))
         one, same, other = (operator(jax.random.key(k), small, AXES, target) for k in (0, 0, 1))
         jax.tree.map(np.testing.assert_array_equal, one, same)
         assert np.array_equal(one["l/0/down"], other["l/0/down"]) is equal
@@ -145,7 +146,7 @@ def test_noise_is_the_keys_and_nothing_else_is():
 
 def test_where_each_entry_comes_from():
     small, large = values(net(2, 2, 3)), net(3, 3, 5)
-    operator = Both(Depth("0 new* 1"), Width({"embed": width.ZeroPad(), "mlp": width.RandomIn()}))
+    operator = Grow(depth="0 new* 1", width={"embed": width.ZeroPad(), "mlp": width.RandomIn()})
     plan = operator.plan(KEY, AXES.layout(small), AXES.layout(large))
     grown = grow(operator, small, large)
     origins = tree(plan, grown)
@@ -217,7 +218,7 @@ def test_pool_is_exact_where_it_says_so(name):
     with jax.enable_x64(True):
         small = small_config(dtype="float64")
         params = values(jax.eval_shape(transformer.model(small).init, KEY))
-        operator = Both(Depth(Scaled(Stack())), Width(pools.WIDTH[name]))
+        operator = Grow(depth=Scaled(Stack()), width=pools.WIDTH[name])
         changes = {"layers": 3, "width": 8, "mlp": 12, "kv": 4, "head_dim": 8}
         plan, one, other = outputs(operator, small, changes, params)
         assert plan.exact is (name != "random-pad")
@@ -234,7 +235,7 @@ def test_permuting_hidden_units_permutes_nothing_observable():
         mlp = shuffled["layers"]["mlp"]
         mlp["up"] = jax.tree.map(lambda x: x[..., order], mlp["up"])
         mlp["down"]["kernel"] = mlp["down"]["kernel"][:, order]
-        operator = Width({"mlp": width.Net2Net(split=width.NoisySplit())})
+        operator = Grow(width={"mlp": width.Net2Net(split=width.NoisySplit())})
         _, one, other = outputs(operator, small, {"mlp": 9}, params)
         _, _, again = outputs(operator, small, {"mlp": 9}, shuffled)
         np.testing.assert_allclose(other, one, atol=1e-10)
@@ -265,7 +266,9 @@ def test_width_pool_names_what_can_grow():
     assert by_name["isometric"].target != other
     plain = pools.width(shapes, one.axes, other)
     assert {x.target for x in plain} == {other}
-    with pytest.raises(ValueError, match="no way grows this target:\n  isometric: .*adds none"):
+    with pytest.raises(
+        ValueError, match="no expansion grows this target:\n  isometric: .*adds none"
+    ):
         pools.width(shapes, one.axes, transformer.model(small_config(layers=3, width=6)))
 
 
@@ -275,12 +278,12 @@ LARGE = {"embed": 4, "mlp": 6}
 @pytest.mark.parametrize(
     "operator, large, message",
     [
-        (Width(width.Tile()), (1, 3, 6), r"axis 'embed' of embed \(5, 3\): Tile.* 3 is no multiple of 2; give a multiple"),
-        (Width(width.BlockDiagonal()), (1, 4, 7), r"axis 'mlp' of l/0/bias \(7,\): .* 7 is no multiple of 3"),
-        (Width({"embed": width.ZeroPad()}), (1, 3, 6), r"axis 'mlp' has size 3 in the source's l/0/bias .* 6 in the target's .*say how, as in Width"),
-        (Width(width.ZeroPad()), (1, 1, 3), r"axis 'embed' has size 2 in the source and 1 in the target's embed \(5, 1\); growth adds"),
-        (Width({"widht": width.ZeroPad()}), (1, 3, 3), r"given for the axes \['widht'\].* it has \['embed', 'mlp', 'vocab'\]"),
-        (Width(width.ZeroPad()), (2, 3, 3), r"stack 'layers' has 2 layers, the source's 1; this operator adds none.*Both"),
+        (Grow(width=width.Tile()), (1, 3, 6), r"axis 'embed' of embed \(5, 3\): Tile.* 3 is no multiple of 2; give a multiple"),
+        (Grow(width=width.BlockDiagonal()), (1, 4, 7), r"axis 'mlp' of l/0/bias \(7,\): .* 7 is no multiple of 3"),
+        (Grow(width={"embed": width.ZeroPad()}), (1, 3, 6), r"axis 'mlp' has size 3 in the source's l/0/bias .* 6 in the target's .*say how, as in Grow\(width"),
+        (Grow(width=width.ZeroPad()), (1, 1, 3), r"axis 'embed' has size 2 in the source and 1 in the target's embed \(5, 1\); growth adds"),
+        (Grow(width={"widht": width.ZeroPad()}), (1, 3, 3), r"given for the axes \['widht'\].* it has \['embed', 'mlp', 'vocab'\]"),
+        (Grow(width=width.ZeroPad()), (2, 3, 3), r"stack 'layers' has 2 layers, the source's 1; this operator adds none: .*as in Grow\(depth=Stack\(\)\)"),
     ],
 )  # fmt: skip
 def test_bad_targets(operator, large, message):
@@ -294,7 +297,7 @@ def test_an_axis_grown_in_one_place_only():
         ValueError,
         match=r"l/0/down \(2, 6\): its axis <mlp has size 6, expected 3; mlp = 3 \(from l/0/bias",
     ):
-        grow(Width(width.Tile()), values(net(1, 2, 3)), large)
+        grow(Grow(width=width.Tile()), values(net(1, 2, 3)), large)
 
 
 def test_a_group_that_does_not_divide():
@@ -311,7 +314,7 @@ def test_a_group_that_does_not_divide():
         ValueError,
         match=r"o \(12, 3\): its axis <\(kv group v\) of size 12 cannot be made of \{'kv': 4",
     ):
-        Width(width.Tile())(KEY, values(one), small, checks.target(large, other))
+        Grow(width=width.Tile())(KEY, values(one), small, checks.target(large, other))
 
 
 def test_proofs_name_the_axis():
@@ -321,35 +324,40 @@ def test_proofs_name_the_axis():
         assert plan.exact is not plan.violations
         return [str(one) for one in plan.violations]
 
-    unequal = why(KINDS, Width(width.Net2Net()), (1, 3, 4))
+    unequal = why(KINDS, Grow(width=width.Net2Net()), (1, 3, 4))
     assert len(unequal) == 1
     assert unequal[0].startswith("'embed': entries are copied unequally often")
-    layer = KINDS | {"embed": Residual("layer", pre=True)}
-    assert "'embed': the mean that LayerNorm subtracts" in why(layer, Width(width.ZeroPad()))[0]
-    tied = why(layer, Width({"embed": width.Centred(), "mlp": width.Tile()}))
+    layer = KINDS | {"embed": Residual(LayerNorm(), pre=True)}
+    assert (
+        "'embed': the mean that LayerNorm subtracts" in why(layer, Grow(width=width.ZeroPad()))[0]
+    )
+    tied = why(layer, Grow(width={"embed": width.Centred(), "mlp": width.Tile()}))
     assert tied == [
         "'embed' in embed: the table is tied: as the head it would have to read what it does not write"
     ]
-    assert not why(layer, Width({"embed": width.Average(), "mlp": width.Tile()}), (1, 5, 6))
+    assert not why(layer, Grow(width={"embed": width.Average(), "mlp": width.Tile()}), (1, 5, 6))
     unknown = {axis: kind for axis, kind in KINDS.items() if axis != "mlp"}
-    assert "'mlp' in l/{layers}/bias: its kind is not known" in why(unknown, Width(width.Tile()))[0]
-    sigmoid = KINDS | {"mlp": Elementwise("sigmoid")}
-    assert "sigmoid of 0 is not known to be 0" in why(sigmoid, Width(width.ZeroPad()))[0]
-    assert not why(sigmoid, Width({"embed": width.ZeroPad(), "mlp": width.RandomIn()}))
+    assert (
+        "'mlp' in l/{layers}/bias: its kind is not known"
+        in why(unknown, Grow(width=width.Tile()))[0]
+    )
+    sigmoid = KINDS | {"mlp": Units("sigmoid")}
+    assert "sigmoid of 0 is not known to be 0" in why(sigmoid, Grow(width=width.ZeroPad()))[0]
+    assert not why(sigmoid, Grow(width={"embed": width.ZeroPad(), "mlp": width.RandomIn()}))
     written = ROWS | {r"l/(?P<layers>\d+)/down": ">embed+ >mlp"}
     assert (
         "'mlp' in l/{layers}/bias: nothing reads along it"
-        in why(KINDS, Width(width.Tile()), rows=written)[0]
+        in why(KINDS, Grow(width=width.Tile()), rows=written)[0]
     )
-    noisy = Width({"embed": width.Tile(), "mlp": width.Noisy(width.Tile(), 0.01)})
+    noisy = Grow(width={"embed": width.Tile(), "mlp": width.Noisy(width.Tile(), 0.01)})
     layout = AXES.layout(net(1, 2, 3)), AXES.layout(net(1, 4, 6))
     assert [one.small for one in noisy.plan(KEY, *layout).violations] == [True]
 
 
 def test_what_a_plan_requires():
-    def requires(way, size, norm="rms"):
+    def requires(way, size, norm=KINDS["embed"].norm):
         axes = Axes(ROWS, KINDS | {"embed": Residual(norm, pre=True)})
-        plan = Width({"embed": way}).plan(
+        plan = Grow(width={"embed": way}).plan(
             KEY, axes.layout(net(1, 2, 3)), axes.layout(net(1, size, 3))
         )
         return {one.what: one.value for one in plan.requires}
@@ -357,17 +365,17 @@ def test_what_a_plan_requires():
     assert requires(width.Tile(), 4) == {"logits": 0.5}
     assert requires(width.ZeroPad(), 4) == {"epsilon": pytest.approx(0.5)}
     assert requires(width.Isometric(), 3) == {"epsilon": pytest.approx(2 / 3)}
-    assert requires(width.Average(), 5, "layer") == {
+    assert requires(width.Average(), 5, LayerNorm()) == {
         "epsilon": pytest.approx(4 / 5),
         "logits": 0.5,
     }
     rope = Axes({"q": "<e >qk", "k": "<e <qk"}, {"qk": Dot("half")})
     one, other = (checks.shapes({"q": (3, n), "k": (3, n)}) for n in (4, 6))
-    plan = Width({"qk": width.ZeroPad()}).plan(KEY, rope.layout(one), rope.layout(other))
+    plan = Grow(width={"qk": width.ZeroPad()}).plan(KEY, rope.layout(one), rope.layout(other))
     assert [(x.what, x.value) for x in plan.requires] == [("frequencies", (0, 1, -1))]
     assert plan.maps["qk"].source.tolist() == [0, 1, -1, 2, 3, -1]
     between = Axes({"q": "<e >qk", "k": "<e <qk"}, {"qk": Dot("interleaved")})
-    plan = Width({"qk": width.Tile()}).plan(
+    plan = Grow(width={"qk": width.Tile()}).plan(
         KEY,
         between.layout(one),
         between.layout(checks.shapes({"q": (3, 8), "k": (3, 8)})),
@@ -379,6 +387,6 @@ def test_what_a_plan_requires():
 def test_a_plan_with_noise_needs_a_key():
     layouts = AXES.layout(net(1, 2, 3)), AXES.layout(net(1, 2, 6))
     maps = {"mlp": width.Tile(width.NoisySplit()).map(3, 6)}
-    plan = Plan(*layouts, Depth("0").words(*layouts), maps)
+    plan = Plan(*layouts, words("0", *layouts), maps)
     with pytest.raises(ValueError, match="'mlp' draws noise, but its plan has no key"):
         plan.params(values(net(1, 2, 3)), values(net(1, 2, 6)))

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 
 NAMES = (
-    "stack", "interleave", "block(1)", "learned (LiGO)", "zero-new", "half-new", "wide-then-deep", "fpi", "aki",
-    "net2net", '<b>&"x"', "gradmax", "random-new",
+    "stack", "interleave", "block(1)", "learned (LiGO)", "zero-new", "half-new", "wide-then-deep",
+    "fpi", "aki", "net2net", '<b>&"x"', "gradmax", "random-new",
 )  # fmt: skip
 CONTROLS = ("from scratch", "shuffled")
 BASELINE, ADDED = "small model goes on", "0 0* 1 1 1"
 EXACT = ("zero-new", "half-new", "fpi")
 STEPS = (0, 1, 2, 5, 10, 20, 40, 60, 80, 100, 150, 200, 250)
 FIRST, LAG, HORIZON = 60, 250, 5000
+FAILED, STOPPED = "loss not finite at step 40", "stopped at step 60"
 LATER = (300, 400, 600, 1000, 1500, 2000, 3000, 4000, 5000)
 
 
@@ -37,8 +38,8 @@ def make(
 ) -> dict[str, Any] | None:
     """Writes a run directory; returns its decision (None with outcome None: an unfinished run).
 
-    `racing`: all are probed to FIRST, ADDED is added by the policy and follows, and the best four go
-    on to LAG. `shift` is taken off every loss, so that losses may be negative.
+    `racing`: all are probed to FIRST, ADDED is added by the policy and follows, and the best four
+    go on to LAG. `shift` is taken off every loss, so that losses may be negative.
     """
     root.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(7)
@@ -85,9 +86,11 @@ def make(
         return {
             "phase": phase, "candidate": name, "seed": seed, "step": step, "valid_loss": value,
             "valid_loss_shards": [] if value is None else [value - 0.01, value + 0.01],
-            "train_loss": None if step == 0 else value, "grad_norm": None, "update_norm": None, "lr": None,
-            "tokens": step * 8192, "flops": scale * step * 2.4e12, "seconds": step * 0.021, "status": status,
-            "metrics": {"valid_accuracy": None if value is None else 0.5 - 0.1 * value, "lr": 3e-4} if metrics else {},
+            "train_loss": None if step == 0 else value, "grad_norm": None, "update_norm": None,
+            "lr": None, "tokens": step * 8192, "flops": scale * step * 2.4e12,
+            "seconds": step * 0.021, "status": status,
+            "metrics":
+                {"valid_accuracy": value and 0.5 - 0.1 * value, "lr": 3e-4} if metrics else None,
         }  # fmt: skip
 
     lines = []
@@ -101,16 +104,7 @@ def make(
             for seed in range(seeds):
                 for step in (s for s in STEPS if s <= (lags[name] if outcome else 80)):
                     if name in failed and step >= 40:
-                        lines.append(
-                            line(
-                                "probe",
-                                name,
-                                seed,
-                                step,
-                                None,
-                                f"loss not finite at step {step}",
-                            )
-                        )
+                        lines.append(line("probe", name, seed, step, None, FAILED))
                         break
                     lines.append(line("probe", name, seed, step, loss(name, step, seed)))
 
@@ -126,15 +120,21 @@ def make(
         margin = None if runner is None or winner is None else at_lag[runner] - at_lag[winner]
         decision = {
             "winner": winner, "runner_up": runner, "outcome": outcome, "lag": LAG, "margin": margin,
-            "margin_interval": None if margin is None else [margin - 0.004, margin + 0.004], "ranking": sorted(
-                (name for name in pool if at_lag[name] is not None), key=lambda name: at_lag[name] or 0.0
+            "margin_interval": None if margin is None else [margin - 0.004, margin + 0.004],
+            "ranking": sorted(
+                (name for name in pool if at_lag[name] is not None),
+                key=lambda name: at_lag[name] or 0.0,
             ),
             "losses_at_start": {name: mean(name, 0) for name in pool}, "losses_at_lag": at_lag,
-            "status": {name: "loss not finite at step 40" if name in failed else "ok" for name in pool},
-            "tied": tied, "lags": lags,
+            "status": {
+                name: FAILED if name in failed else "ok" if lags[name] == LAG else STOPPED
+                for name in pool
+            },
+            "tied": tied, "lags": dict.fromkeys(pool, LAG),
             "ledger": {
-                "overhead": 0.6721, "budget_share": 1.6721 / len(pool), "full_run_flops": 2.4e12 * HORIZON,
-                "losers_flops": 2.4e12 * LAG * (len(pool) * seeds - 1), "evaluation_flops": 3.1e13, "fit_flops": 4.4e12,
+                "overhead": 0.6721, "budget_share": 1.6721 / len(pool),
+                "full_run_flops": 2.4e12 * HORIZON, "evaluation_flops": 3.1e13,
+                "losers_flops": 2.4e12 * LAG * (len(pool) * seeds - 1), "fit_flops": 4.4e12,
                 "seconds": 412.5,
             },
         }  # fmt: skip
@@ -151,8 +151,10 @@ def make(
     entries = {
         name: {
             "name": name, "operator": f"Grow(depth={name!r})", "role": roles.get(name, "candidate"),
-            "word": "0 0* 1 1*" if name == "half-new" else None, "exact": {"half-new": True, "fpi": False}.get(name),
-            "transfer": {"moments": "reset", "schedule": "restart"}, "target": 0, "step_flops": 2.4e12,
+            "word": "0 0* 1 1*" if name == "half-new" else None,
+            "exact": {"half-new": True, "fpi": False}.get(name),
+            "transfer": {"moments": "reset", "schedule": "restart"},
+            "target": 0, "step_flops": 2.4e12,
         }
         for name in pool
     }  # fmt: skip

@@ -37,6 +37,16 @@ def test_show(tmp_path, capsys, monkeypatch, outcome):
     assert (outcome or "unfinished") in out
 
 
+def test_show_cuts_no_column_at_80(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    synthetic_runs.make(tmp_path, racing=True, baseline=True, metrics=True)
+    assert command.main(["show", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "Status" in out and max(map(len, out.splitlines())) <= 80
+    # What the page has in tables, the terminal has too.
+    assert all(title in out for title in ("The rounds", "valid_accuracy", "The ledger", "Policy"))
+
+
 def test_show_json_is_the_file(tmp_path, capsys):
     decision = synthetic_runs.make(tmp_path)
     assert command.main(["show", "--json", str(tmp_path)]) == 0
@@ -52,7 +62,7 @@ def test_show_json_is_the_file(tmp_path, capsys):
         (None, None, "no run directory"),
         ("config.json", "{", "config.json"),
         ("config.json", "[1]", "config.json"),
-        ("config.json", '{"pool": [{"control": true}]}', "config.json is of format 1"),
+        ("config.json", '{"pool": [{"control": true}]}', "are of format 1"),
         ("config.json", '{"format": 2, "pool": [{"role": "control"}]}', "pool lacks name"),
         ("rounds.jsonl", '{"round": 0}\n', "Line 1 of rounds.jsonl lacks answer"),
         ("rounds.jsonl", '{"round": 0, "answer": "Add", "candidates": [1]}\n', "pool lacks"),

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import sys
+from html import escape
 from html.parser import HTMLParser
 
 import pytest
@@ -140,7 +141,8 @@ def test_same_run_same_bytes(pages):
 @pytest.mark.parametrize("name", ["clear", "seeds", "tie", "all_failed", "one", "racing"])
 def test_table_tells_the_decision(pages, name):
     path, decision = pages[name]
-    rows = Reader(path.read_text("utf-8")).table("Candidate", "Status")
+    page = path.read_text("utf-8")
+    rows = Reader(page).table("Candidate", "Status")
     assert len(rows) == len(decision["status"])
     apart = (*synthetic_runs.CONTROLS, synthetic_runs.BASELINE)
     able = [name for name in decision["ranking"] if name not in apart]
@@ -152,11 +154,15 @@ def test_table_tells_the_decision(pages, name):
         assert row.get("Rank at the lag", "–") == rank
         assert row["Loss right after growing"] == minus(decision["losses_at_start"][candidate])
         at_lag = row.get("Loss at the lag", "–")
-        if decision["lags"][candidate] < decision["lag"]:
-            assert at_lag.endswith(" at step 60") or status != "ok"
+        if status == synthetic_runs.STOPPED:
+            assert at_lag.endswith(" at step 60")
         else:
             assert at_lag == minus(decision["losses_at_lag"][candidate])
         assert row["Status"] == status
+        # What was stopped has not failed.
+        name_is = re.escape(f'"><td><span class="name">{escape(candidate)}<')
+        looks = re.search(rf'<tr class="(\w*){name_is}', page)
+        assert looks and (looks[1] == "failed") == (status == synthetic_runs.FAILED)
         assert ("winner" in title) == (candidate == decision["winner"])
 
 
@@ -277,7 +283,7 @@ def test_failed_candidate_ends_where_it_failed():
         )
     ]
     curve = facts.mean_over_seeds(lines)
-    assert curve == ((0,), (3.5,), "loss not finite at step 1", 1)
+    assert curve == ({0: 3.5}, "loss not finite at step 1")
 
 
 def test_continuation_starts_where_its_own_seeds_stood():
@@ -286,7 +292,45 @@ def test_continuation_starts_where_its_own_seeds_stood():
 
     probe = [line(0, 0, 5.0), line(0, 10, 3.0), line(1, 0, 5.0), line(1, 10, 4.0)]
     curve = facts.continuation(probe, [line(0, 20, 2.0)])
-    assert curve.steps == (10, 20) and curve.losses == (3.0, 2.0)
+    assert curve.losses == {10: 3.0, 20: 2.0}
+
+
+def test_equal_within_the_tolerance_also_below_zero():
+    losses = {"b": -3.0, "a": -3.0 - 1e-6, "c": -2.9, "failed": None}
+    assert facts.ranks(losses) == {"b": 1, "a": 1, "c": 3}
+
+
+def test_a_race_without_its_decision_or_its_rounds(tmp_path):
+    synthetic_runs.make(tmp_path, racing=True)
+    page = report.write(tmp_path).read_text()
+    assert f"Grow(depth=&#x27;{synthetic_runs.ADDED}&#x27;)" in page
+    rounds, file = (tmp_path / "rounds.jsonl").read_text(), tmp_path / "decision.json"
+    (tmp_path / "rounds.jsonl").unlink()
+    decision = json.loads(file.read_text())
+    assert "after 250 training steps" in report.write(tmp_path).read_text()
+    decision["lags"]["stack"] = 100
+    file.write_text(json.dumps(decision))
+    assert "after up to 250 training steps" in report.write(tmp_path).read_text()
+    (tmp_path / "rounds.jsonl").write_text(rounds)
+    (tmp_path / "decision.json").unlink()
+    # Those that were left behind at step 60 hold nobody up.
+    assert "all of those still alive to step 250" in report.write(tmp_path).read_text()
+
+
+def test_other_phases_change_nothing(tmp_path):
+    synthetic_runs.make(tmp_path, audit=True)
+    page = report.write(tmp_path).read_bytes()
+    with (tmp_path / "curves.jsonl").open("a") as file:
+        line = {"phase": "anneal", "candidate": "stack", "seed": 0, "step": 5000, "valid_loss": 0.0}
+        file.write(json.dumps({**line, "status": "ok", "metrics": {"x": 1.0}}) + "\n")
+    assert report.write(tmp_path).read_bytes() == page
+
+
+def test_decision_without_curves_has_a_page(tmp_path):
+    synthetic_runs.make(tmp_path)
+    (tmp_path / "curves.jsonl").unlink()
+    page = report.write(tmp_path).read_text()
+    assert "chosen out of 13 candidates" in page and "Loss while training" not in page
 
 
 def test_labels_keep_apart():
@@ -310,7 +354,7 @@ def test_audit_is_told_and_only_when_it_is_whole(tmp_path):
     steps = found.table("Step", "Spearman")
     assert {"0", "250", "5000"} <= {*steps}
     last = steps["5000"]
-    # At the end a seed's losses are its own final ones: Spearman 1, and the regret is the seeds' disagreement.
+    # At the end a seed's losses are its own final ones: the regret is the seeds' disagreement.
     assert last["Spearman"] == "1.00" and float(last["Regret"]) < 0.01
     assert "zero-new ended lowest" in page and "The noise floor" in page
     # One candidate is one step short: there is no audit yet.

@@ -5,7 +5,8 @@ Post-norm, heads flattened with their size.
 
 from transformers import BertConfig
 
-from lagjax.algebra.axes import Axes, Dot, Elementwise, Lookup, Residual
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.kinds import Channels, Dot, Heads, LayerNorm, Lookup, Residual, Units
 
 _LAYER = r"bert/encoder/layer/(?P<layers>\d+)/"
 
@@ -38,11 +39,11 @@ def axes(config: BertConfig) -> Axes:
             "cls/predictions/bias": ">vocab",
         },
         kinds={
-            "embed": Residual(norm="layer", pre=False),
-            "heads": Elementwise("attention"),
+            "embed": Residual(LayerNorm(), pre=False),
+            "heads": Heads(),
             "qk": Dot(rope=None),
-            "v": Elementwise("identity"),
-            "mlp": Elementwise(config.hidden_act),
+            "v": Channels(),
+            "mlp": Units(config.hidden_act),
             "vocab": Lookup(),
             "positions": Lookup(),
             "types": Lookup(),

@@ -5,7 +5,8 @@ Kernels are transposed, queries, keys and values in one.
 
 from transformers import GPT2Config
 
-from lagjax.algebra.axes import Axes, Dot, Elementwise, Lookup, Residual
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.kinds import Channels, Dot, Heads, LayerNorm, Lookup, Residual, Units
 
 _LAYER = r"transformer/h/(?P<layers>\d+)/"
 
@@ -29,11 +30,11 @@ def axes(config: GPT2Config) -> Axes:
             "transformer/ln_f/bias": "+embed",
         },
         kinds={
-            "embed": Residual(norm="layer", pre=True),
-            "heads": Elementwise("attention"),
+            "embed": Residual(LayerNorm(), pre=True),
+            "heads": Heads(),
             "qk": Dot(rope=None),
-            "v": Elementwise("identity"),
-            "mlp": Elementwise(config.activation_function),
+            "v": Channels(),
+            "mlp": Units(config.activation_function),
             "vocab": Lookup(),
             "positions": Lookup(),
         },

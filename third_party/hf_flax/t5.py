@@ -5,7 +5,8 @@ apart and is literal. Block 0 holds the relative positions of its whole stack; t
 without a capture, so that they are no part of layer 0.
 """
 
-from lagjax.algebra.axes import Axes, Dot, Elementwise, Lookup, Residual
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.kinds import Channels, Dot, Heads, Lookup, Residual, RMSNorm, Units
 
 _ENC = r"encoder/block/(?P<enc>\d+)/layer/"
 _DEC = r"decoder/block/(?P<dec>\d+)/layer/"
@@ -32,12 +33,12 @@ T5 = Axes(
         "(en|de)coder/final_layer_norm/weight": "embed",
     },
     kinds={
-        "embed": Residual(norm="rms", pre=True),
-        "heads": Elementwise("attention"),
+        "embed": Residual(RMSNorm(), pre=True),
+        "heads": Heads(),
         # T5 does not divide its scores by the root of a head's size.
         "qk": Dot(rope=None, scaled=False),
-        "v": Elementwise("identity"),
-        "mlp": Elementwise("relu"),
+        "v": Channels(),
+        "mlp": Units("relu"),
         "vocab": Lookup(),
         "buckets": Lookup(),
     },

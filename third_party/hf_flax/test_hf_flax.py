@@ -8,8 +8,9 @@ import transformers
 from transformers import BertConfig, GPT2Config, T5Config
 
 from lagjax.certify.certify import difference, plan_of
-from lagjax.growth.depth import Depth, Fresh
-from lagjax.growth.width import Average, BlockDiagonal, Net2Net, Tile, Width
+from lagjax.growth.depth import Fresh
+from lagjax.growth.operator import Grow
+from lagjax.growth.width import Average, BlockDiagonal, Net2Net, Tile
 from lagjax.growth.width import NoisySplit as Noise
 from lagjax.model import Model
 from tests.growth import checks
@@ -55,7 +56,7 @@ def test_bert():
     assert first == second
     assert len(first) == 16
     # BERT normalises after the addition: not even layers that add nothing keep its function.
-    plan = Depth(Fresh(zero=True)).plan(checks.KEY, layout, table.layout(large))
+    plan = Grow(depth=Fresh(zero=True)).plan(checks.KEY, layout, table.layout(large))
     assert not plan.exact
 
 
@@ -77,7 +78,7 @@ def test_gpt2():
         "embed": 8, "heads": 2, "qk": 4, "v": 4, "mlp": 12, "vocab": 13, "positions": 6,
     }  # fmt: skip
     assert layout.stacks == {"layers": 2}
-    assert Depth(Fresh(zero=True)).plan(checks.KEY, layout, table.layout(large)).exact
+    assert Grow(depth=Fresh(zero=True)).plan(checks.KEY, layout, table.layout(large)).exact
 
 
 @pytest.mark.parametrize("way", [Tile(Noise()), BlockDiagonal(), Average()], ids=str)
@@ -108,10 +109,10 @@ def test_gpt2_grows_wider_and_keeps_its_function(way):
     draw = np.random.default_rng(0)
     shape = jax.eval_shape(one.init, checks.KEY)
     params = jax.tree.map(lambda x: draw.normal(0, 0.5, x.shape).astype(x.dtype), shape)
-    plan = plan_of(Width(ways), checks.KEY, one, other, params)
+    plan = plan_of(Grow(width=ways), checks.KEY, one, other, params)
     assert plan.exact
     other = model(large, **{x.what: x.value for x in plan.requires})
-    grown = jax.jit(lambda p: Width(ways)(checks.KEY, p, one.axes, other))(params)
+    grown = jax.jit(lambda p: Grow(width=ways)(checks.KEY, p, one.axes, other))(params)
     tokens = draw.integers(13, size=(3, 5))
     assert difference(one, other, params, grown, tokens) < 1e-5
 
@@ -150,7 +151,7 @@ def test_t5(monkeypatch):
     assert layout.stacks == {"enc": 2, "dec": 1}
     assert len(layout.layer_kinds("enc")[0]) == 8
     assert len(layout.layer_kinds("dec")[0]) == 13
-    plan = Depth({"enc": "0 0* 1 1*", "dec": "0 new* 0*"}).plan(
+    plan = Grow(depth={"enc": "0 0* 1 1*", "dec": "0 new* 0*"}).plan(
         checks.KEY, layout, t5.T5.layout(large)
     )
     assert plan.exact

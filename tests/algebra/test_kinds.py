@@ -1,0 +1,111 @@
+"""Kinds own their rules: one that is new needs nothing but itself."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lagjax.algebra import kinds
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.kinds import Channels, Dot, LayerNorm, Residual, RMSNorm, Units
+from lagjax.growth import width
+from lagjax.growth.operator import Grow
+from lagjax.growth.width import ByKind
+from tests.growth import checks
+
+KEY = jax.random.key(0)
+ROWS = {"in": "<x >embed", "norm": "embed", "out": "<embed >y"}
+
+
+def plan(kind, way, old=2, new=4):
+    axes = Axes(ROWS, {"embed": kind, "x": Channels(), "y": Channels()})
+    layouts = (
+        axes.layout(checks.shapes({"in": (3, n), "norm": (n,), "out": (n, 3)})) for n in (old, new)
+    )
+    return Grow(width={"embed": way}).plan(KEY, *layouts)
+
+
+def grown(plan):
+    draw = np.random.default_rng(0)
+    trees = (
+        {leaf.path: jnp.asarray(draw.normal(size=leaf.shape)) for leaf in layout.leaves}
+        for layout in (plan.source, plan.target)
+    )
+    params = next(trees)
+    return params, plan.params(params, next(trees))
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (Residual(RMSNorm()), Residual(RMSNorm(), pre=True)),
+        (Dot(), Dot(rope=None, scaled=True)),
+        (Units("gelu"), Units("gelu", gated=False)),
+    ],
+    ids=str,
+)
+def test_kinds_are_equal_by_value(one, other):
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one not in (Residual(LayerNorm()), Residual(None), Dot("half"), Units("relu"))
+    assert eval(repr(one), vars(kinds)) == one
+
+
+@pytest.mark.parametrize("norm", ["rms", RMSNorm])
+def test_a_norm_is_an_object(norm):
+    with pytest.raises(ValueError, match=r"takes a norm, RMSNorm\(\) or LayerNorm\(\), or None"):
+        Residual(norm)
+
+
+@dataclass(frozen=True)
+class MaxNorm(kinds.Norm):
+    """Division by the largest size: it does not notice how often an entry is copied, if whole."""
+
+    centred: ClassVar[bool] = False
+
+    def gain(self, grown):
+        return 1.0
+
+    def lengths(self, grown):
+        whole = (grown.scale[~grown.fresh] == 1).all()
+        return None if whole else "scaled copies change the largest"
+
+    def means(self, grown):
+        return None
+
+
+def test_a_new_norm_is_one_dataclass():
+    def apply(params, x):
+        h = x @ params["in"]
+        h = h / jnp.abs(h).max(1, keepdims=True) * params["norm"][None]
+        return h @ params["out"]
+
+    x = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
+    one = plan(Residual(MaxNorm()), width.Net2Net(), new=5)
+    assert one.exact
+    assert not one.requires
+    small, large = grown(one)
+    np.testing.assert_allclose(apply(large, x), apply(small, x), rtol=1e-5)
+    assert not plan(Residual(RMSNorm()), width.Net2Net(), new=5).exact
+    (why,) = plan(Residual(MaxNorm()), width.Isometric()).violations
+    assert why.why == "scaled copies change the largest"
+
+
+def test_pools_ask_a_norm_whether_it_subtracts_the_mean():
+    ways = ByKind(width.ZeroPad(), width.Tile(), width.Tile(), layer=width.Centred())
+    found = [ways.expansion(Residual(norm)) for norm in (RMSNorm(), MaxNorm(), None, LayerNorm())]
+    assert found == [width.ZeroPad()] * 3 + [width.Centred()]
+
+
+def test_without_a_norm_what_acts_elementwise_stays():
+    """A norm's scale makes up for longer streams; where there is no norm there is nothing to."""
+    small, large = grown(plan(Residual(None), width.Isometric()))
+    np.testing.assert_allclose(large["norm"], np.tile(small["norm"], 2))
+    x = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
+    outputs = [(x @ p["in"] * p["norm"][None]) @ p["out"] for p in (small, large)]
+    np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
+    small, large = grown(plan(Residual(RMSNorm()), width.ZeroPad()))
+    np.testing.assert_allclose(large["norm"][:2], small["norm"] * np.sqrt(1 / 2), rtol=1e-6)

@@ -1,0 +1,105 @@
+"""The house: imports run one way, files are small, a task takes few stops, types say what a thing is."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+import lagjax
+from tests import quick
+from tests.stops import stops
+
+compile_quickly = quick.compile_quickly
+
+ROOT = pathlib.Path(lagjax.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+
+ORDER = re.findall(
+    r"[\w.]+",
+    """
+    __main__ __init__
+    runs search executors.serial executors.worker executors.workload checks initial
+    growth.pools growth.masked growth.gradmax growth.learned growth.leafwise growth.operator
+    growth.fusion growth.experts growth.width growth.depth
+    certify.certify certify.blame state buffers
+    report.__init__ report.terminal report.html report.content report.charts report.sentences
+    report.facts
+    select.fixed select.decision evidence task
+    probe store.directory store.checkpoints store.losses store.curves store.files store.record
+    engine model
+    algebra.provenance algebra.plan algebra.fit algebra.proof algebra.words algebra.pieces
+    algebra.axes algebra.kinds algebra.uses algebra.notation algebra.maps
+    analysis.audit analysis.transition analysis.margin analysis.agreement analysis.ledger
+    progress jobs mesh flops fingerprint
+    """,
+)
+"""From the top down: a file imports only what stands after it."""
+
+LONGER = {}
+"""Files over their 300 lines, each with its reason; 400 is the most for any."""
+
+
+def name_of(path: pathlib.Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def imported(path: pathlib.Path) -> set[str]:
+    """The modules of lagjax that a file imports, at its top or inside a function."""
+    known = {name_of(file) for file in FILES}
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {_inner(alias.name, known) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # Either a module of a package, or a name of a module or of a package's face.
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(_inner(whole, known) or _inner(node.module, known))
+    return found - {name_of(path), ""}
+
+
+def _inner(module: str, known: set[str]) -> str:
+    """A module of lagjax as `ORDER` has it; nothing for others."""
+    if module == "lagjax":
+        return "__init__"
+    name = module.removeprefix("lagjax.")
+    return next((x for x in (name, f"{name}.__init__") if module != name and x in known), "")
+
+
+def test_every_file_has_its_place() -> None:
+    there = {name_of(file) for file in FILES if file.read_text().strip()}
+    assert there == set(ORDER)
+    assert len(ORDER) == len(set(ORDER))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_run_one_way(path: pathlib.Path) -> None:
+    if name_of(path) in ORDER:
+        place = ORDER.index(name_of(path))
+        up = [name for name in imported(path) if ORDER.index(name) < place]
+        assert not up, f"{name_of(path)} imports {up}, which stand above it"
+
+
+def test_analysis_knows_numpy_only() -> None:
+    for path in (ROOT / "analysis").glob("*.py"):
+        assert "jax" not in re.findall(r"^(?:import|from) (\w+)", path.read_text(), re.MULTILINE)
+
+
+def test_files_are_small() -> None:
+    lines = {name_of(file): len(file.read_text().splitlines()) for file in FILES}
+    assert not {name: count for name, count in lines.items() if count > 400}
+    assert not {name: n for name, n in lines.items() if n > 300}.keys() - LONGER.keys()
+    assert not {name for name in LONGER if lines[name] <= 300}
+    assert sum(lines.values()) <= 8400
+
+
+def test_types_say_what_a_thing_is() -> None:
+    found = sum(len(re.findall(r"\bAny\b", file.read_text())) for file in FILES)
+    assert found <= 150
+
+
+def test_a_task_takes_few_stops(tmp_path: pathlib.Path) -> None:
+    found = stops(tmp_path / "run")
+    assert found[0] == "runs.py:run"
+    assert len(found) < 20
