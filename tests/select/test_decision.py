@@ -1,50 +1,33 @@
-"""Policies, decisions, margins, agreement, the ledger: by hand-made numbers."""
+"""Policies and decisions, by hand-made numbers."""
+
+import json
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy import stats
 
-from lagjax.analysis.agreement import agreement, ranks
-from lagjax.analysis.ledger import ledger
-from lagjax.analysis.margin import margin
-from lagjax.evidence import Evidence, Known
-from lagjax.jobs import Trial
 from lagjax.select.decision import Decision, Probe, decide, start_choice
 from lagjax.select.fixed import FixedLag
-from lagjax.task import Candidate
-
-SHARDS = 8
+from tests.made import SHARDS, evidence, known
 
 
 def probes(
     *means: float,
     spread: float = 0.0,
     controls: tuple[str, ...] = (),
-    reached: dict[str, int] | None = None,
-) -> Evidence:
+    seeds: int = 1,
+    roles: str = "control",
+) -> object:
     """Candidates a, b, ... with these mean losses at step 4; shards share most of their noise."""
     random = np.random.default_rng(0)
-    common = random.normal(size=SHARDS)
-    own = random.normal(size=(len(means), SHARDS))
+    common = random.normal(size=(seeds, SHARDS))
+    own = random.normal(size=(len(means), seeds, SHARDS))
     own -= own.mean(axis=-1, keepdims=True)
-    known, lines, asked = {}, {}, {}
-    for name, mean, mine in zip("abcdefgh", means, own):
-        ok = np.isfinite(mean)
-        status = "ok" if ok else "loss not finite at step 2"
-        role = "control" if name in controls else "candidate"
-        candidate = Candidate(name, None, None, role)  # type: ignore[arg-type]
-        known[name] = Known(candidate, None, None, 10.0, 1.0, 100, status)
-        shards = (mean + common - common.mean() + spread * mine).tolist()
-        asked[name] = (reached or {}).get(name, 4)
-        told = [(0, [9.0] * SHARDS, "ok"), (4, shards, status)]
-        lines[Trial(name, 0)] = [
-            {"step": step, "valid_loss_shards": losses, "status": each, "flops": 10.0 * step}
-            for step, losses, each in told
-            if step <= asked[name]
-        ]
-    return Evidence(known, asked, lines, {}, np.full(SHARDS, 100.0), 100, 1, 0, 0.0)
+    losses = np.array(means)[:, None, None] + common - common.mean(-1, keepdims=True) + spread * own
+    names = "abcdefgh"[: len(means)]
+    return evidence(
+        {name: {0: np.full((seeds, SHARDS), 9.0), 4: x} for name, x in zip(names, losses)},
+        [known(name, role=roles if name in controls else "candidate") for name in names],
+    )
 
 
 def test_clear() -> None:
@@ -82,8 +65,15 @@ def test_failed_and_controls_cannot_win() -> None:
     assert decision.status["a"] != "ok"
 
 
+def test_baselines_are_ranked_and_cannot_win() -> None:
+    decision = decide(probes(1.0, 2.0, spread=0.01, controls=("a",), roles="baseline"), 4)
+    assert (decision.winner, decision.ranking, decision.outcome) == ("b", ("a", "b"), "clear")
+    assert decide(probes(1.0, controls=("a",)), 4).outcome == "all_failed"
+
+
 def test_all_failed() -> None:
     decision = decide(probes(np.nan, np.nan), 4)
+    assert set(decision.status.values()) == {"loss not finite at step 2"}
     assert (decision.winner, decision.outcome, decision.margin) == (
         None,
         "all_failed",
@@ -101,14 +91,24 @@ def test_a_pool_of_one() -> None:
     )
 
 
-def test_what_a_race_left_behind_takes_no_part() -> None:
-    found = probes(1.0, 2.0, 2.5, spread=0.01, reached={"a": 2})
-    decision = decide(found, 4)
-    assert (decision.winner, decision.ranking) == ("b", ("b", "c"))
-    assert decision.status == {"a": "stopped at step 2", "b": "ok", "c": "ok"}
-    assert decision.losses_at_lag["a"] is None
-    with pytest.raises(ValueError, match="a margin at step 4 needs both there"):
-        found.margin("a", "b", 4)
+def test_at_a_step_or_each_at_its_own_last() -> None:
+    """Whom a race left behind takes part only in what it was measured at."""
+    losses = {
+        "a": {0: 9.0, 2: 3.0},
+        "b": {0: 9.0, 2: 4.0, 4: 3.5},
+        "c": {0: 9.0, 2: 5.0, 4: 3.6},
+    }
+    found = evidence(losses, spread=0.001)
+    at = decide(found, 4)
+    assert (at.winner, at.runner_up, at.ranking, at.lag) == ("b", "c", ("b", "c"), 4)
+    assert at.lags == {"a": 4, "b": 4, "c": 4}
+    assert at.losses_at_lag["a"] is None and at.losses_at_start["a"] == pytest.approx(9)
+    assert at.status == {"a": "stopped at step 2", "b": "ok", "c": "ok"}
+    last = decide(found)
+    assert (last.winner, last.runner_up, last.lag) == ("a", "b", 2)
+    assert last.lags == {"a": 2, "b": 4, "c": 4} and last.ranking == ("a", "b", "c")
+    assert last.margin == pytest.approx(0.5)
+    assert set(last.status.values()) == {"ok"}
 
 
 def test_fixed_lag_asks_then_decides() -> None:
@@ -116,17 +116,29 @@ def test_fixed_lag_asks_then_decides() -> None:
     assert FixedLag(7)(found) == Probe(7)
     assert isinstance(FixedLag(4)(found), Decision)
     assert isinstance(FixedLag(share=0.04)(found), Decision)
+    assert FixedLag(share=0.04)(evidence({}, [known("a")])) == Probe(4)
 
 
-def test_a_probe_names_its_steps() -> None:
-    assert Probe(5).steps(("a", "b")) == {"a": 5, "b": 5}
-    assert Probe(5, ("b",)).steps(("a", "b")) == {"b": 5}
-    # In the pool's order, so that jobs do not depend on a dictionary's.
-    assert list(Probe({"b": 1, "a": 2}).steps(("a", "b"))) == ["a", "b"]
-    with pytest.raises(
-        ValueError, match=r"asks for the candidates \['c'\]; there are \['a', 'b'\]"
+def test_what_a_probe_asks_for() -> None:
+    pool = ("a", "b", "c")
+    assert Probe(3).steps(pool) == {"a": 3, "b": 3, "c": 3}
+    assert list(Probe(3, ("c", "a")).steps(pool)) == ["a", "c"]
+    assert Probe({"c": 5, "b": 2}).steps(pool) == {"b": 2, "c": 5}
+    assert Probe({"c": 5, "b": 2}, ("c",)).steps(pool) == {"c": 5}
+    for probe in (
+        Probe(3, ("a", "x")),
+        Probe({"x": 1, "a": 2}),
+        Probe({"a": 2}, ("x",)),
+        Probe({"a": 2}, ("b",)),
     ):
-        Probe(5, ("c",)).steps(("a", "b"))
+        says = r"asks for the candidates \['x'\]; there|asks for \['b'\] without a step; it gives"
+        with pytest.raises(ValueError, match=says):
+            probe.steps(pool)
+    # As policies make them, and JSON takes them.
+    steps = Probe({"a": np.int64(3)}).steps(pool)
+    assert json.loads(json.dumps(steps)) == {"a": 3}
+    made = decide(probes(2.0, 3.0, spread=0.01), np.int64(4)).as_json()
+    assert json.loads(json.dumps(made))["lags"] == {"a": 4, "b": 4}
 
 
 @pytest.mark.parametrize(
@@ -143,67 +155,3 @@ def test_start_choice_breaks_ties_by_the_alphabet() -> None:
     assert start_choice(losses, {"e"}) == "b"
     assert start_choice({"a": 2.001, "b": 2.0}) == "b"
     assert start_choice({"a": None}) is None
-    assert start_choice({"a": -2.0, "b": -1.0}) == "a"
-
-
-def test_margin_with_one_seed_is_the_paired_t_interval() -> None:
-    random = np.random.default_rng(1)
-    one, other = random.normal(size=(2, 1, SHARDS))
-    found = margin(one, other, np.full(SHARDS, 50.0))
-    expected = stats.ttest_rel(other[0], one[0]).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-
-
-def test_margin_weighs_shards_by_their_tokens() -> None:
-    found = margin(np.array([[0.0, 0.0]]), np.array([[1.0, 4.0]]), np.array([3.0, 1.0]))
-    assert found.mean == pytest.approx((3 * 1.0 + 4.0) / 4)
-
-
-def test_margin_of_one_number_has_no_interval() -> None:
-    found = margin(np.zeros((1, 1)), np.ones((1, 1)), np.ones(1))
-    assert (found.mean, found.low, found.high) == (1.0, -np.inf, np.inf)
-
-
-def test_margin_covers_the_truth() -> None:
-    """Seeds and shards both vary: 95 % intervals hold the truth in about 95 of 100 cases, and not in all."""
-    random = np.random.default_rng(2)
-    held = 0
-    for _ in range(1000):
-        seeds, shards = random.normal(size=(4, 1)), random.normal(size=(1, SHARDS))
-        differences = 0.3 + 0.2 * seeds + 0.3 * shards + 0.1 * random.normal(size=(4, SHARDS))
-        found = margin(np.zeros_like(differences), differences, np.ones(SHARDS))
-        held += found.low <= 0.3 <= found.high
-    assert 930 <= held <= 990
-
-
-def test_agreement() -> None:
-    found = agreement([1.0, 2.0, 3.0, None], [2.0, 4.0, 7.0, 1.0])
-    assert found.spearman == pytest.approx(1) and found.kendall == pytest.approx(1)
-    assert found.pearson is not None and found.pearson < 1
-    assert agreement([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) == (None, None, None)
-    assert agreement([1.0, 2.0], [1.0, 2.0]) == (None, None, None)
-
-
-@given(st.lists(st.floats(-5, 5), min_size=3, unique=True))
-def test_agreement_sees_ranks_only(losses: list[float]) -> None:
-    shuffled = np.random.default_rng(0).permutation(losses).tolist()
-    found = agreement(losses, shuffled)
-    if found.spearman is not None:
-        assert found.spearman == pytest.approx(agreement(ranks(losses), ranks(shuffled)).spearman)
-
-
-def test_ranks() -> None:
-    assert ranks([2.0, 1.0, 2.0, None, 3.0]) == [2, 1, 2, None, 4]
-
-
-def test_ledger() -> None:
-    found = ledger(
-        candidates=4,
-        full_run_flops=100.0,
-        losers_flops=30.0,
-        evaluation_flops=5.0,
-        fit_flops=5.0,
-        seconds=1.0,
-    )
-    assert found.overhead == pytest.approx(0.4)
-    assert found.budget_share == pytest.approx(0.35)
