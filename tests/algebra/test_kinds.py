@@ -10,7 +10,7 @@ import pytest
 
 from lagjax.algebra import kinds
 from lagjax.algebra.axes import Axes
-from lagjax.algebra.kinds import Channels, Dot, LayerNorm, Residual, RMSNorm, Units
+from lagjax.algebra.kinds import Channels, Dot, LayerNorm, Lookup, Residual, RMSNorm, Units
 from lagjax.growth import width
 from lagjax.growth.operator import Grow
 from lagjax.growth.width import ByKind
@@ -92,6 +92,22 @@ def test_a_new_norm_is_one_dataclass():
     assert not plan(Residual(RMSNorm()), width.Net2Net(), new=5).exact
     (why,) = plan(Residual(MaxNorm()), width.Isometric()).violations
     assert why.why == "scaled copies change the largest"
+
+
+@pytest.mark.parametrize("norm", [None, MaxNorm()], ids=str)
+def test_a_tied_table_notices_unequal_copies_by_itself(norm):
+    """Logits are no multiple of what they were, whatever the norm lets pass."""
+    kinds = {"embed": Residual(norm), "vocab": Lookup()}
+    axes = Axes({"table": "=vocab >embed"}, kinds)
+    small, *large = (axes.layout(checks.shapes({"table": (5, n)})) for n in (2, 4, 5))
+    even, odd = (
+        Grow(width={"embed": way}).plan(KEY, small, layout)
+        for way, layout in zip((width.Tile(), width.Net2Net()), large, strict=True)
+    )
+    assert even.exact
+    (why,) = odd.violations
+    assert (why.axis, why.leaf) == ("embed", "table")
+    assert "as often as they are copied" in why.why
 
 
 def test_pools_ask_a_norm_whether_it_subtracts_the_mean():
