@@ -1,7 +1,4 @@
-"""Kinds own their rules: one that is new needs nothing but itself."""
-
-from dataclasses import dataclass
-from typing import ClassVar
+"""Kinds own their rules; `tests/test_strangers.py` has a norm that is new."""
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +12,7 @@ from lagjax.growth import width
 from lagjax.growth.operator import Grow
 from lagjax.growth.width import ByKind
 from tests.growth import checks
+from tests.test_strangers import MaxNorm
 
 KEY = jax.random.key(0)
 ROWS = {"in": "<x >embed", "norm": "embed", "out": "<embed >y"}
@@ -58,40 +56,6 @@ def test_kinds_are_equal_by_value(one, other):
 def test_a_norm_is_an_object(norm):
     with pytest.raises(ValueError, match=r"takes a norm, RMSNorm\(\) or LayerNorm\(\), or None"):
         Residual(norm)
-
-
-@dataclass(frozen=True)
-class MaxNorm(kinds.Norm):
-    """Division by the largest size: it does not notice how often an entry is copied, if whole."""
-
-    centred: ClassVar[bool] = False
-
-    def gain(self, grown):
-        return 1.0
-
-    def lengths(self, grown):
-        whole = (grown.scale[~grown.fresh] == 1).all()
-        return None if whole else "scaled copies change the largest"
-
-    def means(self, grown):
-        return None
-
-
-def test_a_new_norm_is_one_dataclass():
-    def apply(params, x):
-        h = x @ params["in"]
-        h = h / jnp.abs(h).max(1, keepdims=True) * params["norm"][None]
-        return h @ params["out"]
-
-    x = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
-    one = plan(Residual(MaxNorm()), width.Net2Net(), new=5)
-    assert one.exact
-    assert not one.requires
-    small, large = grown(one)
-    np.testing.assert_allclose(apply(large, x), apply(small, x), rtol=1e-5)
-    assert not plan(Residual(RMSNorm()), width.Net2Net(), new=5).exact
-    (why,) = plan(Residual(MaxNorm()), width.Isometric()).violations
-    assert why.why == "scaled copies change the largest"
 
 
 @pytest.mark.parametrize("norm", [None, MaxNorm()], ids=str)
