@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from lagjax.algebra.axes import Params, flatten
+from lagjax.engine import Trained
 from lagjax.evidence import Evidence
 from lagjax.initial import Group
 from lagjax.jobs import SOURCE
@@ -24,6 +25,11 @@ def check_task(task: Task, pool: Sequence[Candidate]) -> None:
     if not pool:
         raise ValueError("the pool is empty; give at least one candidate")
     check_names(pool, ())
+    if not isinstance(task.source, Trained):
+        raise ValueError(  # noqa: TRY004 - as all that is refused here.
+            f"the task's source is of type {type(task.source).__name__}; give the small model and "
+            "what was trained of it, Task(model, Trained(params), ...)"
+        )
     for field, value in (("horizon", task.horizon), ("seeds", task.seeds)):
         if value < 1:
             raise ValueError(f"the task's {field} is {value}; give at least 1")

@@ -1,15 +1,18 @@
-"""What the README shows is true: its example runs, and its commands are those of CI."""
+"""What the README shows is true: its examples run, and its commands are those of CI."""
 
+import dataclasses
 import pathlib
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from flax import nnx
 
 import lagjax
 from lagjax.growth import width
@@ -21,6 +24,18 @@ compile_quickly = quick.compile_quickly
 
 HERE = pathlib.Path(__file__).parent.parent
 README = (HERE / "README.md").read_text()
+EXAMPLE, BASELINES, POLICY, ENGINE, CERTIFYING = re.findall(
+    r"```python\n(.*?)```", README, re.DOTALL
+)
+NAMES = {
+    "batch": toy.batch,
+    "dataclasses": dataclasses,
+    "jax": jax,
+    "lagjax": lagjax,
+    "nnx": nnx,
+    "optax": optax,
+    "valid": toy.VALID,
+}
 
 
 class Block(nn.Module):
@@ -47,31 +62,138 @@ class Net(nn.Module):
         return embed.attend(nn.RMSNorm(name="final_norm")(x))
 
 
+class NnxBlock(nnx.Module):
+    """`Block`."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.norm = nnx.RMSNorm(8, rngs=rngs)
+        self.up, self.gate = (nnx.Linear(8, 16, use_bias=False, rngs=rngs) for _ in range(2))
+        self.down = nnx.Linear(16, 8, use_bias=False, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.norm(x)
+        return x + self.down(self.up(y) * nnx.silu(self.gate(y)))
+
+
+class NnxNet(nnx.Module):
+    """`Net`, whose parameters have the same paths."""
+
+    def __init__(self, layers: int, rngs: nnx.Rngs) -> None:
+        self.layers = layers
+        self.embed = nnx.Embed(16, 8, rngs=rngs)
+        for layer in range(layers):
+            setattr(self, f"layers_{layer}", NnxBlock(rngs))
+        self.final_norm = nnx.RMSNorm(8, rngs=rngs)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        x = self.embed(tokens)
+        for layer in range(self.layers):
+            x = getattr(self, f"layers_{layer}")(x)
+        return self.embed.attend(self.final_norm(x))
+
+
+def loss(apply: Callable[[jax.Array], jax.Array]) -> float:
+    """The validation loss of a model, by nothing but its outputs."""
+    tokens = jnp.stack(toy.VALID)
+    logits = jax.vmap(apply)(tokens[..., :-1])
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[..., 1:])
+    return float(nats.mean())
+
+
 def test_your_own_model(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    example, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    lines = [line for line in example.splitlines() if line.strip()]
+    lines = [line for line in EXAMPLE.splitlines() if line.strip()]
     table = [line for line in lines if line.strip().startswith('r"')]
     assert len(lines) - len(table) < 15
     monkeypatch.chdir(tmp_path)
     params = Net(layers=2).init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
-    names = {"jax": jax, "lagjax": lagjax, "optax": optax, "Net": Net, "params": params}
-    namespace = names | {"batch": toy.batch, "valid": toy.VALID}
-    exec(example, namespace)  # noqa: S102
-    decision = namespace["decision"]
+    names = NAMES | {"Net": Net, "params": params}
+    exec(EXAMPLE, names)  # noqa: S102
+    decision, large, trained = (names[name] for name in ("decision", "large", "trained"))
     assert decision.outcome in ("clear", "tie")
     assert decision.lag == 20
     assert len(decision.ranking) >= 12
-    record = directory.read(tmp_path / "runs/mine")
-    assert max(line["step"] for line in record.curves) == 100
     assert (tmp_path / "runs/mine/report.html").is_file()
+
+    def of(params: object) -> float:
+        return loss(lambda tokens: Net(layers=4).apply({"params": params}, tokens))
+
+    assert jax.tree.structure(trained.params) == jax.tree.structure(large.init(jax.random.key(0)))
+    last = directory.read(tmp_path / "runs/mine").curves[-1]
+    assert (last["candidate"], last["step"], int(trained.step)) == (decision.winner, 100, 100)
+    assert of(trained.params) == pytest.approx(last["valid_loss"], rel=1e-5)
+    at_lag = lagjax.load("runs/mine", large, step=decision.lag)
+    assert of(at_lag.params) == pytest.approx(decision.losses_at_lag[decision.winner], rel=1e-5)
+
+
+def test_your_own_model_in_nnx(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the words of the README's sentence on nnx; with its baselines, which are no candidates."""
+    split, merge, init, whole = re.findall(
+        r"`((?:graph, params = |lambda key: )?nnx\..*?)`", README
+    )
+    given = {
+        "def model_of(net):\n": f"def model_of(net):\n    {split}\n",
+        'lambda key: net.init(key, batch(0, 0)[:, :-1])["params"]': init.replace("4", "net.layers"),
+        'net.apply({"params": params}, ': f"{merge}(",
+        "Net(layers=2)": "Net(2, nnx.Rngs(0))",
+        "Net(layers=4)": "Net(4, nnx.Rngs(0))",
+        "horizon=100": "horizon=20",
+        '"runs/mine")': '"runs/mine", keep="all")',
+        "task = ": f"pool = pool[:3]\n{BASELINES}task = ",
+    }
+    example = EXAMPLE
+    for linen, other in given.items():
+        assert linen in example
+        example = example.replace(linen, other)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lagjax.runs.report, "write", lambda path: path)
+    params = nnx.state(NnxNet(2, nnx.Rngs(3)), nnx.Param)
+    names = NAMES | {"Net": NnxNet, "params": params}
+    exec(example, names)  # noqa: S102
+    decision, small, large = (names[name] for name in ("decision", "small", "large"))
+    assert len(decision.ranking) == 5
+    assert decision.winner not in ("not growing", "from scratch")
+    grown = large, nnx.graphdef(NnxNet(4, nnx.Rngs(0)))
+    for name in decision.ranking:
+        model, graph = (
+            (small, nnx.graphdef(NnxNet(2, nnx.Rngs(0)))) if name == "not growing" else grown
+        )
+        trained = lagjax.load("runs/mine", model, candidate=name, step=decision.lag)
+        assert isinstance(trained.params, nnx.State)
+        net = eval(whole, {"nnx": nnx, "graph": graph, "trained": trained})
+        assert loss(net) == pytest.approx(decision.losses_at_lag[name], rel=1e-5)
+
+
+def test_a_policy_and_a_training_loop_of_your_own(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lagjax.runs.report, "write", lambda path: path)
+    names = dict(NAMES)
+    exec(POLICY + ENGINE, names)  # noqa: S102
+    task = toy.task(engine=names["averaging"], horizon=16)
+    decision = lagjax.run(task, toy.pool(), names["Halving"](4), tmp_path, progress=toy.Told())
+    assert sorted(decision.status.values()) == [
+        "ok",
+        *["stopped at step 4"] * 2,
+        "stopped at step 8",
+    ]
+    assert decision.lag == 16
+    trained = lagjax.load(tmp_path, toy.LARGE, tx=task.tx)
+    last = toy.curve(tmp_path, decision.winner)[-1]
+    for params, found in (
+        (trained.params, last["valid_loss"]),
+        (trained.collections["average"], last["metrics"]["valid_averaged"]),
+    ):
+        assert loss(
+            lambda x, params=params: toy.LARGE.apply(params, jnp.pad(x, ((0, 0), (0, 1))))
+        ) == (pytest.approx(found, rel=1e-5))
+    assert last["valid_loss"] != last["metrics"]["valid_averaged"]
 
 
 def test_certifying(capsys: pytest.CaptureFixture[str]) -> None:
-    _, example = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     small, large = models.bare(4, 6, layers=2), models.bare(4, 10, layers=4)
     names = {"lagjax": lagjax, "width": width, "small": small, "large": large}
     params = models.drawn(small)
-    exec(example, names | {"params": params, "batches": [models.BATCH]})  # noqa: S102
+    exec(CERTIFYING, names | {"params": params, "batches": [models.BATCH]})  # noqa: S102
     assert capsys.readouterr().out.startswith("exact\noutputs differ by ")
 
 
@@ -86,8 +208,11 @@ def test_two_commands_of_one_line_each() -> None:
 
 def test_every_flag_of_the_readme_exists() -> None:
     quickstart = pytest.importorskip("experiments.quickstart")
-    for flag in re.findall(r"^\| `--([a-z]+)", README, re.MULTILINE):
-        assert flag == "help" or flag in quickstart.Config.__dataclass_fields__
+    flags = re.findall(r"`--([a-z-]+)", README)
+    assert len(flags) > 8
+    for flag in flags:
+        name = flag.replace("-", "_")
+        assert name == "help" or name in quickstart.Config.__dataclass_fields__
 
 
 @pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"])

@@ -466,3 +466,10 @@ def test_every_seed_has_its_own_data_and_fresh_layers(tmp_path: pathlib.Path) ->
     )
     assert first[0]["valid_loss"] == second[0]["valid_loss"]
     assert first[2]["valid_loss"] != second[2]["valid_loss"]
+
+
+@pytest.mark.parametrize("source", [toy.PARAMS, toy.AXES], ids=["bare", "as before"])
+def test_a_source_that_is_no_trained_model(source: object, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match=r"source is of type \w+; give .* Trained\(params\)"):
+        go(tmp_path / "run", source=source)
+    assert not (tmp_path / "run").exists()

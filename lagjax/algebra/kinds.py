@@ -158,6 +158,10 @@ class Residual(Kind):
                 yield None, why
         elif made.mean.any():
             yield None, MEANS
+        if uses.tied and not np.allclose(made.norms, made.norms[0], rtol=1e-12):
+            # RMSNorm and LayerNorm have noticed before; not every stream meets such a norm.
+            why = "as the head it reads entries as often as they are copied, which is unequal"
+            yield uses.tied, f"the table is tied: {why}"
         if uses.tied and made.mean[~made.fresh].any():
             yield (
                 uses.tied,

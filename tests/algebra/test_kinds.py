@@ -1,7 +1,4 @@
-"""Kinds own their rules: one that is new needs nothing but itself."""
-
-from dataclasses import dataclass
-from typing import ClassVar
+"""Kinds own their rules; `tests/test_strangers.py` has a norm that is new."""
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +7,12 @@ import pytest
 
 from lagjax.algebra import kinds
 from lagjax.algebra.axes import Axes
-from lagjax.algebra.kinds import Channels, Dot, LayerNorm, Residual, RMSNorm, Units
+from lagjax.algebra.kinds import Channels, Dot, LayerNorm, Lookup, Residual, RMSNorm, Units
 from lagjax.growth import width
 from lagjax.growth.operator import Grow
 from lagjax.growth.width import ByKind
 from tests.growth import checks
+from tests.test_strangers import MaxNorm
 
 KEY = jax.random.key(0)
 ROWS = {"in": "<x >embed", "norm": "embed", "out": "<embed >y"}
@@ -60,38 +58,20 @@ def test_a_norm_is_an_object(norm):
         Residual(norm)
 
 
-@dataclass(frozen=True)
-class MaxNorm(kinds.Norm):
-    """Division by the largest size: it does not notice how often an entry is copied, if whole."""
-
-    centred: ClassVar[bool] = False
-
-    def gain(self, grown):
-        return 1.0
-
-    def lengths(self, grown):
-        whole = (grown.scale[~grown.fresh] == 1).all()
-        return None if whole else "scaled copies change the largest"
-
-    def means(self, grown):
-        return None
-
-
-def test_a_new_norm_is_one_dataclass():
-    def apply(params, x):
-        h = x @ params["in"]
-        h = h / jnp.abs(h).max(1, keepdims=True) * params["norm"][None]
-        return h @ params["out"]
-
-    x = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
-    one = plan(Residual(MaxNorm()), width.Net2Net(), new=5)
-    assert one.exact
-    assert not one.requires
-    small, large = grown(one)
-    np.testing.assert_allclose(apply(large, x), apply(small, x), rtol=1e-5)
-    assert not plan(Residual(RMSNorm()), width.Net2Net(), new=5).exact
-    (why,) = plan(Residual(MaxNorm()), width.Isometric()).violations
-    assert why.why == "scaled copies change the largest"
+@pytest.mark.parametrize("norm", [None, MaxNorm()], ids=str)
+def test_a_tied_table_notices_unequal_copies_by_itself(norm):
+    """Logits are no multiple of what they were, whatever the norm lets pass."""
+    kinds = {"embed": Residual(norm), "vocab": Lookup()}
+    axes = Axes({"table": "=vocab >embed"}, kinds)
+    small, *large = (axes.layout(checks.shapes({"table": (5, n)})) for n in (2, 4, 5))
+    even, odd = (
+        Grow(width={"embed": way}).plan(KEY, small, layout)
+        for way, layout in zip((width.Tile(), width.Net2Net()), large, strict=True)
+    )
+    assert even.exact
+    (why,) = odd.violations
+    assert (why.axis, why.leaf) == ("embed", "table")
+    assert "as often as they are copied" in why.why
 
 
 def test_pools_ask_a_norm_whether_it_subtracts_the_mean():
