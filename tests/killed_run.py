@@ -1,10 +1,11 @@
 """Trains, grows, probes and goes on with the toy net, in processes that kill themselves where they are told to.
 
-    python -m tests.killed_run FOLDER LANES WHERE...
+    python -m tests.killed_run FOLDER AT_ONCE WHERE...
 
 A process that is left alone works in FOLDER/whole. Then one for each WHERE works in FOLDER/killed, and a last one that
 is left alone; the exit codes are printed. WHERE is `source:N`, `probe:N` or `continue:N` (at the N-th step forward of the
-phase), `save:N` or `append:N` (in the N-th save or right after the N-th curve line), or `report`.
+phase), `save:N` (in the midst of the N-th checkpoint), `lines:N`, `losses:N` or `answer:N` (right after the N-th time that
+these were put on record), `prune:N` (before the N-th removal of old checkpoints), or `report`.
 
 All are forks of one that has imported everything, which takes longer than the work; each starts JAX itself.
 """
@@ -19,7 +20,18 @@ import threading
 
 import lagjax
 from lagjax import report
-from lagjax.store.directory import Directory
+from lagjax.store.checkpoints import Checkpoints
+from lagjax.store.curves import Curves
+from lagjax.store.directory import Store
+from lagjax.store.losses import Losses
+
+PLACES = {
+    "save": (Checkpoints, "save"),
+    "prune": (Checkpoints, "prune"),
+    "lines": (Curves, "add"),
+    "losses": (Losses, "add"),
+    "answer": (Store, "answer"),
+}
 
 # What a run imports when it comes to it.
 importlib.import_module("lagjax.report.charts")
@@ -45,18 +57,22 @@ def arm(where: str) -> object:
         left["count"] -= 1
         return left["count"] == 0
 
-    if place in ("save", "append"):
-        original = getattr(Directory, place)
+    if place in PLACES:
+        owner, name = PLACES[place]
+        original = getattr(owner, name)
 
-        def wrapped(self: Directory, *arguments: object) -> None:
+        def wrapped(self: object, *arguments: object, **named: object) -> object:
             last = due()
+            if last and place == "prune":
+                kill()
             if last and place == "save":
                 kill(0.01)
-            original(self, *arguments)
-            if last and place == "append":
+            found = original(self, *arguments, **named)
+            if last and place != "save":
                 kill()
+            return found
 
-        setattr(Directory, place, wrapped)
+        setattr(owner, name, wrapped)
     if place == "report":
         write = report.write
 
@@ -73,35 +89,35 @@ def arm(where: str) -> object:
     return toy.Told(then)
 
 
-def run(workdir: pathlib.Path, lanes: int, where: str) -> None:
+def run(workdir: pathlib.Path, at_once: int, where: str) -> None:
     """The run, from its start to its end or from where the directory stands."""
     # It computes where it is imported.
     from tests import toy
 
     small, large = toy.model(1), toy.model(2)
     options = {"checkpoint_seconds": 0.0, "progress": arm(where)}
-    params, _ = lagjax.train(small, toy.tx(), toy.batch, toy.VALID, 6, workdir, **options)
-    task = toy.task(params=params, horizon=32, seeds=1 if lanes == 1 else 2)
+    source = lagjax.train(small, toy.tx(), toy.batch, toy.VALID, 4, workdir, **options)
+    task = toy.task(model=small, source=source, horizon=10, seeds=1 if at_once == 1 else 2)
     names = ("stack", "identity-between", "random-between")
-    pool = lagjax.pools.depth(params, toy.AXES, large)
+    pool = lagjax.pools.depth(source.params, toy.AXES, large)
     lagjax.run(
         task,
         [candidate for candidate in pool if candidate.name in names],
-        lagjax.FixedLag(12 if lanes == 1 else 4),
+        lagjax.FixedLag(4 if at_once == 1 else 2),
         workdir,
         compare="start",
-        lanes=lanes,
+        candidates_at_once=at_once,
         **options,
     )
 
 
-def main(folder: str, lanes: str, *places: str) -> None:
+def main(folder: str, at_once: str, *places: str) -> None:
     work = [("whole", ""), *(("killed", where) for where in places), ("killed", "")]
     codes = []
     for name, where in work:
         # JAX has not started here, and so has no threads that a fork would lose.
         if not (child := os.fork()):
-            run(pathlib.Path(folder, name), int(lanes), where)
+            run(pathlib.Path(folder, name), int(at_once), where)
             return
         codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     print(json.dumps(codes))

@@ -4,6 +4,7 @@ import pathlib
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +17,22 @@ from lagjax.growth.depth import Stack
 from tests import quick, toy
 
 compile_quickly = quick.compile_quickly
+no_page = quick.no_page
 
 RUN = Callable[[pathlib.Path], object]
 
 
 def run(path: pathlib.Path, pool: object = None, lag: int = 4, **changes: object) -> object:
     pool = toy.pool() if pool is None else pool
+    options = {name: changes.pop(name) for name in ("keep", "compare") if name in changes}
     return lagjax.run(
         toy.task(**changes),
         pool,
         lagjax.FixedLag(lag),
         path,
-        lanes=1,
+        candidates_at_once=1,
         progress=toy.Told(),
+        **options,
     )
 
 
@@ -45,7 +49,12 @@ def table(**changes: str | None) -> dict[str, object]:
         if axes is not None:
             rows[pattern] = axes
     axes = Axes(rows, dict(toy.AXES.kinds))
-    return {"axes": axes, "pool": to(toy.LARGE._replace(axes=axes))}
+    return _with(axes)
+
+
+def _with(axes: Axes) -> dict[str, object]:
+    model = toy.SMALL._replace(axes=axes)
+    return {"model": model, "pool": to(toy.LARGE._replace(axes=axes))}
 
 
 def loss_of(returned: Callable[[object, object], object]) -> lagjax.Model:
@@ -60,11 +69,35 @@ def shadowed() -> dict[str, object]:
             "layers/up": "#layers <embed >mlp",
         }
     )
-    return {"axes": axes, "pool": to(toy.LARGE._replace(axes=axes))}
+    return _with(axes)
 
 
+def with_transfer(transfer: lagjax.Transfer) -> tuple[lagjax.Candidate, ...]:
+    return tuple(each._replace(transfer=transfer) for each in to(toy.LARGE))
+
+
+@dataclass(frozen=True)
+class Bare:
+    """An operator that has no plan."""
+
+    def __call__(self, key, params, source, target):
+        return lagjax.Grow(depth="0 1 0 1")(key, params, source, target)
+
+
+@dataclass(frozen=True)
+class Other:
+    """Grows nothing."""
+
+    def __call__(self, key, params, source, target):
+        return params
+
+
+GROWN = {
+    "source": lagjax.Trained(toy.PARAMS, toy.tx().init(toy.PARAMS)),
+    "transfer": lagjax.Transfer("grow"),
+}
 IN_PYTHON: dict[str, tuple[RUN, list[str]]] = {
-    "fewer layers": (lambda p: run(p, (lagjax.Candidate("one", lagjax.Grow(depth=Stack()), toy.model(1)),)), ["1 layers", "2", "growth adds"]),
+    "fewer layers": (lambda p: run(p, (lagjax.Candidate("one", lagjax.Grow(depth=Stack()), toy.model(1)),)), ["candidate 'one'", "1 layers", "2", "growth adds"]),
     "another width": (lambda p: run(p, to(toy.model(4, width=16))), ["embed", "8", "16", "say how, as in Grow(width={"]),
     "missing row": (lambda p: run(p, **table(down=None)), ["layers/down", "(2, 16, 8)", "add"]),
     "misspelt row": (lambda p: run(p, **table(**{"layers/dwon": "#layers <mlp >embed+"})), ["layers/dwon", "layers/down", "nearest"]),
@@ -80,7 +113,16 @@ IN_PYTHON: dict[str, tuple[RUN, list[str]]] = {
     "lag beyond the horizon": (lambda p: run(p, lag=25), ["25", "24"]),
     "no validation": (lambda p: run(p, valid=()), ["no validation shards"]),
     "shards of two shapes": (lambda p: run(p, valid=(toy.VALID[0], toy.VALID[1][:2])), ["(2, 9)", "(4, 9)"]),
-    "no optimizer state to grow": (lambda p: run(p, moments="grow"), ["opt_state", "reset"]),
+    "no optimizer state to grow": (lambda p: run(p, transfer=lagjax.Transfer("grow")), ["the task's moments='grow'", "Trained(params, opt_state)", "reset"]),
+    "a schedule of a candidate's own": (lambda p: run(p, with_transfer(lagjax.Transfer("reset", "continue"))), ["candidate 'one''s", "schedule='continue'", "restart the schedule"]),
+    "no such moments": (lambda p: run(p, transfer=lagjax.Transfer("copy")), ["the task's moments is 'copy'", "'reset', 'grow', 'measure'"]),
+    "no such schedule": (lambda p: run(p, transfer=lagjax.Transfer("reset", "soon")), ["schedule is 'soon'", "'restart', 'continue'"]),
+    "moments of an operator without a plan": (lambda p: run(p, (lagjax.Candidate("one", Bare(), toy.LARGE),), **GROWN), ["Bare()", "not linear", "Transfer(moments='reset')"]),
+    "an optimizer state of another": (lambda p: run(p, source=lagjax.Trained(toy.PARAMS, ()), transfer=lagjax.Transfer("grow")), ["not made by tx.init", "reset the moments"]),
+    "the small model's name": (lambda p: run(p, (to(toy.LARGE)[0]._replace(name="source"),)), ["'source'", "small model", "another name"]),
+    "another tree": (lambda p: run(p, (lagjax.Candidate("one", Other(), toy.LARGE),)), ["candidate 'one'", "differs in shapes from the target"]),
+    "no horizon": (lambda p: run(p, horizon=0), ["horizon is 0", "at least 1"]),
+    "no seeds": (lambda p: run(p, seeds=0), ["seeds is 0"]),
     "neither tx nor engine": (lambda p: run(p, tx=None), ["neither tx nor an engine"]),
     "under a file": (lambda p: run(_file(p) / "run"), ["file"]),
     "at a file": (lambda p: run(_file(p)), ["file"]),
@@ -105,6 +147,8 @@ def test_in_python(name: str, tmp_path: pathlib.Path) -> None:
     if path.is_file():
         assert path.read_text() == "precious"
     assert not (path / "decision.json").exists()
+    # Only what has to be computed is found when the run has begun.
+    assert (path / "config.json").exists() == (name == "loss not finite")
 
 
 CHANGES = {
@@ -113,9 +157,25 @@ CHANGES = {
     "pool": (lambda p: run(p, toy.pool("stack")), "pool"),
     "lag": (lambda p: run(p, lag=5), "FixedLag(steps=4"),
     "source": (
-        lambda p: run(p, params=jax.tree.map(lambda x: x + 1, toy.PARAMS)),
+        lambda p: run(p, source=lagjax.Trained(jax.tree.map(lambda x: x + 1, toy.PARAMS))),
         "task.source",
     ),
+    "position": (
+        lambda p: run(p, source=lagjax.Trained(toy.PARAMS, position=3)),
+        "task.position is 0 there and 3 here",
+    ),
+    "transfer": (
+        lambda p: run(p, transfer=lagjax.Transfer("measure")),
+        "task.transfer.moments is 'reset' there and 'measure' here",
+    ),
+    "a candidate's transfer": (
+        lambda p: run(
+            p, tuple(x._replace(transfer=lagjax.Transfer("measure")) for x in toy.pool())
+        ),
+        "pool[0].transfer.moments",
+    ),
+    "keep": (lambda p: run(p, keep="all"), "keep is 'winner' there and 'all' here"),
+    "compare": (lambda p: run(p, compare="start"), "compare is 'none' there"),
     "data": (
         lambda p: run(p, batch=lambda seed, step: toy.batch(seed + 1, step)),
         "task.data",

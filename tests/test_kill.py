@@ -9,14 +9,17 @@ import sys
 
 import pytest
 
+from lagjax.fingerprint import digest
+from lagjax.jobs import Trial
 from lagjax.store import directory
+from lagjax.store.checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def exit_codes(folder: pathlib.Path, lanes: int, places: list[str]) -> list[int]:
+def exit_codes(folder: pathlib.Path, at_once: int, places: list[str]) -> list[int]:
     """Of the run that is left alone, of those killed, and of the last, which ends what they began."""
-    command = [sys.executable, "-m", "tests.killed_run", folder, str(lanes), *places]
+    command = [sys.executable, "-m", "tests.killed_run", folder, str(at_once), *places]
     # The first process compiles, those after it read what it left: the same programs, in less time.
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
@@ -37,28 +40,38 @@ def exit_codes(folder: pathlib.Path, lanes: int, places: list[str]) -> list[int]
     return codes
 
 
-def outcome(workdir: pathlib.Path) -> tuple[list, dict, set]:
-    """Curves and decision without wall times, which no two runs share, and the checkpoints that are left."""
-    record = directory.read(workdir)
-    curves = [
-        {key: value for key, value in line.items() if key != "seconds"} for line in record.curves
+def outcome(workdir: pathlib.Path) -> tuple:
+    """All that a run leaves but wall times, which no two runs share; of checkpoints, what they hold."""
+    data = directory.read(workdir)
+    lines = [
+        {key: value for key, value in line.items() if key != "seconds"} for line in data.curves
     ]
-    assert record.decision is not None
-    decision = json.loads(json.dumps(record.decision))
+    # Trials that were cut back come later in the file; each one's own lines are in order.
+    lines.sort(key=lambda line: (line["candidate"], line["seed"]))
+    assert data.decision is not None
+    decision = json.loads(json.dumps(data.decision))
     del decision["ledger"]["seconds"]
-    kept = {str(path.relative_to(workdir)) for path in (workdir / "checkpoints").glob("*/*")}
-    return curves, decision, kept
+    losses = {x.name: x.read_bytes() for x in (workdir / "steps").iterdir()}
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    kept = {}
+    for folder in (workdir / "checkpoints").iterdir():
+        name, _, seed = folder.name.rpartition("-")
+        for step in checkpoints.steps(trial := Trial(name, int(seed))):
+            arrays, meta = checkpoints.read(trial, step)
+            kept[trial, step] = digest(arrays), meta["growth"], meta["digest"]
+    checkpoints.close()
+    return data.config, data.rounds, lines, losses, decision, kept
 
 
 @pytest.mark.parametrize(
-    ("lanes", "places"),
+    ("at_once", "places"),
     [
-        (1, ["source:2", "save:9", "append:12", "probe:2", "continue:1", "report"]),
-        (3, ["save:8", "probe:2"]),
+        (1, ["source:2", "lines:4", "save:5", "losses:3", "prune:5", "continue:1", "report"]),
+        (3, ["save:9", "lines:2"]),
     ],
 )
-def test_ends_as_if_not_killed(lanes: int, places: list[str], tmp_path: pathlib.Path) -> None:
+def test_ends_as_if_not_killed(at_once: int, places: list[str], tmp_path: pathlib.Path) -> None:
     killed = [-signal.SIGKILL] * len(places)
-    assert exit_codes(tmp_path, lanes, places) == [0, *killed, 0]
+    assert exit_codes(tmp_path, at_once, places) == [0, *killed, 0]
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
     assert (tmp_path / "killed/report.html").read_text().endswith("</html>\n")
