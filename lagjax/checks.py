@@ -1,9 +1,10 @@
 """What is refused before anything is computed, and what a policy may not answer."""
 
+import contextlib
 import hashlib
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -62,10 +63,10 @@ def _check_transfer(whose: str, transfer: Transfer, task: Task) -> None:
         )
 
 
-def check_growth(candidate: Candidate, group: Group, task: Task) -> None:
+def check_growth(candidate: Candidate, task: Task) -> None:
     """Raises ValueError, with the candidate's name, where its operator does not fill its target."""
     target = jax.eval_shape(candidate.target.init, jax.random.key(0))
-    try:
+    with _naming(candidate):
         grown = jax.eval_shape(
             lambda key, params: candidate.operator(key, params, task.model.axes, candidate.target),
             jax.random.key(0),
@@ -73,10 +74,21 @@ def check_growth(candidate: Candidate, group: Group, task: Task) -> None:
         )
         if shapes(grown) != shapes(target):
             raise ValueError("its operator's result differs in shapes from the target")
+
+
+def check_state(candidate: Candidate, group: Group) -> None:
+    """Raises ValueError, with the candidate's name, where it does not begin as others of its target do."""
+    with _naming(candidate):
         if shapes(group.shapes(candidate)) != shapes(group.like):
             raise ValueError(
                 "its training state differs in shapes from that of the other candidates of its target"
             )
+
+
+@contextlib.contextmanager
+def _naming(candidate: Candidate) -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:
         raise ValueError(f"candidate {candidate.name!r}: {error}") from error
 

@@ -141,9 +141,10 @@ class Evidence:
             self.shards(name, self.reached(name) if step is None else step) for name in (one, other)
         ]
         if pair[0] is None or pair[1] is None:
+            where = "at the last of each" if step is None else f"at step {step}"
             raise ValueError(
-                f"{one!r} was evaluated at the steps {self.steps(one)}, {other!r} at {self.steps(other)}; "
-                f"a margin at step {step} needs both there"
+                f"{one!r} was evaluated at the steps {self.steps(one)}, {other!r} at "
+                f"{self.steps(other)}; a margin {where} needs both there"
             )
         return margin(pair[0], pair[1], self.counts)
 
@@ -155,13 +156,14 @@ class Evidence:
         """
         rows = []
         for name in (one, other):
-            losses = [self.train[Trial(name, seed)][start:stop] for seed in range(self.seeds)]
-            if any(len(each) < stop - start for each in losses) or stop <= start:
+            losses = [self.train.get(Trial(name, seed), ()) for seed in range(self.seeds)]
+            made = min(map(len, losses))
+            if not 0 <= start < stop <= made:
                 raise ValueError(
-                    f"{name!r} has made {min(map(len, losses)) + start} steps; a margin over the steps "
-                    f"{start} to {stop} needs all of them"
+                    f"{name!r} has made {made} steps; a margin over the steps {start} to {stop} needs "
+                    "all of them, and at least one"
                 )
-            rows.append(np.array(losses, np.float64))
+            rows.append(np.array([each[start:stop] for each in losses], np.float64))
         return steps_margin(*rows)
 
     def left(self, name: str) -> float:

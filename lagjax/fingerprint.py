@@ -1,9 +1,10 @@
-"""What a result is known again by: a digest of arrays, and the versions of the software."""
+"""What a result is known again by: a digest of arrays, how a value prints, and the versions of the software."""
 
 import functools
 import hashlib
 import pathlib
 import platform
+import re
 import subprocess
 from importlib import metadata
 from typing import Any
@@ -25,6 +26,11 @@ def digest(tree: Any) -> str:
         found.update(f"{jax.tree_util.keystr(keys)} {array.dtype} {np.shape(leaf)}".encode())
         found.update(array.view(np.uint8).data if array.size else b"")
     return found.hexdigest()
+
+
+def described(value: object) -> str:
+    """How a value prints, without addresses, which no two processes share: a function is its name."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def versions() -> dict[str, str | None]:

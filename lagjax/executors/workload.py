@@ -8,6 +8,7 @@ import jax
 
 from lagjax import checks
 from lagjax.evidence import Known
+from lagjax.fingerprint import described
 from lagjax.initial import Group
 from lagjax.jobs import Job, Json, Trial, Update
 from lagjax.mesh import Placement
@@ -50,8 +51,9 @@ class Workload(NamedTuple):
         for one in candidates:
             there = [*self.groups.values(), *joined.values()]
             group = next((each for each in there if each.target == one.target), None)
+            checks.check_growth(one, self.task)
             group = group or Group(self.task, one, self.shards, self.placed)
-            checks.check_growth(one, group, self.task)
+            checks.check_state(one, group)
             joined[one.name] = group
             known[one.name] = Known(one, *self._planned(one), *group.costs, self.task.horizon)
         self.groups.update(joined)
@@ -84,7 +86,7 @@ class Workload(NamedTuple):
         one = known.candidate
         return {
             "name": one.name,
-            "operator": repr(one.operator),
+            "operator": described(one.operator),
             "role": one.role,
             "word": known.word,
             "exact": known.exact,

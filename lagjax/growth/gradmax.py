@@ -70,8 +70,9 @@ class Given(ByContent):
             for path, value in given.items():
                 if path not in found or np.shape(found[path]) != np.shape(value):
                     raise ValueError(
-                        f"{self} has a value of shape {np.shape(value)} for {path!r}, where the target has "
-                        f"{np.shape(found[path]) if path in found else 'no parameter'}; make it for this target"
+                        f"{self} has a value of shape {np.shape(value)} for {path!r}, where the "
+                        f"target has {np.shape(found[path]) if path in found else 'no parameter'}; "
+                        "make it for this target"
                     )
             made = [
                 jnp.asarray(given[path], value.dtype) if path in given else value

@@ -261,7 +261,9 @@ class _InTurn:
 def _selection(
     source: Layout, target: Layout
 ) -> tuple[dict[str, np.ndarray], dict[tuple[str, str], np.ndarray]]:
-    """Matrices of zeros and ones that copy entries in turn and stack layers, for every axis and stack that grows."""
+    """Matrices of zeros and ones that copy entries in turn and stack layers, for every axis and
+    stack that grows.
+    """
     stacked = words(Stack() if source.stacks else None, source, target)
     # A plan checks that the two fit each other.
     plan = Plan(source, target, stacked, maps(_InTurn(), source, target))

@@ -26,17 +26,21 @@ class Probe(NamedTuple):
     def steps(self, known: Sequence[str]) -> dict[str, int]:
         """Name → step, in the pool's order.
 
-        Raises ValueError for a name that is not known.
+        Raises ValueError for a name that is not known, and for one without a step.
         """
         if isinstance(self.until, Mapping):
-            named = dict(self.until)
-            if self.candidates is not None:
-                named = {name: named[name] for name in self.candidates}
+            until = dict(self.until)
+            names = set(until if self.candidates is None else self.candidates)
+            if without := (names & set(known)) - until.keys():
+                raise ValueError(f"asks for {sorted(without)} without a step; it gives {until}")
         else:
-            named = dict.fromkeys(known if self.candidates is None else self.candidates, self.until)
-        if unknown := named.keys() - set(known):
+            names = set(known if self.candidates is None else self.candidates)
+            until = dict.fromkeys(names, self.until)
+        if unknown := names - set(known):
             raise ValueError(f"asks for the candidates {sorted(unknown)}; there are {list(known)}")
-        return {name: named[name] for name in known if name in named}
+        steps = {name: until[name] for name in known if name in names}
+        # Policies compute with NumPy, and its integers are no JSON.
+        return {n: int(x) if isinstance(x, np.integer) else x for n, x in steps.items()}
 
 
 class Add(NamedTuple):
@@ -103,7 +107,7 @@ def decide(evidence: Evidence, step: int | None = None) -> Decision:
     Controls and baselines are ranked, and never win. Of candidates that a race left behind, only those that were measured at
     the step take part.
     """
-    known = evidence.known
+    known, step = evidence.known, None if step is None else int(step)
     lags = {name: evidence.reached(name) if step is None else step for name in known}
     losses = {name: evidence.loss(name, lags[name]) for name in known}
     finite = {name: loss for name, loss in losses.items() if loss is not None}

@@ -12,11 +12,11 @@ import pytest
 
 from experiments.models import transformer
 from lagjax.algebra.axes import flatten
+from lagjax.engine import Trained, from_loss
 from lagjax.growth.depth import Fresh, Interleave, Reversed
 from lagjax.growth.masked import masked, ramp, silenced
 from lagjax.growth.operator import Grow
 from lagjax.growth.width import Paired, RandomIn, RandomPad, ZeroPad
-from lagjax.probe import from_loss
 from tests import toy
 
 KEY = jax.random.key(2)
@@ -172,14 +172,15 @@ def test_the_ramp():
     # A step that changes nothing: only the mask moves.
     tx = optax.sgd(0.0)
     engine = from_loss(ramp(large, plan, steps=4), tx)
-    state = engine.init(params, tx.init(params), KEY)
+    state = engine.init(Trained(params, tx.init(params)), KEY)
     step, evaluate = jax.jit(engine.step), jax.jit(engine.evaluate)
     losses, trained = [], []
     for _ in range(7):
-        total, count = evaluate(state, batch)
+        total, count = evaluate(state, batch)["loss"]
         losses.append(float(total / count))
         state, metrics = step(state, batch)
-        trained.append(float(metrics["train_loss"]))
+        total, count = metrics["loss"]
+        trained.append(float(total / count))
     at = masked(large, plan)
     loss = jax.jit(lambda mask: at(mask).loss(params, batch, None)[0] / count)
     expected = [float(loss(mask)) for mask in (0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0)]

@@ -13,18 +13,20 @@ import numpy as np
 import pytest
 
 import lagjax
-from lagjax import runs
 from lagjax.algebra.words import Layer, Word
+from lagjax.executors import worker
 from lagjax.fingerprint import digest, versions
 from lagjax.growth import pools
 from lagjax.growth.depth import Block, Fresh, Midas, Scaled, Shuffled, Stack
 from lagjax.growth.experts import Upcycle
 from lagjax.growth.operator import FromScratch, Grow, Same
 from lagjax.growth.width import Net2Net, Noisy, NoisySplit, Tile
+from lagjax.initial import Group
 from lagjax.store import directory
-from lagjax.store.directory import Directory, LaneName
-from lagjax.store.record import Record, decode, encode
-from tests import toy
+from lagjax.store.record import GrowthRecord, decode, encode
+from tests import quick, toy
+
+no_page = quick.no_page
 
 KEY = jax.random.key(3)
 
@@ -51,9 +53,9 @@ class Slotted:
     value: Any
 
 
-def recorded(operator: Any) -> Record:
+def recorded(operator: Any) -> GrowthRecord:
     """The record of the operator's call on the toy's parameters."""
-    return Record(encode(operator), encode(KEY), digest(toy.PARAMS), versions())
+    return GrowthRecord(encode(operator), encode(KEY), digest(toy.PARAMS), versions())
 
 
 def through_json(data: Any) -> Any:
@@ -142,7 +144,7 @@ def test_records_of_other_versions_are_refused() -> None:
     with pytest.raises(ValueError, match="has the fields None"):
         decode({"class": "builtins:dict", "fields": {}})
     with pytest.raises(ValueError, match="a growth record has the fields"):
-        Record.from_json({"operator": data})
+        GrowthRecord.from_json({"operator": data})
     wide = encode(Fitted(np.zeros(2)))
     wide["fields"]["shift"]["array"] = "jax"
     with pytest.raises(ValueError, match="float64, which JAX makes float32"):
@@ -160,7 +162,7 @@ def test_records_of_other_versions_are_refused() -> None:
 )
 def test_a_replay_is_the_identical_tree(operator: Any) -> None:
     made = recorded(operator)
-    again = Record.from_json(through_json(made.to_json()))
+    again = GrowthRecord.from_json(through_json(made.to_json()))
     assert again == made
     grow = jax.jit(lambda key, params: operator(key, params, toy.AXES, toy.LARGE))
     grown = grow(KEY, toy.PARAMS)
@@ -181,14 +183,14 @@ def test_other_parameters_are_refused() -> None:
 def test_a_runs_checkpoints_hold_the_record(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, original = {}, runs._Search._begin
+    begun, original = {}, Group.begin
 
-    def begin(self: runs._Search, name: LaneName) -> Any:
-        lane = original(self, name)
-        begun[name] = jax.device_get(lane.state.params)  # Training takes the buffers.
-        return lane
+    def begin(self: Group, candidate: lagjax.Candidate, key: jax.Array, seed: int) -> Any:
+        state = original(self, candidate, key, seed)
+        begun[candidate.name, seed] = jax.device_get(state.params)  # Training takes the buffers.
+        return state
 
-    monkeypatch.setattr(runs._Search, "_begin", begin)
+    monkeypatch.setattr(Group, "begin", begin)
     unnamed = type("Unnamed", (Grow,), {"__module__": "nowhere"})(depth=Stack())
     pool = (
         *toy.pool("half-stack", "random-between"),
@@ -198,7 +200,8 @@ def test_a_runs_checkpoints_hold_the_record(
     told = toy.Told()
     # The winner goes on from its checkpoint, with the record that it finds there.
     task, policy = toy.task(seeds=2, horizon=8), lagjax.FixedLag(4)
-    lagjax.run(task, pool, policy, tmp_path / "run", lanes=1, progress=told)
+    options = {"candidates_at_once": 1, "keep": "all", "progress": told}
+    lagjax.run(task, pool, policy, tmp_path / "run", **options)
     config = directory.read(tmp_path / "run").config
     for (name, seed), grown in begun.items():
         if name == "unnamed":
@@ -213,21 +216,27 @@ def test_a_runs_checkpoints_hold_the_record(
     assert "candidate 'unnamed' will not say how it was grown: operator is of" in note
     with pytest.raises(ValueError, match="hold no growth record"):
         directory.growth(tmp_path / "run", "unnamed")
-    with pytest.raises(ValueError, match="no checkpoint of the candidate 'x' with"):
+    with pytest.raises(ValueError, match="no checkpoint of 'x' with"):
         directory.growth(tmp_path / "run", "x")
 
 
-def test_a_lane_that_goes_on_keeps_its_record(tmp_path: pathlib.Path) -> None:
+def test_a_trial_that_goes_on_keeps_its_record(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its versions are those that it was grown with."""
-    lane, state = LaneName("a/b", 0), {"x": jnp.ones(2)}
-    made = recorded(Grow(depth=Stack()))._replace(versions={"jax": "0.1"})
-    with Directory(tmp_path / "run") as first:
-        first.growths[lane] = made.to_json()
-        first.save(lane, 1, state)
-    with Directory(tmp_path / "run") as second:
-        second.restore(lane, 1, state)
-        second.save(lane, 2, state)
-    assert directory.growth(tmp_path / "run", "a/b") == made
+
+    def interrupt(event: Any) -> None:
+        if event.step >= 2:
+            raise KeyboardInterrupt
+
+    options = {"candidates_at_once": 1, "checkpoint_seconds": 0.0}
+    arguments = (toy.task(horizon=4), toy.pool("stack"), lagjax.FixedLag(4), tmp_path)
+    monkeypatch.setattr(worker, "versions", lambda: {"jax": "0.1"})
+    with pytest.raises(KeyboardInterrupt):
+        lagjax.run(*arguments, **options, progress=toy.Told(interrupt))
+    monkeypatch.setattr(worker, "versions", lambda: {"jax": "0.2"})
+    lagjax.run(*arguments, **options, progress=toy.Told())
+    assert directory.growth(tmp_path, "stack").versions == {"jax": "0.1"}
 
 
 def test_versions_are_each_callers_own() -> None:

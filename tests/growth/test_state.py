@@ -16,10 +16,12 @@ from lagjax.growth import width
 from lagjax.growth.operator import Grow
 from lagjax.state import carry, measure, scale_by_growth
 from lagjax.store import directory
-from tests import toy
+from tests import quick, toy
 from tests.growth import checks, models
 from tests.growth.models import FAMILIES
 from tests.growth.test_conformance import KEY, planned
+
+no_page = quick.no_page
 
 SCHEDULE = optax.linear_schedule(1.0, 0.0, 10)
 OUTPUTS = r"attn/out|mlp/down"
@@ -360,7 +362,7 @@ def test_a_run_measures_statistics_and_says_what_it_cost(tmp_path):
             lagjax.FixedLag(8),
             tmp_path / name,
             progress=toy.Told(),
-            lanes=1,
+            candidates_at_once=1,
         )
         (first,) = (
             x
@@ -370,7 +372,7 @@ def test_a_run_measures_statistics_and_says_what_it_cost(tmp_path):
         return found.ledger, first
 
     plain, reset = run("reset")
-    ledger, measured = run("measured", moments="measure")
+    ledger, measured = run("measured", transfer=lagjax.Transfer("measure"))
     assert plain.fit_flops == 0
     # Eight steps' worth for each of two candidates.
     assert ledger.fit_flops == 2 * 8 * measured["flops"]

@@ -12,16 +12,10 @@ import pytest
 from jax.sharding import Mesh
 
 import lagjax
-from lagjax import runs
+from lagjax.engine import Trained, from_loss
+from lagjax.jobs import evaluation_steps
 from lagjax.mesh import placement
-from lagjax.probe import (
-    fitting_lanes,
-    fresh_lane,
-    from_loss,
-    program,
-    shapes_of,
-    steps_of,
-)  # fmt: skip
+from lagjax.probe import fitting, program, steps_of
 from lagjax.store import directory
 from tests import quick, toy
 
@@ -45,30 +39,28 @@ def mesh(shape: tuple[int, ...], names: tuple[str, ...]) -> Mesh:
     return Mesh(np.array(jax.devices()[: np.prod(shape)]).reshape(shape), names)
 
 
-def lanes(count: int):
+def states(count: int):
     made = []
     for seed in range(count):
         params = MODEL.init(jax.random.key(seed))
-        state = ENGINE.init(params, TX.init(params), jax.random.key(seed))
-        like = shapes_of(state, jax.eval_shape(ENGINE.step, state, toy.batch(0, 0))[1])
-        made.append(fresh_lane(state, like))
-    return made, like
+        made.append(ENGINE.init(Trained(params, TX.init(params)), jax.random.key(seed)))
+    return made
 
 
 def compiled(count: int, of: Mesh | None, fully_sharded: bool = False):
     batches = steps_of(toy.batch, [0, 1], 0, 4, 4)
     where = placement(of, fully_sharded)
-    return program(ENGINE, lanes(1)[1], batches, SHARDS, count, 4, where)
+    return program(ENGINE, states(1)[0], batches, SHARDS, count, 4, where)
 
 
 @functools.cache
 def advanced(count: int, of: Mesh | None, fully_sharded: bool = False):
-    """Four steps of each lane and its evaluation."""
+    """Four steps of each trial and its evaluation."""
     made = compiled(count, of, fully_sharded)
     batches = steps_of(toy.batch, [0, 1], 0, 4, 4)
     order = np.arange(count, dtype=np.int32) % 2 if count > 1 else np.int32(1)
-    lane = made.advance(made.place(lanes(count)[0]), batches, order, np.int32(0), np.int32(4))
-    return lane, made.evaluate(lane.state, SHARDS), made
+    state, buffer = made.advance(made.place(states(count)), batches, order, np.int32(4))
+    return state, made.evaluate(state, SHARDS)["loss"], np.asarray(buffer)
 
 
 @pytest.mark.parametrize(
@@ -77,19 +69,22 @@ def advanced(count: int, of: Mesh | None, fully_sharded: bool = False):
 )
 def test_eight_devices_compute_what_one_does(name: str, fully_sharded: bool) -> None:
     count = 1 if name == "data" else 8
-    single, (sums, counts), _ = advanced(count, None)
-    spread, (spread_sums, spread_counts), _ = advanced(count, mesh(*MESHES[name]), fully_sharded)
-    assert len(spread.state.params["embed"].sharding.device_set) == (4 if name == "data" else 8)
+    single, (sums, counts), buffer = advanced(count, None)
+    spread, (spread_sums, spread_counts), spread_buffer = advanced(
+        count, mesh(*MESHES[name]), fully_sharded
+    )
+    assert len(spread.params["embed"].sharding.device_set) == (4 if name == "data" else 8)
     chex.assert_trees_all_close(
-        jax.device_get(spread.state.params),
-        jax.device_get(single.state.params),
+        jax.device_get(spread.params),
+        jax.device_get(single.params),
         **SAME,
     )
     np.testing.assert_allclose(spread_sums, sums, rtol=1e-5)
     np.testing.assert_array_equal(spread_counts, counts)
+    np.testing.assert_allclose(spread_buffer, buffer, rtol=1e-3, atol=1e-5)
 
 
-def test_one_lane_alone_has_all_devices() -> None:
+def test_one_trial_alone_has_all_devices() -> None:
     batch = jax.ShapeDtypeStruct((8, 9), np.int32)
     odd = jax.ShapeDtypeStruct((4, 9), np.int32)
     where = placement(mesh(*MESHES["both"]))
@@ -106,8 +101,8 @@ def test_memory_per_device_falls() -> None:
     one = compiled(1, None)
     data = mesh((4,), ("data",))
     copied, cut = advanced(1, data)[0], advanced(1, data, True)[0]
-    held = lambda lane: sum(
-        x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(lane.state.opt_state)
+    held = lambda state: sum(
+        x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state.opt_state)
     )
     assert held(cut) < held(copied) / 4 * 1.05
     assert compiled(1, data, True).bytes < one.bytes / 2
@@ -122,23 +117,23 @@ def test_one_compilation() -> None:
         return MODEL.loss(params, batch, key)
 
     engine = from_loss(MODEL._replace(loss=loss), TX)
-    made, like = lanes(8)
+    made = states(8)
     batches = steps_of(toy.batch, [0, 1], 0, 4, 4)
     where = placement(mesh(*MESHES["both"]), True)
-    one = program(engine, like, batches, SHARDS, 8, 4, where)
-    lane, before = one.place(made), len(traces)
+    one = program(engine, made[0], batches, SHARDS, 8, 4, where)
+    state, before = one.place(made), len(traces)
     order = np.zeros(8, np.int32)
     for count in (1, 3, 4):
-        lane = one.advance(lane, batches, order, np.int32(0), np.int32(count))
-        one.evaluate(lane.state, SHARDS)
+        state, _ = one.advance(state, batches, order, np.int32(count))
+        one.evaluate(state, SHARDS)
     assert len(traces) == before
 
 
-def test_lanes_divide_over_the_groups() -> None:
+def test_trials_divide_over_the_groups() -> None:
     small = compiled(1, None)._replace(bytes=1)
-    assert fitting_lanes(small, 14, 4) == 16
-    assert fitting_lanes(small, 3, 4) == 4
-    assert fitting_lanes(small._replace(bytes=10**15), 14, 4) == 4
+    assert fitting(small, 14, 4) == 16
+    assert fitting(small, 3, 4) == 4
+    assert fitting(small._replace(bytes=10**15), 14, 4) == 4
 
 
 def run(workdir: pathlib.Path, stop_after: int | None = None, **options: object):
@@ -164,7 +159,7 @@ def alone(
 ) -> tuple[pathlib.Path, lagjax.Decision]:
     """The run on one device."""
     path = tmp_path_factory.mktemp("alone") / "run"
-    return path, run(path, lanes=1)
+    return path, run(path, candidates_at_once=1)
 
 
 @pytest.mark.parametrize("fully_sharded", [False, True])
@@ -187,7 +182,7 @@ def test_a_run_over_eight_devices(
     assert config["placement"] == {
         "candidates": 4, "data": 2, "fully_sharded": fully_sharded,
     }  # fmt: skip
-    assert config["grouping"][0]["lanes"] == 4
+    assert list(config["grouping"].values()) == [4]
     with pytest.raises(ValueError, match="placement"):
         run(tmp_path / "eight")
 
@@ -195,11 +190,11 @@ def test_a_run_over_eight_devices(
 def test_training_the_small_model_over_devices(tmp_path: pathlib.Path) -> None:
     arguments = (toy.SMALL, TX, toy.batch, toy.VALID, 6)
     told = toy.Told()
-    alone, _ = lagjax.train(*arguments, tmp_path / "one", progress=told)
-    spread, _ = lagjax.train(
+    alone = lagjax.train(*arguments, tmp_path / "one", progress=told)
+    spread = lagjax.train(
         *arguments, tmp_path / "four", progress=told, mesh=mesh((4,), ("data",)), fully_sharded=True
     )  # fmt: skip
-    chex.assert_trees_all_close(jax.device_get(spread), jax.device_get(alone), **SAME)
+    chex.assert_trees_all_close(jax.device_get(spread.params), jax.device_get(alone.params), **SAME)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +203,7 @@ def test_training_the_small_model_over_devices(tmp_path: pathlib.Path) -> None:
         ({"mesh": mesh((2,), ("model",))}, "expected 'candidates', 'data' or both"),
         ({"fully_sharded": True}, "give a mesh"),
         ({"mesh": mesh((8,), ("data",))}, "4 rows, which do not divide over the 8"),
-        ({"mesh": mesh((8,), ("candidates",)), "lanes": 3}, "do not divide over the 8 groups"),
+        ({"mesh": mesh((8,), ("candidates",)), "candidates_at_once": 3}, "do not divide over the 8 groups"),
     ],
 )  # fmt: skip
 def test_what_does_not_divide_is_refused(tmp_path: pathlib.Path, options: dict, says: str) -> None:
@@ -217,5 +212,5 @@ def test_what_does_not_divide_is_refused(tmp_path: pathlib.Path, options: dict, 
 
 
 def test_evaluations_of_an_audit_are_dense_at_first() -> None:
-    assert runs.evaluation_steps(160, base=2)[:5] == (0, 1, 2, 4, 8)
-    assert runs.evaluation_steps(160)[:4] == (0, 1, 4, 10)
+    assert evaluation_steps(160, base=2)[:5] == (0, 1, 2, 4, 8)
+    assert evaluation_steps(160)[:4] == (0, 1, 4, 10)
