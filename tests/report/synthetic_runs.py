@@ -139,7 +139,7 @@ def make(
             },
         }  # fmt: skip
         if "continue" in phases and winner is not None:
-            first = min(names, key=lambda name: (round(start[name], 4), names.index(name)))
+            first = min(names, key=lambda name: (round(start[name], 4), name))
             on = [(name, 0) for name in dict.fromkeys((winner, first))]
             if audit:
                 on = [(name, seed) for name in pool if name not in failed for seed in range(seeds)]

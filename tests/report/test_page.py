@@ -127,6 +127,32 @@ def test_names_every_candidate_and_escapes_it(pages, name):
         assert candidate["name"] in texts
 
 
+def test_pictures_take_the_colours_of_the_page(pages):
+    page = pages["clear"][0].read_text("utf-8")
+    assert page.count('<svg class="chart"') == 4 and "#0102" not in page
+    used = {*re.findall(r"var\(--(\w+)\)", page[page.index("<svg") :])}
+    known = re.findall(r"--(\w+):", page[: page.index("<svg")])
+    assert {"winner", "runner", "start", "ink", "muted"} <= used
+    # One value for light and one for dark.
+    assert all(known.count(name) == 2 for name in used)
+
+
+def test_names_are_no_formulas(pages):
+    page = pages["two"][0].read_text("utf-8")
+    assert {"$a$", "b_{"} <= {*drawn(page, "Rank of each")}
+
+
+def test_ledger_tells_the_decisions_costs(pages):
+    path, decision = pages["clear"]
+    rows = Reader(path.read_text("utf-8")).table("Purpose", "FLOPs")
+    assert decision["ledger"]["evaluation_flops"] == 3.1e13
+    assert rows["Evaluations"]["FLOPs"] == "3.10 × 10¹³"
+    assert rows["Probe of the winner, kept"]["Training tokens"] == "2.05 × 10⁶"
+    # Its counts go on from the probe.
+    assert rows["Winner after the lag"]["FLOPs"] == "1.14 × 10¹⁶"
+    assert rows["Winner after the lag"]["In full runs"] == "0.950"
+
+
 def test_same_run_same_bytes(pages):
     path, _ = pages["clear"]
     before = path.read_bytes()
@@ -167,6 +193,17 @@ def test_table_tells_the_decision(pages, name):
         looks = re.search(rf'<tr class="(\w*){name_is}', page)
         assert looks and (looks[1] == "failed") == (status == synthetic_runs.FAILED)
         assert ("winner" in title) == (candidate == decision["winner"])
+
+
+def test_final_losses_are_those_at_the_horizon(pages):
+    path, decision = pages["clear"]
+    rows = Reader(path.read_text("utf-8")).table("Candidate", "Status")
+    lines = [json.loads(x) for x in (path.parent / "curves.jsonl").read_text().splitlines()]
+    last = {x["candidate"]: x["valid_loss"] for x in lines if x["step"] == synthetic_runs.HORIZON}
+    assert {*last} == {decision["winner"], "fpi"}
+    for title, row in rows.items():
+        name = next((name for name in last if title.startswith(name)), None)
+        assert row["Final loss"] == ("–" if name is None else minus(last[name]))
 
 
 def minus(value):
@@ -221,10 +258,10 @@ def test_rounds_only_where_there_are_several(pages):
 
 
 def test_metrics_are_those_of_the_last_step(pages):
-    path, decision = pages["racing"]
+    path, _ = pages["racing"]
     rows = Reader(path.read_text("utf-8")).table("Candidate", "At step")
     lines = [json.loads(x) for x in (path.parent / "curves.jsonl").read_text().splitlines()]
-    for name, at in ((decision["runner_up"], 250), ("stack", 60)):
+    for name, at in ((synthetic_runs.ADDED, 250), ("stack", 60)):
         own = [x["metrics"] for x in lines if (x["candidate"], x["step"]) == (name, at)]
         assert len(own) == 2 and rows[name]["At step"] == str(at)
         mean = sum(each["valid_accuracy"] for each in own) / 2
@@ -240,11 +277,17 @@ def test_the_unit_is_the_runs(pages, name):
     assert page.count("bits per &lt;pixel&gt;") > 6
 
 
+def drawn(page, label):
+    """The texts of a picture."""
+    picture = page[page.index(f'aria-label="{label}') :]
+    return Reader(picture[: picture.index("</svg>")]).texts
+
+
 @pytest.mark.parametrize("name", ["racing", "clear"])
 def test_ranks_are_told_of_those_in_the_race(pages, name):
-    page = pages[name][0].read_text("utf-8")
-    picture = page[page.index('aria-label="Rank of each') :]
-    told = Reader(picture[: picture.index("</svg>")]).texts
+    told = drawn(pages[name][0].read_text("utf-8"), "Rank of each")
+    # The race goes on when some have left it.
+    assert "250" in told
     # Names stand in the column or, of those that left the race, at the end of their lines.
     assert all(each in told for each in synthetic_runs.NAMES if len(each) < 16)
     assert not {*synthetic_runs.CONTROLS, synthetic_runs.BASELINE} & {*told}
@@ -255,6 +298,7 @@ def test_ranks_are_told_of_those_in_the_race(pages, name):
     [
         ("clear", "chosen out of 13 candidates after 250 training steps"),
         ("clear", "95 % interval"),
+        ("clear", "fpi (one of 3 that start equal, the first by the alphabet); at the horizon its"),
         ("clear", "Spearman's rank correlation of the two is"),
         ("seeds", "means over 3 seeds"),
         ("racing", "chosen out of 14 candidates after up to 250 training steps"),
@@ -365,6 +409,8 @@ def test_audit_is_told_and_only_when_it_is_whole(tmp_path):
     last = steps["5000"]
     # At the end a seed's losses are its own final ones: the regret is the seeds' disagreement.
     assert last["Spearman"] == "1.00" and float(last["Regret"]) < 0.01
+    assert {"random choice", "noise floor"} <= {*drawn(page, "Regret of the choice")}
+    assert "-0.5" in "".join(drawn(page, "Rank correlation")).replace("−", "-")
     assert "zero-new ended lowest" in page and "The noise floor" in page
     # One candidate is one step short: there is no audit yet.
     curves_file = tmp_path / "whole" / "curves.jsonl"
