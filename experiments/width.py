@@ -1,7 +1,7 @@
 """Does depth beat width once width is exact, carries the state and follows the rule of rates?
 
-    python -m experiments.width                          # an hour and a half on 2 CPU cores; can go on
-    python -m experiments.width --data FOLDER_OF_TEXT    # on text of your own
+    python -m experiments.width                          # an hour and a half on 2 CPU cores; can go
+    on python -m experiments.width --data FOLDER_OF_TEXT    # on text of your own
     python -m experiments.tables                         # the answer, in experiments/README.md
 
 G_stack (Du et al. 2024, arXiv 2405.15319) found stacking far ahead of every way to widen, by
@@ -198,7 +198,9 @@ class Experiment:
         return max(1, round((self.budget - spent) / self.flops[arm.target]))
 
     def plan(self, arm: Arm) -> Plan:
-        """What its operator does; what is drawn at random changes neither proof nor requirements."""
+        """What its operator does; what is drawn at random changes neither proof nor
+        requirements.
+        """
         key = jax.random.key(0)
         models = [transformer.model(self.sizes[name]) for name in ("small", arm.target)]
         layouts = [each.axes.layout(jax.eval_shape(each.init, key)) for each in models]
@@ -230,7 +232,9 @@ class Experiment:
                 yield self._run(names, seed)
 
     def _run(self, names: Sequence[str], seed: int) -> list[Row]:
-        """Trains arms of one target and state, in a directory for just these, and gives their rows."""
+        """Trains arms of one target and state, in a directory for just these, and gives their
+        rows.
+        """
         arm, here = ARMS[names[0]], self.config.workdir / f"seed-{seed}"
         steps, first, folder = self.steps(arm), self.config.source_steps, here / " + ".join(names)
         options = {"arguments": self.recorded, "progress": self.progress}

@@ -1,4 +1,6 @@
-"""lagjax: grow a trained model in every way worth trying, and keep the way that wins after a small lag of training."""
+"""lagjax: grow a trained model in every way worth trying, and keep the way that wins after a small
+lag of training.
+"""
 
 __version__ = "0.2.0"
 

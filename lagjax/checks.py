@@ -21,7 +21,9 @@ from lagjax.task import Candidate, Task, Transfer
 
 
 def check_task(task: Task, pool: Sequence[Candidate]) -> None:
-    """Raises ValueError for a task or a pool that cannot be run, with what was found and the remedy."""
+    """Raises ValueError for a task or a pool that cannot be run, with what was found and the
+    remedy.
+    """
     if not pool:
         raise ValueError("the pool is empty; give at least one candidate")
     check_names(pool, ())
@@ -45,7 +47,8 @@ def check_names(added: Sequence[Candidate], there: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(
-                f"the pool has {names.count(name)} candidates named {name!r}; give each a name of its own"
+                f"the pool has {names.count(name)} candidates named {name!r}; give each a name of "
+                "its own"
             )
         if name == SOURCE or not name:
             raise ValueError(
@@ -63,8 +66,10 @@ def _check_transfer(whose: str, transfer: Transfer, task: Task) -> None:
     kept = transfer.moments == "grow" or transfer.schedule != "restart"
     if task.source.opt_state is None and kept:
         raise ValueError(
-            f"{whose}'s moments={transfer.moments!r} and schedule={transfer.schedule!r} need the small "
-            "model's optimizer state; give Trained(params, opt_state), or reset the moments and restart "
+            f"{whose}'s moments={transfer.moments!r} and schedule={transfer.schedule!r} need the "
+            "small "
+            "model's optimizer state; give Trained(params, opt_state), or reset the moments and "
+            "restart "
             "the schedule"
         )
 
@@ -83,11 +88,14 @@ def check_growth(candidate: Candidate, task: Task) -> None:
 
 
 def check_state(candidate: Candidate, group: Group) -> None:
-    """Raises ValueError, with the candidate's name, where it does not begin as others of its target do."""
+    """Raises ValueError, with the candidate's name, where it does not begin as others of its target
+    do.
+    """
     with _naming(candidate):
         if shapes(group.shapes(candidate)) != shapes(group.like):
             raise ValueError(
-                "its training state differs in shapes from that of the other candidates of its target"
+                "its training state differs in shapes from that of the other candidates of its "
+                "target"
             )
 
 
@@ -100,7 +108,9 @@ def _naming(candidate: Candidate) -> Iterator[None]:
 
 
 def check_answer(policy: object, answer: Answer, evidence: Evidence) -> None:
-    """Raises ValueError, with the policy, for an answer that cannot be carried out or that would be given for ever."""
+    """Raises ValueError, with the policy, for an answer that cannot be carried out or that would be
+    given for ever.
+    """
 
     def refuse(why: str) -> ValueError:
         return ValueError(f"{policy!r} {why}")
@@ -126,30 +136,37 @@ def check_answer(policy: object, answer: Answer, evidence: Evidence) -> None:
         for name, step in steps.items():
             if not isinstance(step, int | np.integer) or not 1 <= step <= known[name].horizon:
                 raise refuse(
-                    f"asks for step {step!r} of {name!r}; expected a whole number from 1 to its horizon, "
+                    f"asks for step {step!r} of {name!r}; expected a whole number from 1 to its "
+                    "horizon, "
                     f"{known[name].horizon}"
                 )
         if all(evidence.reached(name) >= step for name, step in steps.items()):
             raise refuse(
-                f"asks for {steps} and {before}: it would ask for ever; let it ask for a later step or "
+                f"asks for {steps} and {before}: it would ask for ever; let it ask for a later "
+                "step or "
                 "answer decide(evidence)"
             )
     else:
         raise refuse(
-            f"answers {answer!r}; expected Probe(until), Add(candidates) or a Decision, as decide(evidence) "
+            f"answers {answer!r}; expected Probe(until), Add(candidates) or a Decision, as "
+            "decide(evidence) "
             "makes one"
         )
 
 
 def check_disk(checkpoints: Checkpoints, sizes: Sequence[int]) -> None:
-    """Raises ValueError where the disk has no room for the checkpoints of trials with states of these sizes, in bytes."""
+    """Raises ValueError where the disk has no room for the checkpoints of trials with states of
+    these sizes, in bytes.
+    """
     # While one is written, its predecessors are still there.
     needed = KEPT * sum(sizes) + max(sizes, default=0)
     free = shutil.disk_usage(checkpoints.root).free
     if needed - checkpoints.bytes > free:
         raise ValueError(
-            f"the checkpoints of {len(sizes)} trials take about {_size(needed)}, and {checkpoints.root} has "
-            f"{_size(free)} left; free some space, give another directory, or probe fewer candidates"
+            f"the checkpoints of {len(sizes)} trials take about {_size(needed)}, and "
+            f"{checkpoints.root} has "
+            f"{_size(free)} left; free some space, give another directory, or probe fewer "
+            "candidates"
         )
 
 
@@ -159,15 +176,19 @@ def _size(count: float) -> str:
 
 
 def shards(valid: Sequence[Batch]) -> Batch:
-    """The validation shards along a leading axis; raises ValueError for none, or of different shapes."""
+    """The validation shards along a leading axis; raises ValueError for none, or of different
+    shapes.
+    """
     if not len(valid):
         raise ValueError(
-            "there are no validation shards; give at least one batch, and eight or more for an interval"
+            "there are no validation shards; give at least one batch, and eight or more for an "
+            "interval"
         )
     found = {str(jax.tree.map(np.shape, shard)) for shard in valid}
     if len(found) > 1:
         raise ValueError(
-            f"the validation shards have the shapes {sorted(found)}; give batches of one shape, padded"
+            f"the validation shards have the shapes {sorted(found)}; give batches of one shape, "
+            "padded"
         )
     return jax.tree.map(lambda *leaves: np.stack(leaves), *valid)
 
@@ -185,13 +206,17 @@ def check_start(losses: Mapping[str, float | None]) -> None:
     """Raises ValueError where no candidate's loss is finite right after growing."""
     if all(loss is None for loss in losses.values()):
         raise ValueError(
-            "the loss of every candidate is not finite right after growing; check the loss function (it "
-            "shall return a sum and its count), the validation shards and the small model's parameters"
+            "the loss of every candidate is not finite right after growing; check the loss "
+            "function (it "
+            "shall return a sum and its count), the validation shards and the small model's "
+            "parameters"
         )
 
 
 def check_like(saved: object, like: object, whose: str, given: str, remedy: str) -> None:
-    """Raises ValueError where arrays, as nested dictionaries, are not those of a tree of these shapes."""
+    """Raises ValueError where arrays, as nested dictionaries, are not those of a tree of these
+    shapes.
+    """
     found, wanted = (
         {path: f"{x.dtype}{list(x.shape)}" for path, x in flatten(tree).items()}
         for tree in (saved, nested(like))

@@ -15,20 +15,21 @@ OptState: TypeAlias = optax.OptState
 State: TypeAlias = Any
 """Whatever a training loop carries from step to step; a pytree of arrays."""
 Metrics: TypeAlias = Mapping[str, tuple[jax.Array, jax.Array]]
-"""Name → sum and count, both scalars, so that steps and shards of unequal size add up. "loss" is always there, summed over
-what its unit counts (tokens, images). A count of 0 says that the sum is a reading, such as a learning rate: it is recorded as
-it stands, everything else as a mean."""
+"""Name → sum and count, both scalars, so that steps and shards of unequal size add up. "loss" is
+always there, summed over what its unit counts (tokens, images). A count of 0 says that the sum is a
+reading, such as a learning rate: it is recorded as it stands, everything else as a mean."""
 
 
 class Trained(NamedTuple):
-    """A model that has been trained: what a search takes in and gives out. A pytree of arrays and nothing else.
+    """A model that has been trained: what a search takes in and gives out. A pytree of arrays and
+    nothing else.
 
     Attributes:
         params: its parameters.
         opt_state: its optimizer's state; needed to grow moments or to continue a schedule.
-        collections: state that is no parameter, by name: batch statistics, a running average of the parameters. Their
-            leaves have rows in the axes table under `name/path`; a leaf without one that mirrors a parameter grows as it
-            does.
+        collections: state that is no parameter, by name: batch statistics, a running average of the
+            parameters. Their leaves have rows in the axes table under `name/path`; a leaf without
+            one that mirrors a parameter grows as it does.
         step: steps made, as schedules count them.
         position: batches seen: a trial with seed s goes on with `batch(s, position)`.
     """
@@ -41,13 +42,16 @@ class Trained(NamedTuple):
 
 
 class Engine(NamedTuple):
-    """How a model is trained and evaluated. `from_loss` makes one; a training loop of your own is another.
+    """How a model is trained and evaluated. `from_loss` makes one; a training loop of your own is
+    another.
 
     Attributes:
-        init: `(Trained, key)` → state; dropout keys and whatever else the loop carries live in the state. Where the loop has
-            collections, it makes those that it is not given: their shapes are the specification that grown ones must have.
-        step: `(state, batch)` → state and metrics; "loss" is of the batch before the update, `grad_norm`, `update_norm` and
-            `lr` have columns of their own in curves, all others stand under "metrics".
+        init: `(Trained, key)` → state; dropout keys and whatever else the loop carries live in the
+            state. Where the loop has collections, it makes those that it is not given: their shapes
+            are the specification that grown ones must have.
+        step: `(state, batch)` → state and metrics; "loss" is of the batch before the update,
+            `grad_norm`, `update_norm` and `lr` have columns of their own in curves, all others
+            stand under "metrics".
         evaluate: `(state, batch)` → metrics.
         trained: state → what comes out; the run itself fills in `step` and `position`.
         unit: of the loss.
@@ -76,8 +80,9 @@ def from_loss(
 ) -> Engine:
     """Trains by the gradient of the mean loss. `pmap` of old is `jit` over a mesh today.
 
-    The model may change with the number of steps made since growing, as `growth.masked.ramp` lets it. The learning rate is
-    recorded where `tx` holds it in its state, as `optax.inject_hyperparams` does.
+    The model may change with the number of steps made since growing, as `growth.masked.ramp` lets
+    it. The learning rate is recorded where `tx` holds it in its state, as
+    `optax.inject_hyperparams` does.
 
     Raises ValueError without an optimizer.
     """
@@ -135,10 +140,13 @@ def sum_and_count(found: Any, what: str = "the loss") -> tuple[jax.Array, jax.Ar
 
 
 def float32(metrics: Metrics) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Metrics as they are recorded; raises ValueError for one that is no sum and count, and without "loss"."""
+    """Metrics as they are recorded; raises ValueError for one that is no sum and count, and without
+    "loss".
+    """
     if "loss" not in metrics:
         raise ValueError(
-            f"the engine gives the metrics {sorted(metrics)}; expected 'loss' among them, as a sum and a count"
+            f"the engine gives the metrics {sorted(metrics)}; expected 'loss' among them, as a sum "
+            "and a count"
         )
     found = {}
     for name, value in metrics.items():
@@ -148,7 +156,8 @@ def float32(metrics: Metrics) -> dict[str, tuple[jax.Array, jax.Array]]:
 
 
 class Parts:
-    """How a state is cut into the trained model that comes out of it and the rest, so that nothing is saved twice.
+    """How a state is cut into the trained model that comes out of it and the rest, so that nothing
+    is saved twice.
 
     Args:
         engine: what trains.
@@ -158,7 +167,8 @@ class Parts:
     def __init__(self, engine: Engine, like: State) -> None:
         closed, self._shape = jax.make_jaxpr(engine.trained, return_shape=True)(like)
         places = {var: index for index, var in enumerate(closed.jaxpr.invars)}
-        # For each array of the trained model the one of the state that it is; None where it is computed.
+        # For each array of the trained model the one of the state that it is; None where it is
+        # computed.
         self._passed = [
             places.get(var) if isinstance(var, Var) else None for var in closed.jaxpr.outvars
         ]

@@ -1,6 +1,7 @@
 """The record as a policy may see it: all that was measured, up to what was asked for.
 
-Cut there, because a resumed run must see what it saw: a record may go further than the answers so far.
+Cut there, because a resumed run must see what it saw: a record may go further than the answers so
+far.
 """
 
 import functools
@@ -22,8 +23,10 @@ class Known(NamedTuple):
 
     Attributes:
         candidate: its operator, target, role and transfer.
-        word: where its layers come from, as text; None where the operator has no plan or no stack of layers.
-        exact: whether it keeps the function, if the table tells all that the model does; None without a plan.
+        word: where its layers come from, as text; None where the operator has no plan or no stack
+            of layers.
+        exact: whether it keeps the function, if the table tells all that the model does; None
+            without a plan.
         step_flops: FLOPs of one training step.
         evaluation_flops: FLOPs of one evaluation on all shards.
         horizon: steps of its full training.
@@ -46,12 +49,15 @@ class Known(NamedTuple):
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that was measured up to what was asked for: a function of the record and of the answers so far.
+    """All that was measured up to what was asked for: a function of the record and of the answers
+    so far.
 
     Attributes:
         known: name → what is known of a candidate, in the pool's order.
-        asked: name → the step that it was last asked to be probed to; a candidate that was not asked for is absent.
-        lines: trial → its evaluations, as in curves.jsonl, without the seconds, which no two runs share.
+        asked: name → the step that it was last asked to be probed to; a candidate that was not
+            asked for is absent.
+        lines: trial → its evaluations, as in curves.jsonl, without the seconds, which no two runs
+            share.
         train: trial → the training loss of every step, `[steps]`.
         counts: what each validation shard's loss was divided by, `[shards]`.
         horizon: the task's.
@@ -77,7 +83,9 @@ class Evidence:
         return cls(known, {}, {}, {}, counts, task.horizon, task.seeds, 0, 0.0)
 
     def reached(self, name: str) -> int:
-        """The step to which a candidate was probed, whether or not it failed before; -1 where it has not begun."""
+        """The step to which a candidate was probed, whether or not it failed before; -1 where it
+        has not begun.
+        """
         return self.asked.get(name, -1)
 
     @property
@@ -103,14 +111,18 @@ class Evidence:
         )
 
     def shards(self, name: str, step: int) -> NDArray[np.float64] | None:
-        """Validation losses `[seeds, shards]` at a step, NaN where they are not finite; None where it was not evaluated there."""
+        """Validation losses `[seeds, shards]` at a step, NaN where they are not finite; None where
+        it was not evaluated there.
+        """
         lines = self._at.get((name, step), [None])
         if any(line is None for line in lines):
             return None
         return np.array([line["valid_loss_shards"] for line in lines if line], np.float64)
 
     def loss(self, name: str, step: int) -> float | None:
-        """The validation loss at a step, the mean over seeds; None where it is not finite or was not measured."""
+        """The validation loss at a step, the mean over seeds; None where it is not finite or was
+        not measured.
+        """
         shards = self.shards(name, step)
         lines = self._at.get((name, step), ())
         if shards is None or any(line and line["status"] != "ok" for line in lines):
@@ -126,16 +138,20 @@ class Evidence:
         return self.loss(name, self.reached(name))
 
     def ranking(self, step: int | None = None) -> tuple[str, ...]:
-        """Those that may win and were measured at a step, by default each at its own last; lowest loss first."""
+        """Those that may win and were measured at a step, by default each at its own last; lowest
+        loss first.
+        """
         names = [name for name, known in self.known.items() if known.able]
         found = {name: self.last(name) if step is None else self.loss(name, step) for name in names}
         finite = {name: loss for name, loss in found.items() if loss is not None}
         return tuple(sorted(finite, key=lambda name: finite[name]))
 
     def margin(self, one: str, other: str, step: int | None = None) -> Margin:
-        """How much lower the validation loss of `one` is than that of `other`, paired by seed and shard.
+        """How much lower the validation loss of `one` is than that of `other`, paired by seed and
+        shard.
 
-        At a step, by default each at its own last. Raises ValueError where one of them was not measured there.
+        At a step, by default each at its own last. Raises ValueError where one of them was not
+        measured there.
         """
         pair = [
             self.shards(name, self.reached(name) if step is None else step) for name in (one, other)
@@ -149,10 +165,11 @@ class Evidence:
         return margin(pair[0], pair[1], self.counts)
 
     def train_margin(self, one: str, other: str, start: int, stop: int) -> Margin:
-        """How much lower the training loss of `one` is than that of `other` over the steps from `start` to `stop`.
+        """How much lower the training loss of `one` is than that of `other` over the steps from
+        `start` to `stop`.
 
-        Both see the same batches, which on data seen once makes this unbiased, paired evidence that costs nothing. Raises
-        ValueError where one of them has not made these steps.
+        Both see the same batches, which on data seen once makes this unbiased, paired evidence that
+        costs nothing. Raises ValueError where one of them has not made these steps.
         """
         rows = []
         for name in (one, other):
@@ -160,7 +177,8 @@ class Evidence:
             made = min(map(len, losses))
             if not 0 <= start < stop <= made:
                 raise ValueError(
-                    f"{name!r} has made {made} steps; a margin over the steps {start} to {stop} needs "
+                    f"{name!r} has made {made} steps; a margin over the steps {start} to {stop} "
+                    "needs "
                     "all of them, and at least one"
                 )
             rows.append(np.array([each[start:stop] for each in losses], np.float64))
@@ -172,7 +190,9 @@ class Evidence:
         return (known.horizon - max(self.reached(name), 0)) * known.step_flops
 
     def steps_for(self, flops: float) -> dict[str, int]:
-        """Name → the steps that so many FLOPs of training buy, at least one and at most the horizon."""
+        """Name → the steps that so many FLOPs of training buy, at least one and at most the
+        horizon.
+        """
         return {
             name: min(known.horizon, max(1, round(flops / known.step_flops)))
             for name, known in self.known.items()

@@ -1,4 +1,6 @@
-"""What a result is known again by: a digest of arrays, how a value prints, and the versions of the software."""
+"""What a result is known again by: a digest of arrays, how a value prints, and the versions of the
+software.
+"""
 
 import functools
 import hashlib
@@ -29,7 +31,9 @@ def digest(tree: Any) -> str:
 
 
 def described(value: object) -> str:
-    """How a value prints, without addresses, which no two processes share: a function is its name."""
+    """How a value prints, without addresses, which no two processes share: a function is its
+    name.
+    """
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
@@ -55,7 +59,9 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that lagjax is imported from, `+` where it was changed; None outside a checkout."""
+    """The commit of the checkout that lagjax is imported from, `+` where it was changed; None
+    outside a checkout.
+    """
     git = ["git", "-C", str(pathlib.Path(__file__).parent)]
     try:
         found = subprocess.run(

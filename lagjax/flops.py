@@ -14,7 +14,8 @@ from jax.extend import core
 def flops(function: Callable[..., Any], *args: Any) -> float:
     """FLOPs of one call; `args` may be arrays or `jax.ShapeDtypeStruct`.
 
-    A scan counts its length, a branch its dearest arm, and a loop whose length the trace does not know one turn.
+    A scan counts its length, a branch its dearest arm, and a loop whose length the trace does not
+    know one turn.
     """
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 

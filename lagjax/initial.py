@@ -57,14 +57,16 @@ def initial(
     """
     grow_key, transfer = operator_key(key), task.transfer_of(candidate)
     large = candidate.operator(grow_key, source.params, task.model.axes, candidate.target)
-    # What comes after shall not be fused with it: a growth record replays the operator's call alone, to the same bits.
+    # What comes after shall not be fused with it: a growth record replays the operator's call
+    # alone, to the same bits.
     large = jax.lax.optimization_barrier(large)
     plan = None
     if transfer.moments == "grow" or source.collections:
         if not hasattr(candidate.operator, "plan"):
             kept = "moments" if transfer.moments == "grow" else f"{sorted(source.collections)}"
             raise ValueError(
-                f"{candidate.operator} is not linear: its {kept} cannot be grown; begin them anew, by "
+                f"{candidate.operator} is not linear: its {kept} cannot be grown; begin them anew, "
+                "by "
                 "Transfer(moments='reset') or source._replace(collections={})"
             )
         layout = task.model.axes.layout(source.params)
@@ -189,5 +191,7 @@ class Group:
 
 
 def trial_key(seed: int, trial: Trial) -> Key:
-    """The key of a trial, from which those of its growth, its training loop and its measuring are folded."""
+    """The key of a trial, from which those of its growth, its training loop and its measuring are
+    folded.
+    """
     return jax.random.fold_in(jax.random.key(seed), trial.seed)

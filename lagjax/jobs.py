@@ -1,7 +1,7 @@
 """What the driver of a search and its workers say to each other: data only, so that it can travel.
 
-A *trial* is a candidate with a seed. A *job* asks for trials to be brought to a step; *segments* say what came of it, each
-from one checkpoint to the next.
+A *trial* is a candidate with a seed. A *job* asks for trials to be brought to a step; *segments*
+say what came of it, each from one checkpoint to the next.
 """
 
 from collections.abc import Mapping
@@ -29,14 +29,17 @@ class Job(NamedTuple):
     """Trials to bring to a step under one compiled call.
 
     Attributes:
-        rows: the trial of each row of the call; None where a row has nothing left to do. Every trial keeps its row, whatever
-            the others have reached, so that an interrupted run repeats itself bitwise.
+        rows: the trial of each row of the call; None where a row has nothing left to do. Every
+            trial keeps its row, whatever the others have reached, so that an interrupted run
+            repeats itself bitwise.
         at_once: rows that the compiled call has, at least as many as `rows`.
         until: the step to reach.
-        evaluations: the steps after which to evaluate, ascending; `until` is the last. Those of earlier rounds are among
-            them: where checkpoints are damaged, a trial begins before them, and its policy has seen them.
+        evaluations: the steps after which to evaluate, ascending; `until` is the last. Those of
+            earlier rounds are among them: where checkpoints are damaged, a trial begins before
+            them, and its policy has seen them.
         phase: what curves.jsonl calls the steps of this job: "source", "probe" or "continue".
-        probed: the step up to which the trials were probed before: the phase up to there is "probe".
+        probed: the step up to which the trials were probed before: the phase up to there is
+            "probe".
     """
 
     rows: tuple[Trial | None, ...]
@@ -64,8 +67,10 @@ class Segment(NamedTuple):
         start: the step of the earlier checkpoint; -1 where the trials were grown first.
         stop: the step of the later one.
         lines: the evaluations made, in order.
-        losses: the training loss of every step, float32 `[stop - start]`; fewer of a trial that failed.
-        shard_tokens: what each validation shard's loss was divided by; empty where nothing was evaluated.
+        losses: the training loss of every step, float32 `[stop - start]`; fewer of a trial that
+            failed.
+        shard_tokens: what each validation shard's loss was divided by; empty where nothing was
+            evaluated.
     """
 
     trials: tuple[Trial, ...]
@@ -108,8 +113,8 @@ Update: TypeAlias = Segment | Advance | Note
 
 
 def evaluation_steps(horizon: int, *more: int, base: int = 4) -> tuple[int, ...]:
-    """The steps after which a run is evaluated: 0, powers of `base` while they are close together, every sixteenth of
-    the horizon, its end, and `more`."""
+    """The steps after which a run is evaluated: 0, powers of `base` while they are close together,
+    every sixteenth of the horizon, its end, and `more`."""
     every = max(1, horizon // 16)
     powers = {base**power for power in range(every.bit_length()) if base**power < every}
     return tuple(sorted({0, *powers, *range(every, horizon, every), horizon, *more}))

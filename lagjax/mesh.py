@@ -1,8 +1,8 @@
 """Placement: which devices hold which part of the trials' states and of the batches.
 
-A mesh has up to two axes. Along "candidates" every device trains other trials; along "data" the devices share each batch,
-as `pmap` of old did, and fully sharded they share parameters and optimizer state as well. Results differ from those of
-one device by rounding only.
+A mesh has up to two axes. Along "candidates" every device trains other trials; along "data" the
+devices share each batch, as `pmap` of old did, and fully sharded they share parameters and
+optimizer state as well. Results differ from those of one device by rounding only.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +19,8 @@ class Placement(NamedTuple):
 
     Attributes:
         mesh: with the axes "candidates" and "data", of size 1 where there is nothing to spread.
-        fully_sharded: whether each leaf of a state is cut along its largest axis that divides over "data".
+        fully_sharded: whether each leaf of a state is cut along its largest axis that divides over
+            "data".
     """
 
     mesh: Mesh
@@ -35,7 +36,8 @@ class Placement(NamedTuple):
         return {**self.mesh.shape, "fully_sharded": self.fully_sharded}
 
     def spread(self, at_once: int, batch: Any, shard: Any) -> tuple[str, ...]:
-        """The mesh axes over which batches are cut: one trial alone has all devices, where its batch divides over them.
+        """The mesh axes over which batches are cut: one trial alone has all devices, where its
+        batch divides over them.
 
         Raises ValueError where a batch does not divide over "data".
         """
@@ -45,13 +47,17 @@ class Placement(NamedTuple):
         for size in sizes:
             if size % self.mesh.shape[DATA]:
                 raise ValueError(
-                    f"a batch has {size} rows, which do not divide over the {self.mesh.shape[DATA]} devices of the "
-                    f"mesh's axis {DATA!r}; give batches and validation shards of a multiple, or a smaller axis"
+                    f"a batch has {size} rows, which do not divide over the "
+                    f"{self.mesh.shape[DATA]} devices of the "
+                    f"mesh's axis {DATA!r}; give batches and validation shards of a multiple, or a "
+                    "smaller axis"
                 )
         return (DATA,)
 
     def state(self, like: Any, axes: tuple[str, ...], stacked: bool) -> Any:
-        """The shardings of a trial's state, or of several along a leading axis; `like` is one's shapes."""
+        """The shardings of a trial's state, or of several along a leading axis; `like` is one's
+        shapes.
+        """
         lead = (CANDIDATES,) if stacked else ()
 
         def sharding(x: Any) -> NamedSharding:

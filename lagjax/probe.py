@@ -1,8 +1,8 @@
 """Probes: many trials under one compiled step.
 
-One executable makes any number of steps up to a fixed length (a loop over steps, its count an argument), for one trial or,
-under vmap, for several at once. What runs at once and how far each call goes does not change what a trial computes, save for
-rounding between one trial and several.
+One executable makes any number of steps up to a fixed length (a loop over steps, its count an
+argument), for one trial or, under vmap, for several at once. What runs at once and how far each
+call goes does not change what a trial computes, save for rounding between one trial and several.
 """
 
 import math
@@ -24,10 +24,13 @@ from lagjax.mesh import CANDIDATES, Placement
 from lagjax.model import Batch
 
 LENGTH = 32
-"""Steps that one call of the compiled loop makes at most: the batches of so many are made and held at a time."""
+"""Steps that one call of the compiled loop makes at most: the batches of so many are made and held
+at a time.
+"""
 CLEARLY = 2.0
-"""How many times as fast several at once must be to be preferred. The choice decides how results are rounded, so that
-noise must not turn it: on a GPU small candidates gain more, on a CPU they gain next to nothing."""
+"""How many times as fast several at once must be to be preferred. The choice decides how results
+are rounded, so that noise must not turn it: on a GPU small candidates gain more, on a CPU they gain
+next to nothing."""
 
 
 class Costs(NamedTuple):
@@ -41,15 +44,19 @@ class Program(NamedTuple):
     """The compiled functions of candidates with one target.
 
     Attributes:
-        at_once: how many trials run at once; arguments and results have that leading axis where it is more than 1.
-        like: the shapes and dtypes of one trial's state, with the shardings it is made and restored with.
+        at_once: how many trials run at once; arguments and results have that leading axis where it
+            is more than 1.
+        like: the shapes and dtypes of one trial's state, with the shardings it is made and restored
+            with.
         length: how many steps one call of `advance` makes at most.
         metrics: the names of what a step measures, in the buffer's order.
-        advance: `(state, batches, order, steps)` → state, buffer; batches `[orders, length, ...]`, of one order for one
-            trial; `order` says which data order a trial follows; the buffer, `[length, metrics, 2]`, has the sum and the count
-            of each step's metrics, 0 beyond `steps`. The state's memory is taken over.
+        advance: `(state, batches, order, steps)` → state, buffer; batches `[orders, length, ...]`,
+            of one order for one trial; `order` says which data order a trial follows; the buffer,
+            `[length, metrics, 2]`, has the sum and the count of each step's metrics, 0 beyond
+            `steps`. The state's memory is taken over.
         evaluate: `(state, shards)` → name → sums and counts, `[shards]` each.
-        bytes: the memory that one call of `advance` takes on each device, arguments and temporaries.
+        bytes: the memory that one call of `advance` takes on each device, arguments and
+            temporaries.
         place: puts states, at most `at_once`, where `advance` wants them.
     """
 
@@ -66,7 +73,8 @@ class Program(NamedTuple):
 def measured(engine: Engine, state: State, batch: Batch, shard: Batch) -> tuple[str, ...]:
     """The names of what a step measures, sorted.
 
-    Raises ValueError for an engine whose step or evaluation gives no "loss", or a metric that is no sum and count.
+    Raises ValueError for an engine whose step or evaluation gives no "loss", or a metric that is no
+    sum and count.
     """
     jax.eval_shape(lambda *given: float32(engine.evaluate(*given)), state, shard)
     found = jax.eval_shape(lambda *given: float32(engine.step(*given)[1]), state, batch)
@@ -210,7 +218,8 @@ def _placed(states: Sequence[State], several: bool, shardings: State) -> State:
 def fitting(single: Program, wanted: int, groups: int = 1) -> int:
     """How many of `wanted` trials fit in half the memory, so that all chunks are nearly equal.
 
-    With several groups of devices it is a multiple of their number; places beyond `wanted` stay idle.
+    With several groups of devices it is a multiple of their number; places beyond `wanted` stay
+    idle.
     """
     statistics = jax.local_devices()[0].memory_stats() or {}
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -229,9 +238,9 @@ def choose_at_once(
 ) -> int:
     """How many of `wanted` trials run at once: what fits the memory and is clearly faster than one.
 
-    On a CPU one: several at once gain next to nothing there, and the other program would be compiled for the
-    measurement alone. Over several groups of devices always several: whoever gives a mesh with an axis of candidates has
-    decided.
+    On a CPU one: several at once gain next to nothing there, and the other program would be
+    compiled for the measurement alone. Over several groups of devices always several: whoever gives
+    a mesh with an axis of candidates has decided.
 
     Args:
         compiled: makes the program for a number of trials.
@@ -252,7 +261,8 @@ def choose_at_once(
 def faster(one: Program, many: Program, state: State, batches: Batch, rounds: int = 3) -> bool:
     """Whether advancing many trials at once takes clearly less time a trial than one after another.
 
-    Both are timed in turn on copies of `state`, and the best of `rounds` counts. Clearly means `CLEARLY` times as fast.
+    Both are timed in turn on copies of `state`, and the best of `rounds` counts. Clearly means
+    `CLEARLY` times as fast.
     """
     times: dict[int, list[float]] = {one.at_once: [], many.at_once: []}
     for _ in range(rounds + 1):
@@ -287,7 +297,9 @@ def steps_of(
     count: int,
     length: int = LENGTH,
 ) -> Batch:
-    """The batches of `count` steps for each seed, `[seeds, length, ...]`, padded with the last one."""
+    """The batches of `count` steps for each seed, `[seeds, length, ...]`, padded with the last
+    one.
+    """
 
     def padded(*leaves: Any) -> NDArray[Any]:
         found = np.stack(leaves).reshape(len(seeds), count, *np.shape(leaves[0]))

@@ -18,7 +18,8 @@ class Event(NamedTuple):
         candidates: the candidate at work, or how many are.
         step: training steps made.
         until: the step at which they stop.
-        valid_loss: the last one measured, nats per token, the mean over the candidates at work; None before the first.
+        valid_loss: the last one measured, nats per token, the mean over the candidates at work;
+            None before the first.
         train_loss: likewise.
         tokens_per_second: of training, evaluations and saving included; None before the first step.
         share: how much of the phase is done, 0 to 1, by FLOPs.

@@ -1,7 +1,8 @@
 """A search, from the small model to the large one trained: resumable at any instant.
 
-A policy is asked what it wants to know; each of its answers is a round. A round becomes jobs, an executor does them, what it
-did is committed, and the policy is asked again, until it decides. The winner goes on to the horizon.
+A policy is asked what it wants to know; each of its answers is a round. A round becomes jobs, an
+executor does them, what it did is committed, and the policy is asked again, until it decides. The
+winner goes on to the horizon.
 """
 
 import json
@@ -52,10 +53,12 @@ def run(
     checkpoint_seconds: float = 30.0,
     progress: Progress | None = None,
 ) -> Decision:
-    """Grows a model in every way of the pool, probes as the policy asks, chooses one, and trains it to the horizon.
+    """Grows a model in every way of the pool, probes as the policy asks, chooses one, and trains it
+    to the horizon.
 
-    Call it again with the same arguments after an interruption, however abrupt: it goes on, and ends with the decision
-    and the curves of a run that was not interrupted. `load` gives the winner.
+    Call it again with the same arguments after an interruption, however abrupt: it goes on, and
+    ends with the decision and the curves of a run that was not interrupted. `load` gives the
+    winner.
 
     Args:
         task: the small model, and how the large one is trained.
@@ -63,14 +66,19 @@ def run(
         policy: says what to probe, and decides.
         workdir: the run directory.
         executor: does the work; by default here, a job after another.
-        compare: what else is trained to the horizon, to show what the choice was worth: "start", the candidate that
-            the loss right after growing would have chosen (`start_choice`); "all", every candidate with every seed: an
-            audit, which is also evaluated more often at first.
-        keep: whose checkpoints stay when all is done; those of losers go when the decision is written.
+        compare: what else is trained to the horizon, to show what the choice was worth: "start",
+            the candidate that the loss right after growing would have chosen (`start_choice`);
+            "all", every candidate with every seed: an audit, which is also evaluated more often at
+            first.
+        keep: whose checkpoints stay when all is done; those of losers go when the decision is
+            written.
         arguments: what config.json shall record of the caller's own choices.
-        candidates_at_once: how many run at once; by default what fits the memory and measures faster.
-        mesh: devices to spread over, with an axis "data", "candidates" or both; by default the first alone.
-        fully_sharded: whether parameters and optimizer state are spread over "data" as well as the batches.
+        candidates_at_once: how many run at once; by default what fits the memory and measures
+            faster.
+        mesh: devices to spread over, with an axis "data", "candidates" or both; by default the
+            first alone.
+        fully_sharded: whether parameters and optimizer state are spread over "data" as well as the
+            batches.
         checkpoint_seconds: the time between checkpoints; the end of each probe is always saved.
         progress: what is shown; by default one line on the terminal.
 
@@ -78,8 +86,9 @@ def run(
         The decision.
 
     Raises:
-        ValueError: for a task, a pool or a directory that does not fit; nothing is written then. For a policy that asks for
-            what there is not or what it has seen, or that answers otherwise than before on resuming.
+        ValueError: for a task, a pool or a directory that does not fit; nothing is written then.
+            For a policy that asks for what there is not or what it has seen, or that answers
+            otherwise than before on resuming.
     """
     progress = progress or Display()
     checks.check_task(task, pool)
@@ -165,7 +174,8 @@ def train(
     checkpoint_seconds: float = 30.0,
     progress: Progress | None = None,
 ) -> Trained:
-    """Trains a small model in a run directory, or takes it from there; the phase "source" of its curves.
+    """Trains a small model in a run directory, or takes it from there; the phase "source" of its
+    curves.
 
     Args:
         model: the small model.
@@ -222,7 +232,8 @@ def train(
         if (line := store.curves.of(trial)[-1])["status"] != "ok":
             at_once = "; it shall return a sum and its count" if line["step"] == 0 else ""
             raise ValueError(
-                f"the small model cannot be trained: {line['status']}{at_once}; check its loss and its "
+                f"the small model cannot be trained: {line['status']}{at_once}; check its loss and "
+                "its "
                 "data, or lower its learning rate, and start in a new directory"
             )
     return load(workdir, model, tx=tx, candidate=SOURCE, seed=seed)
@@ -241,15 +252,17 @@ def load(
 
     Args:
         workdir: the run directory.
-        like: the model that it is of, whose own tree the parameters come in; without it nested dictionaries.
-        tx: its optimizer, whose own tree the optimizer's state comes in; without it nested dictionaries.
+        like: the model that it is of, whose own tree the parameters come in; without it nested
+            dictionaries.
+        tx: its optimizer, whose own tree the optimizer's state comes in; without it nested
+            dictionaries.
         candidate: another's name; "source" is the small model.
         seed: of the trial.
         step: of the checkpoint.
 
     Raises:
-        ValueError: where the run has not decided, there is no such checkpoint (with those that are there), or it is of
-            another model than `like` or another optimizer than `tx`.
+        ValueError: where the run has not decided, there is no such checkpoint (with those that are
+            there), or it is of another model than `like` or another optimizer than `tx`.
     """
     root = pathlib.Path(workdir)
     decision = read(root).decision

@@ -1,4 +1,6 @@
-"""The rounds of a search: a policy is asked, its answer becomes jobs, what they bring is committed, until it decides."""
+"""The rounds of a search: a policy is asked, its answer becomes jobs, what they bring is committed,
+until it decides.
+"""
 
 import functools
 import itertools
@@ -30,7 +32,8 @@ class Search(NamedTuple):
         known: name → what is known of a candidate; becomes more as the policy adds some.
         at_once: how many trials run at once; None where that is measured.
         base: how dense evaluations are at first, see `evaluation_steps`.
-        asked: name → the steps that a candidate was asked to be probed to, ascending; grows with the answers.
+        asked: name → the steps that a candidate was asked to be probed to, ascending; grows with
+            the answers.
     """
 
     work: Workload
@@ -82,7 +85,9 @@ def choose(search: Search, policy: Policy) -> tuple[Decision, Evidence]:
 
 
 def _jobs(search: Search, until: Mapping[str, int], phase: str = "probe") -> list[Job]:
-    """A round's jobs: a function of the answers and of config.json, never of how far the work has come."""
+    """A round's jobs: a function of the answers and of config.json, never of how far the work has
+    come.
+    """
     jobs, groups = [], search.work.groups
 
     def alike(name: str) -> tuple[Group, tuple[int, ...], int]:
@@ -131,7 +136,9 @@ def carry_out(search: Search, jobs: Sequence[Job]) -> None:
 
 
 def go_on(search: Search, decision: Decision, evidence: Evidence, compare: str, keep: str) -> None:
-    """Trains the winner to the horizon, and what it is compared with; lets the checkpoints of others go."""
+    """Trains the winner to the horizon, and what it is compared with; lets the checkpoints of
+    others go.
+    """
     horizon, store = search.work.task.horizon, search.store
     jobs: list[Job] = []
     if decision.winner is None:
@@ -176,7 +183,9 @@ def cost(search: Search, evidence: Evidence, decision: Decision) -> Ledger:
 
 
 def _at_once(search: Search, group: Group) -> int:
-    """How many trials of a target run at once: measured once and then kept, so that an interrupted run repeats itself."""
+    """How many trials of a target run at once: measured once and then kept, so that an interrupted
+    run repeats itself.
+    """
     names = [name for name, other in search.work.groups.items() if other is group]
     wanted, given = len(names) * search.work.task.seeds, search.at_once
 

@@ -1,4 +1,6 @@
-"""What a search is about: the small model, how the large one is trained, and the ways to start it."""
+"""What a search is about: the small model, how the large one is trained, and the ways to start
+it.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, TypeAlias
@@ -15,9 +17,11 @@ class Transfer(NamedTuple):
     """What becomes of the optimizer's state when a model grows.
 
     Attributes:
-        moments: "reset" starts its statistics anew; "grow" maps them as the operator maps the parameters; "measure" takes them
-            of the large model on its first batches, at a learning rate of 0.
-        schedule: "restart" begins the schedules of `tx` at 0; "continue" at the small model's step; a number at that step.
+        moments: "reset" starts its statistics anew; "grow" maps them as the operator maps the
+            parameters; "measure" takes them of the large model on its first batches, at a learning
+            rate of 0.
+        schedule: "restart" begins the schedules of `tx` at 0; "continue" at the small model's step;
+            a number at that step.
     """
 
     moments: Literal["reset", "grow", "measure"] = "reset"
@@ -25,14 +29,15 @@ class Transfer(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A way to start: an operator, the large model that it fills, and what becomes of the optimizer's state.
+    """A way to start: an operator, the large model that it fills, and what becomes of the
+    optimizer's state.
 
     Attributes:
         name: in tables, curves and checkpoints.
         operator: fills the target's parameters.
         target: the large model; candidates of one target are trained under one compiled step.
-        role: "candidate"; "control", which is there to be beaten; "baseline", which is not growing, or from scratch. Only a
-            candidate can win.
+        role: "candidate"; "control", which is there to be beaten; "baseline", which is not growing,
+            or from scratch. Only a candidate can win.
         transfer: the task's, unless it has its own.
         fit_flops: what making the operator cost, for the ledger.
     """
@@ -52,12 +57,12 @@ class Task(NamedTuple):
         model: the small model; of its functions only the axes table is needed.
         source: it, trained.
         tx: what trains the large model; None where `engine` has its own.
-        batch: `(seed, step)` → batch, a pure function; all candidates of a seed see the same batches, from
-            `source.position` on.
+        batch: `(seed, step)` → batch, a pure function; all candidates of a seed see the same
+            batches, from `source.position` on.
         valid: validation shards, batches of one shape, the same for all candidates and seeds.
         horizon: steps of the large model's full training.
-        seeds: how many, counted from 0; a seed fixes the fresh layers and the order of the data. Seed 0 of the winner
-            goes on.
+        seeds: how many, counted from 0; a seed fixes the fresh layers and the order of the data.
+            Seed 0 of the winner goes on.
         seed: makes the fresh layers of this task others than those of another.
         transfer: what becomes of the optimizer's state, where a candidate does not say it.
         engine: `(target, tx)` → its training loop.

@@ -1,4 +1,6 @@
-"""Every test runs on the CPU, which stands for eight devices, and broadcasting between ranks is an error."""
+"""Every test runs on the CPU, which stands for eight devices, and broadcasting between ranks is an
+error.
+"""
 
 import atexit
 import os
@@ -9,7 +11,8 @@ import tempfile
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
-# Many tests compile the same programs. Each process of the suite has a folder of its own, and starts with nothing.
+# Many tests compile the same programs. Each process of the suite has a folder of its own, and
+# starts with nothing.
 _compiled = tempfile.mkdtemp(prefix="lagjax-compiled-")
 atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled

@@ -1,4 +1,6 @@
-"""For modules whose tests spend most of their time compiling, or drawing pages that nobody looks at."""
+"""For modules whose tests spend most of their time compiling, or drawing pages that nobody looks
+at.
+"""
 
 from collections.abc import Iterator
 
@@ -19,5 +21,7 @@ def compile_quickly() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs draw no page, which takes longer than what they train; in each module that takes this name from here."""
+    """Runs draw no page, which takes longer than what they train; in each module that takes this
+    name from here.
+    """
     monkeypatch.setattr(report, "write", lambda path: path)

@@ -2,9 +2,10 @@
 
     python -m tests.random_kills FOLDER --times 50        # ten to fifteen minutes on 2 CPU cores
 
-FOLDER/whole is a run that is left alone. Then runs are started, killed by SIGKILL after a random time and started again, in
-FOLDER/0, FOLDER/1 and so on, a new one when one has come to its end, until there were as many kills as asked for. Each must end
-with the rows, losses, rounds, checkpoints and decision of the first. The exit code is 1 where one does not.
+FOLDER/whole is a run that is left alone. Then runs are started, killed by SIGKILL after a random
+time and started again, in FOLDER/0, FOLDER/1 and so on, a new one when one has come to its end,
+until there were as many kills as asked for. Each must end with the rows, losses, rounds,
+checkpoints and decision of the first. The exit code is 1 where one does not.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""Follows a task from `lagjax.run` to decision.json: the functions of lagjax that it is passed to, in order.
+"""Follows a task from `lagjax.run` to decision.json: the functions of lagjax that it is passed to,
+in order.
 
     python -m tests.stops
 
@@ -16,7 +17,9 @@ ROOT = pathlib.Path(lagjax.__file__).parent
 
 
 def stops(workdir: pathlib.Path) -> list[str]:
-    """`file:function` of each function that was called with the task until the decision was written."""
+    """`file:function` of each function that was called with the task until the decision was
+    written.
+    """
     from tests import toy
 
     task, found = toy.task(), dict[str, None]()

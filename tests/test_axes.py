@@ -262,7 +262,8 @@ LEAVES = {
         (
             {".*/up": "<embed >mlp"} | GOOD,
             LEAVES,
-            r"row '.*layers.*up' is shadowed: '\.\*/up' comes before it and takes l/0/up; move it up or remove it",
+            (r"row '.*layers.*up' is shadowed: '\.\*/up' comes before it and takes l/0/up; move it "
+            r"up or remove it"),
         ),
         (
             GOOD | {"head": "<embed >heads >vocab"},

@@ -1,4 +1,6 @@
-"""Bad input: each with a message that names what was found, what was expected and the remedy; nothing is lost."""
+"""Bad input: each with a message that names what was found, what was expected and the remedy;
+nothing is lost.
+"""
 
 import pathlib
 import subprocess

@@ -1,4 +1,6 @@
-"""What a policy may not answer: refused with its name, and before anything is trained where that can be known."""
+"""What a policy may not answer: refused with its name, and before anything is trained where that
+can be known.
+"""
 
 import json
 import pathlib

@@ -65,7 +65,9 @@ def drawn(layers, embed, mlp, seed):
 
 
 def forward(params, stats, x):
-    """The outputs, and each layer's mean and variance before its norm; `stats` None: of the batch."""
+    """The outputs, and each layer's mean and variance before its norm; `stats` None: of the
+    batch.
+    """
     h, found = x @ params["embed"], []
     for i in range(len(params["l"]["up"])):
         layer = {name: value[i] for name, value in params["l"].items()}

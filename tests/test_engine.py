@@ -1,4 +1,6 @@
-"""Training loops as functions: what of their state comes out, what travels through a run, what is saved once."""
+"""Training loops as functions: what of their state comes out, what travels through a run, what is
+saved once.
+"""
 
 import pathlib
 
@@ -20,7 +22,9 @@ no_page = quick.no_page
 
 
 def with_average(model: lagjax.Model, tx: optax.GradientTransformation) -> Engine:
-    """Keeps a running average of the parameters, and an accuracy; the average is what is evaluated as well."""
+    """Keeps a running average of the parameters, and an accuracy; the average is what is evaluated
+    as well.
+    """
     inner = from_loss(model, tx)
 
     def init(trained: Trained, key: jax.Array) -> tuple:
@@ -82,7 +86,9 @@ def test_a_state_comes_apart_and_together() -> None:
 
 
 def test_a_run_carries_collections_and_metrics(tmp_path: pathlib.Path) -> None:
-    """They grow with the parameters, go on after an interruption to the bit, and come out by `load`."""
+    """They grow with the parameters, go on after an interruption to the bit, and come out by
+    `load`.
+    """
     average = jax.tree.map(lambda x: 2 * x, toy.PARAMS)
     (stack,) = toy.pool("stack")
     task = toy.task(

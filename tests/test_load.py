@@ -111,7 +111,9 @@ def test_without_a_model_it_comes_as_nested_dictionaries(finished: Finished) -> 
 
 
 def test_the_optimizer_goes_on_as_the_run_did(finished: Finished) -> None:
-    """From the checkpoint at the lag to the horizon, by hand: bitwise what the run's own checkpoint holds."""
+    """From the checkpoint at the lag to the horizon, by hand: bitwise what the run's own checkpoint
+    holds.
+    """
     path = finished.path
     begin, end = (lagjax.load(path, toy.LARGE, tx=toy.tx(), step=step) for step in (4, 16))
     engine = from_loss(toy.LARGE, toy.tx())

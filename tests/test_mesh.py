@@ -22,7 +22,9 @@ from tests import quick, toy
 compile_quickly = quick.compile_quickly
 
 SAME = {"rtol": 1e-4, "atol": 2e-6}
-"""Float32 sums in another order. By SGD: Adam's first steps turn rounding of a gradient near 0 into a whole step."""
+"""Float32 sums in another order. By SGD: Adam's first steps turn rounding of a gradient near 0 into
+a whole step.
+"""
 
 MODEL, TX = toy.model(4, width=64), optax.sgd(0.1, momentum=0.9)
 ENGINE = from_loss(MODEL, TX)
@@ -94,7 +96,9 @@ def test_one_trial_alone_has_all_devices() -> None:
 
 
 def test_memory_per_device_falls() -> None:
-    """Candidates side by side hold an eighth each; fully sharded, parameters and moments are shared as well."""
+    """Candidates side by side hold an eighth each; fully sharded, parameters and moments are shared
+    as well.
+    """
     alone = compiled(8, None)
     # A little is everywhere: batches, which candidates share.
     assert compiled(8, mesh(*MESHES["candidates"])).bytes < alone.bytes / 8 * 1.25
@@ -109,7 +113,9 @@ def test_memory_per_device_falls() -> None:
 
 
 def test_one_compilation() -> None:
-    """Steps of any number, from anywhere, and an evaluation: nothing is traced or compiled again."""
+    """Steps of any number, from anywhere, and an evaluation: nothing is traced or compiled
+    again.
+    """
     traces = []
 
     def loss(params: object, batch: jax.Array, key: object) -> tuple:
@@ -168,7 +174,9 @@ def test_a_run_over_eight_devices(
     tmp_path: pathlib.Path,
     fully_sharded: bool,
 ) -> None:
-    """It decides as one device does, goes on after an interruption bit for bit, and remembers its devices."""
+    """It decides as one device does, goes on after an interruption bit for bit, and remembers its
+    devices.
+    """
     options = {"mesh": mesh(*MESHES["both"]), "fully_sharded": fully_sharded}
     one, decision = alone
     spread = run(tmp_path / "eight", **options)

@@ -1,6 +1,8 @@
-"""Any policy, interrupted between any two events of the record, ends with the record of a run that was not.
+"""Any policy, interrupted between any two events of the record, ends with the record of a run that
+was not.
 
-Here an interruption is an exception right after a write, a rename, a cut or a removal; `test_kill.py` has real kills.
+Here an interruption is an exception right after a write, a rename, a cut or a removal;
+`test_kill.py` has real kills.
 """
 
 import json
@@ -98,7 +100,9 @@ tick: Callable[[], None] = lambda: None
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int | None], list[int]]]:
-    """`events(n)` interrupts after the n-th event from now, `events(None)` never; the list's length counts them."""
+    """`events(n)` interrupts after the n-th event from now, `events(None)` never; the list's length
+    counts them.
+    """
     state: dict = {"left": None, "count": []}
 
     def happened() -> None:

@@ -127,7 +127,9 @@ def test_lines_add_up(finished: tuple[pathlib.Path, lagjax.Decision]) -> None:
 def test_a_curve_equals_a_plain_loop(
     finished: tuple[pathlib.Path, lagjax.Decision],
 ) -> None:
-    """The reference: a step loop written out, with the data order and the schedule of the full run."""
+    """The reference: a step loop written out, with the data order and the schedule of the full
+    run.
+    """
     path, _ = finished
     candidate = toy.pool("stack")[0]
     params = candidate.operator(jax.random.key(0), toy.PARAMS, toy.AXES, toy.LARGE)
@@ -245,7 +247,8 @@ def test_a_disk_without_room_is_refused(
     usage = namedtuple("usage", "total used free")
     free = {"bytes": 0}
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, free["bytes"]))
-    # Parameters, two moments, and a few scalars; two candidates, two checkpoints each and one being written.
+    # Parameters, two moments, and a few scalars; two candidates, two checkpoints each and one being
+    # written.
     size = (
         4
         * 3
@@ -309,7 +312,9 @@ def test_all_failed_is_a_decision(tmp_path: pathlib.Path) -> None:
 
 
 def test_an_engine_of_ones_own(tmp_path: pathlib.Path) -> None:
-    """A training loop that keeps a state of its own, here a running mean of the loss, without optax."""
+    """A training loop that keeps a state of its own, here a running mean of the loss, without
+    optax.
+    """
 
     def engine(model: lagjax.Model, tx: None) -> lagjax.Engine:
         def mean(params: object, batch: jax.Array) -> jax.Array:

@@ -73,7 +73,8 @@ def _pair(
         elif m != n:
             raise ValueError(
                 f"axis {axis!r} has size {m} in the source's {old} and {n} in the target's {new}; "
-                f"this operator does not grow it: say how, as in Grow(width={{{axis!r}: Tile()}}), or "
+                f"this operator does not grow it: say how, as in Grow(width={{{axis!r}: Tile()}}), "
+                "or "
                 "give a target of equal size"
             )
     same = [dim.parts for dim, _ in ours] == [dim.parts for dim, _ in theirs]

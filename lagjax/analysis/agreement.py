@@ -7,11 +7,15 @@ import numpy as np
 from scipy import stats
 
 START_TOLERANCE = 1e-5
-"""Losses right after growing within this share of the lowest count as equal: all exact operators start there."""
+"""Losses right after growing within this share of the lowest count as equal: all exact operators
+start there.
+"""
 
 
 class Agreement(NamedTuple):
-    """Correlations between two lists of losses; None where fewer than three pairs are finite, or one list is constant."""
+    """Correlations between two lists of losses; None where fewer than three pairs are finite, or
+    one list is constant.
+    """
 
     spearman: float | None
     kendall: float | None
@@ -19,7 +23,9 @@ class Agreement(NamedTuple):
 
 
 def agreement(first: Sequence[float | None], second: Sequence[float | None]) -> Agreement:
-    """Spearman's ρ, Kendall's τ-b (ties count as such) and Pearson's r of the pairs that are both finite."""
+    """Spearman's ρ, Kendall's τ-b (ties count as such) and Pearson's r of the pairs that are both
+    finite.
+    """
     pairs = np.array([first, second], dtype=float)
     pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
     if pairs.shape[1] < 3 or (np.ptp(pairs, axis=1) == 0).any():

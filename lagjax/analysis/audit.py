@@ -1,4 +1,6 @@
-"""The audit: what the losses at each step would have told about the end, where every candidate was trained to it."""
+"""The audit: what the losses at each step would have told about the end, where every candidate was
+trained to it.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,17 +14,22 @@ from lagjax.analysis.transition import Transition, transition
 
 
 class Moment(NamedTuple):
-    """What one step tells about the end; a mean over seeds, each seed's losses compared with their own end.
+    """What one step tells about the end; a mean over seeds, each seed's losses compared with their
+    own end.
 
     Attributes:
         step: of training after growing.
         agreement: rank correlations of the losses with the final ones, controls left out.
-        spread: lowest and highest Spearman of a seed, controls left out; None where a seed has none.
+        spread: lowest and highest Spearman of a seed, controls left out; None where a seed has
+            none.
         with_controls: the correlations of all candidates.
-        regret: nats per token that the choice at this step loses at the end, against the candidate that ends best on
-            the mean over seeds. The choice is that of one seed's losses; where several are equal it is the mean over them.
-        normalised: the regret as a share of a random choice's, 0 where it is within the noise floor.
-        top1: share of seeds whose choice ends best on the mean over seeds, several equal ones counting in parts.
+        regret: nats per token that the choice at this step loses at the end, against the candidate
+            that ends best on the mean over seeds. The choice is that of one seed's losses; where
+            several are equal it is the mean over them.
+        normalised: the regret as a share of a random choice's, 0 where it is within the noise
+            floor.
+        top1: share of seeds whose choice ends best on the mean over seeds, several equal ones
+            counting in parts.
         top3: share of seeds that have the one that ends best among their three lowest.
     """
 
@@ -44,11 +51,12 @@ class Audit(NamedTuple):
         best: the candidate with the lowest final loss, seed mean, controls left out.
         final: name → final loss, seed mean; None where it failed.
         moments: for each evaluation.
-        random_regret: mean final loss of the candidates minus the best: what a random choice loses, nats per token.
-        noise_floor: two standard errors of the difference of two candidates' seed means, from how differently seeds
-            treat the same candidates, nats per token; None with one seed.
-        between_seeds: Spearman of the final losses of two seeds, the mean over pairs: no step can be expected to tell
-            more about another seed's end; None with one seed.
+        random_regret: mean final loss of the candidates minus the best: what a random choice loses,
+            nats per token.
+        noise_floor: two standard errors of the difference of two candidates' seed means, from how
+            differently seeds treat the same candidates, nats per token; None with one seed.
+        between_seeds: Spearman of the final losses of two seeds, the mean over pairs: no step can
+            be expected to tell more about another seed's end; None with one seed.
         transition: of the candidates' seed-mean curves, controls left out.
     """
 
@@ -98,8 +106,9 @@ def audit(
 ) -> Audit | None:
     """Compares the losses at each step with the final ones.
 
-    Regret, its normalisation and the noise floor are those of a candidate's seed mean: the chosen is judged by more
-    seeds than the one that chose it. A candidate that failed with a seed counts as the worst that ended.
+    Regret, its normalisation and the noise floor are those of a candidate's seed mean: the chosen
+    is judged by more seeds than the one that chose it. A candidate that failed with a seed counts
+    as the worst that ended.
 
     Args:
         names: of the candidates.
@@ -173,7 +182,9 @@ def _equal(losses: NDArray[np.float64], to: float) -> NDArray[np.bool_]:
 
 
 def _chosen(losses: NDArray[np.float64], able: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The probability with which the lowest loss chooses each candidate; those that are equal share it."""
+    """The probability with which the lowest loss chooses each candidate; those that are equal share
+    it.
+    """
     losses = np.where(able & np.isfinite(losses), losses, np.inf)
     lowest = losses.min()
     tied = _equal(losses, lowest) if np.isfinite(lowest) else able
@@ -194,9 +205,9 @@ def _among(losses: NDArray[np.float64], able: NDArray[np.bool_], best: int, plac
 def _noise_floor(end_CxS: NDArray[np.float64]) -> float | None:
     """Two standard errors of a difference of seed means.
 
-    The variance is that of candidate × seed: what remains when each candidate's mean and each seed's level are taken
-    off. Medians over candidates, the variance's corrected for its bias under normal noise, keep out bad candidates,
-    which vary more.
+    The variance is that of candidate × seed: what remains when each candidate's mean and each
+    seed's level are taken off. Medians over candidates, the variance's corrected for its bias under
+    normal noise, keep out bad candidates, which vary more.
     """
     seeds = end_CxS.shape[1]
     if seeds < 2:

@@ -7,8 +7,10 @@ class Ledger(NamedTuple):
     """FLOPs and seconds of a search, and their size against one full training run.
 
     Attributes:
-        overhead: FLOPs of the losers' probes, of evaluations and of fits, over those of one full run.
-        budget_share: (1 + overhead) / N: the whole search against training all N candidates to the end.
+        overhead: FLOPs of the losers' probes, of evaluations and of fits, over those of one full
+            run.
+        budget_share: (1 + overhead) / N: the whole search against training all N candidates to the
+            end.
         full_run_flops: training the chosen candidate to the horizon.
         losers_flops: training in probes that does not go on: all but the winner's with seed 0.
         evaluation_flops: all evaluations of the probes.

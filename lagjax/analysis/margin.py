@@ -22,9 +22,10 @@ def margin(
 ) -> Margin:
     """How much lower `losses` are than `others`, paired by seed and validation shard.
 
-    The standard error adds the variance of the shards' mean differences to that of the seeds' (which is a little
-    conservative), with Student's t and Welch–Satterthwaite degrees of freedom. With one seed it speaks of the choice of
-    validation text alone, with one shard of the seeds alone; with one of each there is no interval: it is infinite.
+    The standard error adds the variance of the shards' mean differences to that of the seeds'
+    (which is a little conservative), with Student's t and Welch–Satterthwaite degrees of freedom.
+    With one seed it speaks of the choice of validation text alone, with one shard of the seeds
+    alone; with one of each there is no interval: it is infinite.
 
     Args:
         losses_SxJ: nats per token for each seed and shard.
@@ -55,8 +56,9 @@ def margin(
 def steps_margin(losses_SxT: NDArray[np.float64], others_SxT: NDArray[np.float64]) -> Margin:
     """How much lower the training losses of successive steps are than others of the same batches.
 
-    Neighbouring differences are correlated, so that the standard error is that of the means of batches of √T successive
-    steps (Schmeiser 1982), with Student's t over all seeds' batches. With fewer than two such means there is no interval.
+    Neighbouring differences are correlated, so that the standard error is that of the means of
+    batches of √T successive steps (Schmeiser 1982), with Student's t over all seeds' batches. With
+    fewer than two such means there is no interval.
 
     Args:
         losses_SxT: for each seed and step.

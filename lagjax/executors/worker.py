@@ -24,11 +24,14 @@ from lagjax.store.checkpoints import Checkpoints, Damaged
 
 @dataclasses.dataclass
 class Tally:
-    """What a trial has measured since its last evaluation, and what it has taken in all; saved with its checkpoints.
+    """What a trial has measured since its last evaluation, and what it has taken in all; saved with
+    its checkpoints.
 
     Attributes:
-        growth: its growth record, with the versions that it was grown with; None where no record can hold the operator.
-        sums: metric → sum and count since the last evaluation; the last reading, where the count is 0.
+        growth: its growth record, with the versions that it was grown with; None where no record
+            can hold the operator.
+        sums: metric → sum and count since the last evaluation; the last reading, where the count is
+            0.
         tokens: that it was trained on.
         seconds: of training and evaluation.
         failed_at: the first step whose loss was not finite, or -1.
@@ -51,7 +54,9 @@ class Tally:
     SAVED: ClassVar = ("growth", "sums", "tokens", "seconds", "failed_at")
 
     def add(self, names: Sequence[str], buffer: NDArray[np.float32], step: int) -> None:
-        """Takes in the metrics of some steps, `[steps, metrics, 2]`; `step` were made before them."""
+        """Takes in the metrics of some steps, `[steps, metrics, 2]`; `step` were made before
+        them.
+        """
         # One after another, so that sums do not depend on where a call ends.
         for index, row in enumerate(buffer):
             for name, (total, count) in zip(names, row):
@@ -79,7 +84,9 @@ class Worker:
         self.checkpoints = Checkpoints(work.checkpoints)
 
     def run(self, job: Job) -> Iterator[Update]:
-        """Brings the job's trials to its step, from the latest checkpoint that all of them have; grows those that have none."""
+        """Brings the job's trials to its step, from the latest checkpoint that all of them have;
+        grows those that have none.
+        """
         group = self.work.groups[job.trials[0].candidate]
         program = group.program(job.at_once)
         step, states, tallies = yield from self._begin(job, group, program)
@@ -175,7 +182,9 @@ class Worker:
         stop: int,
         tokens: Sequence[float],
     ) -> Segment:
-        """Checkpoints the trials that have not failed, and says what they did since the last time."""
+        """Checkpoints the trials that have not failed, and says what they did since the last
+        time.
+        """
         states = unstack(state, len(job.rows)) if job.at_once > 1 else [state]
         position = int(self.work.task.source.position)
         lines, losses = [], {}
@@ -201,7 +210,9 @@ class Worker:
         step: int,
         clock: float,
     ) -> tuple[tuple[float, ...], float]:
-        """Adds a line to each trial that has not failed; returns the shards' tokens and the time."""
+        """Adds a line to each trial that has not failed; returns the shards' tokens and the
+        time.
+        """
         group = self.work.groups[job.trials[0].candidate]
         found = jax.device_get(program.evaluate(state, group.shards))
         found = {name: np.asarray(pair, np.float64) for name, pair in found.items()}

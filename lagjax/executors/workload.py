@@ -61,7 +61,9 @@ class Workload(NamedTuple):
         return known
 
     def _planned(self, one: Candidate) -> tuple[str | None, bool | None]:
-        """The word by which a candidate's layers grow, and whether its plan is exact; None where it has none."""
+        """The word by which a candidate's layers grow, and whether its plan is exact; None where it
+        has none.
+        """
         if not hasattr(one.operator, "plan"):
             return None, None
         key = jax.random.key(0)
@@ -97,7 +99,8 @@ class Workload(NamedTuple):
 
 
 class Executor(Protocol):
-    """Does jobs, in any order and on any machine. It writes checkpoints, never the record, and removes nothing.
+    """Does jobs, in any order and on any machine. It writes checkpoints, never the record, and
+    removes nothing.
 
     What it yields is committed before it is asked for more.
     """

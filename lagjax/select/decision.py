@@ -55,16 +55,19 @@ class Decision(NamedTuple):
     Attributes:
         winner: the candidate to go on with; None where all have failed.
         runner_up: the best of the others.
-        outcome: `clear`: the interval of the leader's margin over the next one lies above 0. `tie`: it does not, and
-            the earliest in the pool's order of those tied with the leader is kept. `all_failed`.
+        outcome: `clear`: the interval of the leader's margin over the next one lies above 0. `tie`:
+            it does not, and the earliest in the pool's order of those tied with the leader is kept.
+            `all_failed`.
         lag: the step at which it was decided, the winner's.
-        margin: runner-up minus winner at the lag, in the loss's unit, seed mean; negative where a tie kept the second.
+        margin: runner-up minus winner at the lag, in the loss's unit, seed mean; negative where a
+            tie kept the second.
         margin_interval: its 95 % interval, paired by seed and validation shard.
         ranking: names, lowest loss at the lag first; failed ones are left out.
         losses_at_start: name → loss right after growing, or None.
         losses_at_lag: name → loss at the lag, or None.
         status: name → "ok" or why not.
-        tied: the candidates that cannot be told from the leader, in the pool's order; one where it is clear.
+        tied: the candidates that cannot be told from the leader, in the pool's order; one where it
+            is clear.
         lags: name → the step that its loss at the lag is of.
         ledger: what the search cost.
     """
@@ -94,18 +97,19 @@ Answer: TypeAlias = Probe | Add | Decision
 class Policy(Protocol):
     """Asks for more, or decides: a pure function, so that the same evidence has the same answer.
 
-    It is called with nothing measured first. It may ask for any step up to a candidate's horizon, and must not ask for what
-    it has already seen.
+    It is called with nothing measured first. It may ask for any step up to a candidate's horizon,
+    and must not ask for what it has already seen.
     """
 
     def __call__(self, evidence: Evidence, /) -> Answer: ...
 
 
 def decide(evidence: Evidence, step: int | None = None) -> Decision:
-    """Takes the lowest loss at a step, by default of each candidate at its own last; see `Decision` for ties.
+    """Takes the lowest loss at a step, by default of each candidate at its own last; see `Decision`
+    for ties.
 
-    Controls and baselines are ranked, and never win. Of candidates that a race left behind, only those that were measured at
-    the step take part.
+    Controls and baselines are ranked, and never win. Of candidates that a race left behind, only
+    those that were measured at the step take part.
     """
     known, step = evidence.known, None if step is None else int(step)
     lags = {name: evidence.reached(name) if step is None else step for name in known}
@@ -150,10 +154,11 @@ def start_choice(
     losses_at_start: Mapping[str, float | None],
     controls: Sequence[str] | frozenset[str] = (),
 ) -> str | None:
-    """What the loss right after growing would have chosen: the lowest, and of equal ones the first by the alphabet.
+    """What the loss right after growing would have chosen: the lowest, and of equal ones the first
+    by the alphabet.
 
-    Equal means within `START_TOLERANCE`, relatively; controls are not chosen. The order of the pool, which may hold
-    experience, does not help this choice.
+    Equal means within `START_TOLERANCE`, relatively; controls are not chosen. The order of the
+    pool, which may hold experience, does not help this choice.
     """
     losses = {
         name: loss

@@ -8,7 +8,9 @@ from lagjax.select.decision import Answer, Probe, decide
 
 @dataclass(frozen=True)
 class FixedLag:
-    """Decides at a fixed lag by the lowest loss (Karp et al. 2024, arXiv 2406.02469): `steps`, or a `share` of the horizon."""
+    """Decides at a fixed lag by the lowest loss (Karp et al. 2024, arXiv 2406.02469): `steps`, or a
+    `share` of the horizon.
+    """
 
     steps: int | None = None
     share: float | None = None

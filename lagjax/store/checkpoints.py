@@ -1,8 +1,9 @@
-"""Checkpoints: what a trial needs to go on, and the trained model in it for whoever wants that alone.
+"""Checkpoints: what a trial needs to go on, and the trained model in it for whoever wants that
+alone.
 
-RUN/checkpoints/TRIAL/STEP holds three items of Orbax's: `trained`, a `Trained` as nested dictionaries; `state`, what else the
-training loop carries (dropout keys, say); `meta`, JSON. Arrays stand under their paths, so that any reader of Orbax opens them
-and no class has to be found again.
+RUN/checkpoints/TRIAL/STEP holds three items of Orbax's: `trained`, a `Trained` as nested
+dictionaries; `state`, what else the training loop carries (dropout keys, say); `meta`, JSON. Arrays
+stand under their paths, so that any reader of Orbax opens them and no class has to be found again.
 """
 
 import pathlib
@@ -78,7 +79,8 @@ class Checkpoints:
         Args:
             trial: whose.
             step: one of `steps(trial)`.
-            trained: its structure, with shapes and dtypes, and with shardings where it shall not lie on the first device.
+            trained: its structure, with shapes and dtypes, and with shardings where it shall not
+                lie on the first device.
             state: likewise.
 
         Raises:
@@ -119,7 +121,9 @@ class Checkpoints:
         return found["trained"], found["meta"]
 
     def prune(self, trial: Trial, step: int, keep: int = KEPT) -> None:
-        """Removes all but the latest checkpoints up to a step; later ones are somebody's work in progress."""
+        """Removes all but the latest checkpoints up to a step; later ones are somebody's work in
+        progress.
+        """
         for old in [each for each in self.steps(trial) if each <= step][keep:]:
             self._remove(trial, old)
 

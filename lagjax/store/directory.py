@@ -1,15 +1,16 @@
-"""The run directory: what a run leaves, how it is read, and how it is written so that no kill harms it.
+"""The run directory: what a run leaves, how it is read, and how it is written so that no kill harms
+it.
 
 RUN/config.json    everything needed to repeat the run
 RUN/rounds.jsonl   each answer of the policy, written before it is carried out
 RUN/curves.jsonl   one line per evaluation
 RUN/steps/         the training loss of every step
-RUN/checkpoints/   Orbax: the source model and each candidate's full training state, with the record of its growth
-RUN/decision.json  what was chosen, and how surely
+RUN/checkpoints/   Orbax: the source model and each candidate's full training state, with the record
+of its growth RUN/decision.json  what was chosen, and how surely
 RUN/report.html    the page made from the files above
 
-A worker's checkpoint comes first, then the driver commits: lines, then losses. What lies beyond the losses was never
-committed, and is cut back on opening.
+A worker's checkpoint comes first, then the driver commits: lines, then losses. What lies beyond the
+losses was never committed, and is cut back on opening.
 """
 
 import fcntl
@@ -34,7 +35,9 @@ LAST_OF_FORMAT_1 = "0.1.0"
 
 
 class RunData(NamedTuple):
-    """What a run directory says, as plain Python data; `decision` is None where the run has not come that far."""
+    """What a run directory says, as plain Python data; `decision` is None where the run has not
+    come that far.
+    """
 
     config: Json
     curves: list[Line]
@@ -51,7 +54,8 @@ def read(path: str | pathlib.Path) -> RunData:
     config = read_json(root / "config.json")
     if config is None:
         raise ValueError(
-            f"{root} is no run directory: it has no config.json. Give the directory that the run was "
+            f"{root} is no run directory: it has no config.json. Give the directory that the run "
+            "was "
             "given as workdir"
         )
     _check_format(root, config)
@@ -73,29 +77,33 @@ def checkpointed(path: str | pathlib.Path, trial: Trial, step: int | None = None
     if not steps:
         names = sorted(urllib.parse.unquote(each.name) for each in checkpoints.glob("*"))
         raise ValueError(
-            f"{path} has no checkpoint of {trial.candidate!r} with seed {trial.seed}; it has those of "
+            f"{path} has no checkpoint of {trial.candidate!r} with seed {trial.seed}; it has those "
+            "of "
             f"{names}: a run keeps its winner's only, unless it is given keep='all'"
         )
     if step is not None and step not in steps:
         raise ValueError(
-            f"{path} has no checkpoint of {trial.candidate!r} with seed {trial.seed} at step {step}; "
+            f"{path} has no checkpoint of {trial.candidate!r} with seed {trial.seed} at step "
+            f"{step}; "
             f"it has those of the steps {sorted(steps)}"
         )
     return steps[0] if step is None else step
 
 
 def growth(path: str | pathlib.Path, candidate: str, seed: int = 0) -> GrowthRecord:
-    """How a candidate of a run was grown, from its latest checkpoint; its `replay` grows the same tree again.
+    """How a candidate of a run was grown, from its latest checkpoint; its `replay` grows the same
+    tree again.
 
-    Raises ValueError where there is no such checkpoint, or it holds no record: the small model's, and those of
-    operators that a record cannot hold.
+    Raises ValueError where there is no such checkpoint, or it holds no record: the small model's,
+    and those of operators that a record cannot hold.
     """
     trial = Trial(candidate, seed)
     step = checkpointed(path, trial)
     _, meta = Checkpoints(pathlib.Path(path) / "checkpoints").read(trial, step)
     if not meta["growth"]:
         raise ValueError(
-            f"the checkpoints of {candidate!r} in {path} hold no growth record: it was not grown, or by "
+            f"the checkpoints of {candidate!r} in {path} hold no growth record: it was not grown, "
+            "or by "
             "an operator that no record can hold"
         )
     return GrowthRecord.from_json(meta["growth"])
@@ -143,19 +151,23 @@ class Store:
         self._lock.close()
 
     def configure(self, sections: Mapping[str, object], environment: Sequence[str] = ()) -> Json:
-        """Adds sections to config.json, or checks them against what stands there, and returns the whole.
+        """Adds sections to config.json, or checks them against what stands there, and returns the
+        whole.
 
         Sections named in `environment` may differ, with a note: they say where the run was made.
 
-        Raises ValueError where another section differs, with the field, what stands there and what was given.
+        Raises ValueError where another section differs, with the field, what stands there and what
+        was given.
         """
         stored, given = self.config, json.loads(json.dumps(sections))
         for name in (name for name in given if name in stored):
             for field, was, now in _differences(stored[name], given[name], name):
                 if name not in environment:
                     raise ValueError(
-                        f"{self.path} holds a run of another configuration: {field} is {was!r} there and "
-                        f"{now!r} here; give the same configuration to go on with that run, or another "
+                        f"{self.path} holds a run of another configuration: {field} is {was!r} "
+                        "there and "
+                        f"{now!r} here; give the same configuration to go on with that run, or "
+                        "another "
                         "directory for a new one"
                     )
                 self.note(
@@ -167,7 +179,9 @@ class Store:
         return merged
 
     def once(self, path: Sequence[str], measure: Callable[[], Value]) -> Value:
-        """What config.json says at a path; where it does not, what is measured now is kept there from then on."""
+        """What config.json says at a path; where it does not, what is measured now is kept there
+        from then on.
+        """
         config = json.loads(json.dumps(self.config))
         at = config
         for name in path[:-1]:
@@ -193,19 +207,24 @@ class Store:
             self.rounds.append(given)
         elif self.rounds[number] != given:
             raise ValueError(
-                f"{self.path}: round {number} was answered {self.rounds[number]}, and now {whose!r} "
+                f"{self.path}: round {number} was answered {self.rounds[number]}, and now "
+                f"{whose!r} "
                 f"answers {given} to the same evidence; a policy must be a pure function of its "
                 "evidence: keep nothing, draw from a fixed seed, or start in a new directory"
             )
 
     def reached(self, trial: Trial, step: int) -> bool:
-        """Whether a trial's record goes to a step, or ends in a failure; whatever checkpoints are left."""
+        """Whether a trial's record goes to a step, or ends in a failure; whatever checkpoints are
+        left.
+        """
         curve = self.curves.of(trial)
         failed = bool(curve) and curve[-1]["status"] != "ok"
         return failed or self.losses.count(trial) >= step
 
     def commit(self, segment: Segment) -> None:
-        """Puts on record what a worker did; what stood beyond the segment's start is replaced, so that it may be said twice."""
+        """Puts on record what a worker did; what stood beyond the segment's start is replaced, so
+        that it may be said twice.
+        """
         for trial in segment.trials:
             self.curves.cut(trial, segment.start)
             self.losses.cut(trial, segment.start)
@@ -215,9 +234,11 @@ class Store:
             self.checkpoints.prune(trial, self.losses.count(trial))
 
     def rewind(self, trial: Trial, step: int) -> None:
-        """Cuts the record of a trial that is to be kept back to its latest checkpoint, where it lacks the one at a step.
+        """Cuts the record of a trial that is to be kept back to its latest checkpoint, where it
+        lacks the one at a step.
 
-        What has reached the step is not trained again; but whoever deleted the last checkpoint needs it again.
+        What has reached the step is not trained again; but whoever deleted the last checkpoint
+        needs it again.
         """
         steps = self.checkpoints.steps(trial)
         if self.losses.count(trial) >= step and step not in steps:
@@ -226,7 +247,9 @@ class Store:
             self.losses.cut(trial, latest)
 
     def repair(self, trials: Sequence[Trial]) -> None:
-        """Cuts back what a kill left of these trials that was not yet committed, and prunes what it had no time to."""
+        """Cuts back what a kill left of these trials that was not yet committed, and prunes what it
+        had no time to.
+        """
         for trial in trials:
             step = self.losses.count(trial)
             self.losses.cut(trial, step)
@@ -236,7 +259,9 @@ class Store:
 
 
 def _locked(path: pathlib.Path) -> IO[str]:
-    """Makes the directory where it is missing, and keeps other processes out until the file is closed."""
+    """Makes the directory where it is missing, and keeps other processes out until the file is
+    closed.
+    """
     if path.is_dir() and any(path.iterdir()) and not (path / "lock").exists():
         raise ValueError(
             f"{path} holds other files and is no run directory; give a new or an empty one"
@@ -276,7 +301,8 @@ def _check_format(path: pathlib.Path, config: Json | None) -> None:
     if config is not None and config.get("format") != FORMAT:
         raise ValueError(
             f"{path} was written by another version of lagjax, whose run directories are of format "
-            f"{config.get('format', 1)}, these of {FORMAT}; install lagjax=={LAST_OF_FORMAT_1} to read it "
+            f"{config.get('format', 1)}, these of {FORMAT}; install lagjax=={LAST_OF_FORMAT_1} to "
+            "read it "
             "or go on with it, or start in a new directory"
         )
 

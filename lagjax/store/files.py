@@ -45,8 +45,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
 def read_lines(path: pathlib.Path, *, mend: bool = False) -> list[dict[str, Any]]:
     """The complete lines of a JSON-lines file.
 
-    A last line that a kill or a full disk cut short is left out, and with `mend` cut off, so that the next one does not
-    continue it.
+    A last line that a kill or a full disk cut short is left out, and with `mend` cut off, so that
+    the next one does not continue it.
 
     Raises ValueError, with the number, for another line that is no JSON.
     """

@@ -1,6 +1,7 @@
 """RUN/steps: the training loss of every step, a file of float32 for each trial.
 
-The length of a trial's file is the step up to which its record stands: losses are written last. No file: it has not grown.
+The length of a trial's file is the step up to which its record stands: losses are written last. No
+file: it has not grown.
 """
 
 import os

@@ -1,7 +1,9 @@
-"""Growth records: how a tree was grown, as plain JSON from which it can be grown again, bit for bit.
+"""Growth records: how a tree was grown, as plain JSON from which it can be grown again, bit for
+bit.
 
-`GrowthRecord.operator` and `GrowthRecord.key` hold values as `encode` writes them: numbers, strings and None as they are, a tuple
-as a list, everything else as an object that says what it is, `{"class": "lagjax.growth.depth:Stack", "fields": {}}`.
+`GrowthRecord.operator` and `GrowthRecord.key` hold values as `encode` writes them: numbers, strings
+and None as they are, a tuple as a list, everything else as an object that says what it is,
+`{"class": "lagjax.growth.depth:Stack", "fields": {}}`.
 """
 
 import base64
@@ -44,25 +46,30 @@ class GrowthRecord(NamedTuple):
         """Raises ValueError for data that is no growth record."""
         if set(data) != set(cls._fields):
             raise ValueError(
-                f"a growth record has the fields {list(cls._fields)}, these data have {list(data)}; give what to_json made"
+                f"a growth record has the fields {list(cls._fields)}, these data have "
+                f"{list(data)}; give what to_json made"
             )
         return cls(**data)
 
     def replay(self, params: Params, source: Axes, target: Model) -> Params:
         """Grows the same tree again, by the operator's call under `jax.jit`, as a run makes it.
 
-        Copies are the same everywhere. Fresh values may differ in their last bits from those of another version of JAX,
-        another kind of device, other settings, or a call that is not compiled, because XLA rounds otherwise there.
+        Copies are the same everywhere. Fresh values may differ in their last bits from those of
+        another version of JAX, another kind of device, other settings, or a call that is not
+        compiled, because XLA rounds otherwise there.
 
         Decoding imports modules by name: replay records that you trust.
 
         Raises:
-            ValueError: where `params` are not those that were grown, or the operator's class is not found.
+            ValueError: where `params` are not those that were grown, or the operator's class is not
+                found.
         """
         if (found := digest(params)) != self.source:
             raise ValueError(
-                f"these parameters have the digest {found}; the record was made of others, with {self.source}. Give the "
-                "small model's parameters as they were when it was grown: same paths, shapes, dtypes and values"
+                f"these parameters have the digest {found}; the record was made of others, with "
+                f"{self.source}. Give the "
+                "small model's parameters as they were when it was grown: same paths, shapes, "
+                "dtypes and values"
             )
         operator: Growth = decode(self.operator)
         call = jax.jit(lambda key, params: operator(key, params, source, target))
@@ -73,8 +80,8 @@ def encode(value: Any, where: str = "operator") -> Any:
     """JSON data from which `decode` makes an equal value that prints the same.
 
     Args:
-        value: None, a bool, number, string, array or key of `jax.random`; tuples, NamedTuples and dataclasses
-            of such.
+        value: None, a bool, number, string, array or key of `jax.random`; tuples, NamedTuples and
+            dataclasses of such.
         where: what to call it in errors.
 
     Raises:
@@ -93,8 +100,10 @@ def encode(value: Any, where: str = "operator") -> Any:
     names = _fields(type(value))
     if names is None:
         raise ValueError(
-            f"{where} is {value!r}, of type {type(value).__qualname__}, which a growth record cannot hold; make it a "
-            "number, a string, an array, a tuple of such (a mapping's items, say), or a frozen dataclass"
+            f"{where} is {value!r}, of type {type(value).__qualname__}, which a growth record "
+            "cannot hold; make it a "
+            "number, a string, an array, a tuple of such (a mapping's items, say), or a frozen "
+            "dataclass"
         )
     fields = {name: encode(getattr(value, name), f"{where}.{name}") for name in names}
     return {"class": _name(type(value), where), "fields": fields}
@@ -119,7 +128,8 @@ def decode(data: Any) -> Any:
     fields, names = data.get("fields", {}), _fields(cls)
     if names is None or set(fields) != set(names):
         raise ValueError(
-            f"the class {data['class']} has the fields {names}, and had {list(fields)} when the record was made; install "
+            f"the class {data['class']} has the fields {names}, and had {list(fields)} when the "
+            "record was made; install "
             "the versions that the record names"
         )
     values = [decode(fields[name]) for name in names]
@@ -147,7 +157,8 @@ def _name(cls: type, where: str) -> str:
         found = None
     if found is not cls:
         raise ValueError(
-            f"{where} is of the class {name}, which cannot be found again by this name; define it at the top level of a "
+            f"{where} is of the class {name}, which cannot be found again by this name; define it "
+            "at the top level of a "
             "module"
         )
     return name
@@ -162,7 +173,8 @@ def _class(name: Any) -> type:
     cls = found if isinstance(found, type) else None
     if cls is None:
         raise ValueError(
-            f"the growth record names the class {name!r}, which is not found here; install the package that defines it, "
+            f"the growth record names the class {name!r}, which is not found here; install the "
+            "package that defines it, "
             "in the version that the record names"
         )
     return cls
@@ -174,12 +186,14 @@ def _encode_array(value: Any, where: str) -> dict[str, Any]:
         return {"key": str(jax.random.key_impl(value)), "data": data}
     if not jnp.issubdtype(value.dtype, np.number) and value.dtype != bool:
         raise ValueError(
-            f"{where} is an array of {value.dtype}, which a growth record cannot hold; make it one of numbers"
+            f"{where} is an array of {value.dtype}, which a growth record cannot hold; make it one "
+            "of numbers"
         )
     if getattr(value, "weak_type", False):
         # An array made from bytes has none, and the operator might promote it otherwise.
         raise ValueError(
-            f"{where} is an array of the weak type of a Python number, which a growth record cannot hold; give its dtype, "
+            f"{where} is an array of the weak type of a Python number, which a growth record "
+            "cannot hold; give its dtype, "
             "or the number itself"
         )
     kinds = {"numpy": np.ndarray, "scalar": np.generic, "jax": jax.Array}
@@ -199,7 +213,8 @@ def _decode_array(data: Mapping[str, Any]) -> Any:
     made = jnp.asarray(array)
     if made.dtype != array.dtype:
         raise ValueError(
-            f"the operator holds an array of {array.dtype}, which JAX makes {made.dtype} here; set jax_enable_x64 as it "
+            f"the operator holds an array of {array.dtype}, which JAX makes {made.dtype} here; set "
+            "jax_enable_x64 as it "
             "was when the record was made"
         )
     return made

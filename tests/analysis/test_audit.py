@@ -31,7 +31,8 @@ def test_a_start_that_misleads_and_a_lag_that_does_not() -> None:
     start, lag, end = found.moments
     assert start.agreement == pytest.approx((-1, -1, -1))
     assert start.spread == pytest.approx((-1, -1))
-    # The control is worst at both ends, and so lifts the correlation: Spearman of (1 2 3 4 5) and (4 3 2 1 5).
+    # The control is worst at both ends, and so lifts the correlation: Spearman of (1 2 3 4 5) and
+    # (4 3 2 1 5).
     assert start.with_controls.spearman == pytest.approx(0.0)
     assert lag.agreement == end.agreement == pytest.approx((1, 1, 1))
     assert found.best == "d" and found.final["reversed"] == 9.0

@@ -1,4 +1,6 @@
-"""The certificates of all operators: a quick subset is made here, the committed rows are checked, and the README shows them."""
+"""The certificates of all operators: a quick subset is made here, the committed rows are checked,
+and the README shows them.
+"""
 
 import itertools
 import json

@@ -28,7 +28,9 @@ class _Grouped(nnx.Module):
 
 
 def grouped(layers: int) -> Params:
-    """Grouped queries (Ainslie et al. 2023, arXiv 2305.13245) in nnx; an `nnx.State` with integer keys."""
+    """Grouped queries (Ainslie et al. 2023, arXiv 2305.13245) in nnx; an `nnx.State` with integer
+    keys.
+    """
     return nnx.eval_shape(lambda: nnx.state(_Grouped(layers, nnx.Rngs(0)), nnx.Param))
 
 

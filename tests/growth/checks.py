@@ -33,7 +33,8 @@ def numbered(tree: Params) -> Params:
 
 
 def planted(axes: Axes, tree: Params, origin) -> Params:
-    """Arrays that say where they belong: layer i of a stack holds `origin(leaf, stack, i)`, the rest 0.
+    """Arrays that say where they belong: layer i of a stack holds `origin(leaf, stack, i)`, the
+    rest 0.
 
     Stacks inside one another are not told apart.
     """
@@ -60,7 +61,9 @@ def target(axes: Axes, tree: Params) -> Model:
 
 
 def table(axes: Axes, small: Params, large: Params, large_axes: Axes | None = None) -> Layout:
-    """Checks that a table fits two depths of a codebase, and that growing goes by it; returns the small layout."""
+    """Checks that a table fits two depths of a codebase, and that growing goes by it; returns the
+    small layout.
+    """
     large_axes = large_axes or axes
     layout = axes.layout(small)
     for leaf, value in zip(layout.leaves, jax.tree.leaves(numbered(small))):
@@ -104,7 +107,9 @@ def scanned(layout: Layout, position: int) -> tuple[Axes, Params]:
 
 
 def scanning(axes: Axes, tree: Params) -> None:
-    """Checks that stacking the layers of an unrolled codebase and unrolling them again changes nothing."""
+    """Checks that stacking the layers of an unrolled codebase and unrolling them again changes
+    nothing.
+    """
     layout, params = axes.layout(tree), numbered(tree)
     for position in (0, 1):
         stacked_axes, stacked = scanned(layout, position)

@@ -1,4 +1,6 @@
-"""Growing is tested on models so small that compiling them is most of the time: let XLA be quick rather than clever."""
+"""Growing is tested on models so small that compiling them is most of the time: let XLA be quick
+rather than clever.
+"""
 
 import jax
 import pytest

@@ -1,7 +1,8 @@
-"""Small transformers as one would write them in Flax: linen with its layers scanned or unrolled, and nnx.
+"""Small transformers as one would write them in Flax: linen with its layers scanned or unrolled,
+and nnx.
 
-All three compute the same function of the same parameters. Sizes differ from axis to axis, so that none can be taken
-for another.
+All three compute the same function of the same parameters. Sizes differ from axis to axis, so that
+none can be taken for another.
 """
 
 import functools
@@ -45,7 +46,9 @@ _REST = {
 
 
 def _axes(layers: str, axis: int | None, pre: bool) -> Axes:
-    """The table; `axis` is where scanned layers are stacked. Rows have the same names in all tables."""
+    """The table; `axis` is where scanned layers are stacked. Rows have the same names in all
+    tables.
+    """
     kinds = {
         "embed": Residual(LayerNorm(), pre),
         "heads": Heads(),
@@ -216,7 +219,9 @@ def gradient(loss: Callable) -> Callable[[Params], Params]:
 
 
 def filled(model: Model) -> Model:
-    """The model with an initialisation that compiles at once: the same numbers, scaled by one drawn from the key."""
+    """The model with an initialisation that compiles at once: the same numbers, scaled by one drawn
+    from the key.
+    """
     numbers = drawn(model, seed=1)
 
     def init(key: Key) -> Params:

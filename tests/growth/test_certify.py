@@ -43,7 +43,9 @@ class Broken:
 
 
 def certified(operator, met=True, axes=None, factory=False, **sizes):
-    """Certifies on a net of width 4 with 6 units; `met` says whether the large model is made as required."""
+    """Certifies on a net of width 4 with 6 units; `met` says whether the large model is made as
+    required.
+    """
     small = {"embed": 4, "mlp": 6, "epsilon": sizes.pop("epsilon", 1e-5)}
     large = small | sizes
     one, other = models.bare(**small), models.bare(**large)

@@ -1,4 +1,6 @@
-"""What every growth operator keeps to, for every family of models: a row of `pools.py` is all that a new one needs."""
+"""What every growth operator keeps to, for every family of models: a row of `pools.py` is all that
+a new one needs.
+"""
 
 import copy
 import functools
@@ -146,7 +148,9 @@ def test_smaller_target_raises(operator):
 
 
 def losses(family, pair, operator, **kwargs):
-    """The loss before and after growing, in double precision, and whether the operator says that they are equal."""
+    """The loss before and after growing, in double precision, and whether the operator says that
+    they are equal.
+    """
     with jax.enable_x64(True):
         small, params, large = models_of(family, pair, dtype="float64", **kwargs)
         grown = operator(KEY, params, small.axes, large)
@@ -192,7 +196,9 @@ def test_nothing_is_exact_after_the_norm(how):
     ids=str,
 )
 def test_one_codebase_grows_into_another(families):
-    """Rows of the same name pair: the same operator then gives the same function in every codebase."""
+    """Rows of the same name pair: the same operator then gives the same function in every
+    codebase.
+    """
     first, _second = families
     small, params, _ = models_of(first, (2, 2))
     here, there = (models.filled(FAMILIES[family](4)) for family in families)

@@ -114,7 +114,9 @@ def test_words_fit(name, depth):
 
 @given(st.sampled_from(list(pools.DEPTH)), depths)
 def test_originals_stay_in_order(name, depth):
-    """Every layer of the source is kept unscaled, below the ones above it; only the controls break this."""
+    """Every layer of the source is kept unscaled, below the ones above it; only the controls break
+    this.
+    """
     old, new = depth
     letters = iter(pools.DEPTH[name].word(old, new).layers)
     assert all(Layer(index) in letters for index in range(old))

@@ -1,4 +1,6 @@
-"""Models fused with themselves keep their function; different ones without norms are averaged; bad sources are refused."""
+"""Models fused with themselves keep their function; different ones without norms are averaged; bad
+sources are refused.
+"""
 
 import dataclasses
 import functools

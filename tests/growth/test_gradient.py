@@ -88,7 +88,9 @@ def found(hidden, scale=1.0):
 
 
 def dense(params):
-    """G of the toy, [fan-in, fan-out], by hand: inputs, and 1 for the bias, times the errors' gradient."""
+    """G of the toy, [fan-in, fan-out], by hand: inputs, and 1 for the bias, times the errors'
+    gradient.
+    """
     params, total = jax.device_get(params), 0
     for x, y in (examples(0), examples(1, 4)):
         hidden = np.tanh(x @ params["up"] + params["bias"])
@@ -178,7 +180,9 @@ def in_layers(implementation):
 
 @functools.cache
 def gradient(model):
-    """params → the mean loss over both batches, and its gradient; compiled once for all tests of a model."""
+    """params → the mean loss over both batches, and its gradient; compiled once for all tests of a
+    model.
+    """
     both = np.concatenate(BATCHES)
     return jax.jit(jax.value_and_grad(lambda p: model.loss(p, both, None)[0] / 36))
 

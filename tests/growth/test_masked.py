@@ -1,4 +1,6 @@
-"""A mask of 0 keeps the function whatever is new, one of 1 is the target, and training takes it from one to the other."""
+"""A mask of 0 keeps the function whatever is new, one of 1 is the target, and training takes it
+from one to the other.
+"""
 
 import dataclasses
 import functools
@@ -136,7 +138,8 @@ def test_everything_at_once(implementation):
     assert change(applied(large, plan)(0.0, params), expected) < 1e-10
     used = shown(large, plan)
     chex.assert_trees_all_equal(used(1.0, params), params)
-    # At 0 they are those of the silenced plan, save for what is then without effect: what is old is masked nowhere.
+    # At 0 they are those of the silenced plan, save for what is then without effect: what is old is
+    # masked nowhere.
     silent = jax.jit(silenced(plan).params)(old, drawn(large, 1))
     for one, other in zip(*map(jax.tree.leaves, (used(0.0, params), silent))):
         assert (np.isclose(one, other, rtol=1e-12) | (one == 0)).all()

@@ -1,4 +1,6 @@
-"""Mixtures of experts out of dense nets, and more experts out of few: the function, the gradients, what is refused."""
+"""Mixtures of experts out of dense nets, and more experts out of few: the function, the gradients,
+what is refused.
+"""
 
 import dataclasses
 import functools
@@ -62,7 +64,9 @@ def planned(operator, config, target):
 
 @functools.cache
 def computed(config, gradients):
-    """Parameters → outputs, and by path the gradients of their sum with fixed weights, where asked for."""
+    """Parameters → outputs, and by path the gradients of their sum with fixed weights, where asked
+    for.
+    """
     weights = np.random.default_rng(1).normal(size=(3, 5, 7))
 
     def both(params):

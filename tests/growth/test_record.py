@@ -1,4 +1,6 @@
-"""Growth records: operators as JSON, refusals that say the remedy, and replays that are identical."""
+"""Growth records: operators as JSON, refusals that say the remedy, and replays that are
+identical.
+"""
 
 import json
 import pathlib
@@ -38,7 +40,9 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Fitted:
-    """An operator that holds what fitting gave: like `Grow(depth=Stack())`, plus `shift` on the embedding."""
+    """An operator that holds what fitting gave: like `Grow(depth=Stack())`, plus `shift` on the
+    embedding.
+    """
 
     shift: Any
 

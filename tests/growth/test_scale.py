@@ -1,4 +1,6 @@
-"""Growing leaf by leaf, over eight devices: the same bits, the asked shardings, and no more memory than promised."""
+"""Growing leaf by leaf, over eight devices: the same bits, the asked shardings, and no more memory
+than promised.
+"""
 
 import functools
 from typing import Any
@@ -80,8 +82,8 @@ def largest(tree: Any) -> int:
 @pytest.mark.parametrize("name", CASES)
 def test_eight_devices_make_what_one_does(name: str) -> None:
     _, alone, _, spread = grown(name)
-    # The size of noise is a sum over the leaf, and what cancels it a sum over copies: eight devices add in another order.
-    # Everything else is computed entry by entry.
+    # The size of noise is a sum over the leaf, and what cancels it a sum over copies: eight devices
+    # add in another order. Everything else is computed entry by entry.
     tolerance = 1e-7 if name in ("jittered", "noise") else 0
     chex.assert_trees_all_close(
         jax.device_get(spread), jax.device_get(alone), rtol=0, atol=tolerance
@@ -103,7 +105,8 @@ def test_a_device_holds_its_share(name: str) -> None:
 def test_temporaries_are_one_leaf_at_most(name: str) -> None:
     one, alone, eight, _ = grown(name)
     assert one.temporary <= SLACK
-    # What is cut along an axis on which noise cancels is collected on every device, where its copies meet.
+    # What is cut along an axis on which noise cancels is collected on every device, where its
+    # copies meet.
     allowed = 1.5 * largest(alone) if name == "noise" else 0
     assert eight.temporary <= allowed + SLACK
 

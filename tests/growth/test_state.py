@@ -222,7 +222,9 @@ BATCHES = [
 
 
 class Wide:
-    """A small model trained for 6 steps in double precision, and the twice as wide one that it grows into."""
+    """A small model trained for 6 steps in double precision, and the twice as wide one that it
+    grows into.
+    """
 
     def __init__(self, tx, operator=None, small=(4, 6), large=(8, 12), logits=0.5):
         self.tx, self.operator = tx, operator or Grow(width=width.Tile())
@@ -252,7 +254,9 @@ class Wide:
         return params, state, np.array(losses)
 
     def follows(self, moments="grow"):
-        """How far the losses of 6 steps of the grown model are from those of the small one that goes on."""
+        """How far the losses of 6 steps of the grown model are from those of the small one that
+        goes on.
+        """
         plan = self.plan if moments == "grow" else None
         state = carry(plan, self.state, self.params, self.grown, self.tx, "continue")
         _, _, small = self.train(self.small, self.params, self.state, BATCHES[6:])
@@ -262,7 +266,9 @@ class Wide:
 
 
 def test_grown_run_follows_the_small_models_training_by_the_rule_alone():
-    """Symmetric copies, grown statistics and step sizes: the large model computes what the small one would have."""
+    """Symmetric copies, grown statistics and step sizes: the large model computes what the small
+    one would have.
+    """
     with jax.enable_x64(True):
 
         def adam(**options):
@@ -300,7 +306,9 @@ def test_momentum_follows_by_its_own_step_sizes():
 
 
 def test_grown_statistics_are_those_that_are_measured():
-    """At a learning rate of zero, statistics of the grown model are the grown ones of the small model."""
+    """At a learning rate of zero, statistics of the grown model are the grown ones of the small
+    model.
+    """
     with jax.enable_x64(True):
         tx = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(SCHEDULE))
         one = Wide(tx)
@@ -316,7 +324,9 @@ def test_grown_statistics_are_those_that_are_measured():
 
 
 def test_new_entries_count_their_own_steps():
-    """Under an old count the first steps of new entries are up to 6.6 times too long; corrected they are Adam's own."""
+    """Under an old count the first steps of new entries are up to 6.6 times too long; corrected
+    they are Adam's own.
+    """
     old, new = ({"w": jnp.ones((n, 2))} for n in (2, 3))
     axes = Axes({"w": ">x <y"})
     plan = Grow(width={"x": width.RandomIn()}).plan(KEY, axes.layout(old), axes.layout(new))

@@ -1,4 +1,6 @@
-"""Maps, ways and the operators made of them: the algebra on small arrays, and functions kept on small transformers."""
+"""Maps, ways and the operators made of them: the algebra on small arrays, and functions kept on
+small transformers.
+"""
 
 import dataclasses
 
@@ -89,7 +91,9 @@ def test_what_reads_undoes_what_writes(way, old, new):
 @settings(max_examples=20)
 @given(st.lists(st.integers(-1, 2), min_size=1, max_size=5), st.randoms())
 def test_any_map_is_undone(more, random):
-    """Random copies, shares, factors and new entries: contraction gives the small parameter back."""
+    """Random copies, shares, factors and new entries: contraction gives the small parameter
+    back.
+    """
     source = np.array([0, 1, 2, *more])
     counts = np.bincount(source[source >= 0], minlength=3)
     share = np.array([random.uniform(0.1, 1) for _ in source])
@@ -333,7 +337,10 @@ def test_proofs_name_the_axis():
     )
     tied = why(layer, Grow(width={"embed": width.Centred(), "mlp": width.Tile()}))
     assert tied == [
-        "'embed' in embed: the table is tied: as the head it would have to read what it does not write"
+        (
+            "'embed' in embed: the table is tied: as the head it would have to read what it does not "
+            "write"
+        )
     ]
     assert not why(layer, Grow(width={"embed": width.Average(), "mlp": width.Tile()}), (1, 5, 6))
     unknown = {axis: kind for axis, kind in KINDS.items() if axis != "mlp"}
