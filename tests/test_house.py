@@ -45,9 +45,12 @@ LONGER = {
     "certify.certify": "proof and five measurements, which share what they compile",
     "growth.gradmax": "a measurement column by column, and the operator that it makes",
     "growth.width": "a dataclass for each expansion of the literature",
+    "probe": "the program, its placement, and how many trials it takes at once",
     "report.charts": "six pictures, whose labels must not lie on each other",
     "report.content": "every section of the page, once",
     "report.facts": "all that pages of unfinished and failed runs must not stumble over",
+    "store.directory": "opening, configuring and committing, with what each refuses",
+    "runs": "what `run`, `train` and `load` promise, in full",
     "state": "moments, counts, schedules, measured statistics and collections",
 }
 """Files over 300 lines, each with its reason; 400 is the most for any."""
