@@ -90,7 +90,7 @@ def test_audit_over_devices_to_rows_and_tables(
     command = ["quickstart", "--data", str(corpus), "--workdir", str(run)]
     monkeypatch.setattr(sys, "argv", [*command, *SMALL[:-2], *options, "--candidates-at-once", "4"])
     assert quickstart.cli() == 0
-    assert "Audit" in capsys.readouterr().out
+    assert "Spearman" in capsys.readouterr().out
     record = directory.read(run)
     assert list(record.config["grouping"].values()) == [4] and record.config["keep"] == "all"
     assert not {"candidates_at_once", "keep", "workdir"} & record.config["arguments"].keys()
