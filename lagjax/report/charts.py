@@ -9,7 +9,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -31,7 +31,7 @@ class Look(NamedTuple):
 
     text: str
     width: float
-    dashes: Any
+    dashes: str | tuple[int, tuple[float, ...]]
     opacity: float
     order: int
 
@@ -341,7 +341,7 @@ def _steps(axes: "Axes", steps: Sequence[int], facts: Facts) -> int:
     return last
 
 
-def _limits(setter: Any, values: Sequence[float]) -> None:
+def _limits(setter: Callable[[float, float], object], values: Sequence[float]) -> None:
     low, high = min(values, default=0.0), max(values, default=1.0)
     pad = 0.06 * (high - low) or 0.05
     setter(low - pad, high + pad)

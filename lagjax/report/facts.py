@@ -1,12 +1,13 @@
 """What a run directory says, worked out once: every section and every picture draws from this."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from lagjax.analysis import agreement
 from lagjax.analysis.audit import Audit, audit
+from lagjax.jobs import Json, Line
 from lagjax.select.decision import start_choice
 from lagjax.store import directory
 
@@ -14,8 +15,6 @@ PHASES = ("source", "probe", "continue")
 LINE = ("phase", "candidate", "seed", "step", "valid_loss", "status")
 CHOICE = ("winner", "runner_up", "outcome", "lag", "margin", "margin_interval", "ranking")
 DECISION = (*CHOICE, "losses_at_start", "losses_at_lag", "status", "ledger")
-
-Line = dict[str, Any]
 
 
 class Curve(NamedTuple):
@@ -53,10 +52,10 @@ class Facts(NamedTuple):
     own, by candidate: the last step measured, and the means over the seeds that came that far.
     """
 
-    config: dict[str, Any]
+    config: Json
     lines: list[Line]
-    decision: dict[str, Any] | None
-    rounds: list[dict[str, Any]]
+    decision: Json | None
+    rounds: list[Json]
     pool: dict[str, Entry]
     apart: frozenset[str]
     source: Curve | None
