@@ -1,13 +1,15 @@
-"""Trains, grows, probes and goes on with the toy net, in processes that kill themselves where they are told to.
+"""Trains, grows, probes and goes on with the toy net, in processes that kill themselves.
 
     python -m tests.killed_run FOLDER AT_ONCE WHERE...
 
-A process that is left alone works in FOLDER/whole. Then one for each WHERE works in FOLDER/killed, and a last one that
-is left alone; the exit codes are printed. WHERE is `source:N`, `probe:N` or `continue:N` (at the N-th step forward of the
-phase), `save:N` (in the midst of the N-th checkpoint), `lines:N`, `losses:N` or `answer:N` (right after the N-th time that
-these were put on record), `prune:N` (before the N-th removal of old checkpoints), or `report`.
+A process that is left alone works in FOLDER/whole. Then one for each WHERE works in FOLDER/killed,
+and a last one that is left alone; the exit codes are printed. WHERE is `source:N`, `probe:N` or
+`continue:N` (at the N-th step forward of the phase), `save:N` (in the midst of the N-th
+checkpoint), `lines:N`, `losses:N` or `answer:N` (right after the N-th time that these were put on
+record), `prune:N` (before the N-th removal of old checkpoints), or `report`.
 
-All are forks of one that has imported everything, which takes longer than the work; each starts JAX itself.
+All are forks of one that has imported everything, which takes longer than the work; each starts JAX
+itself.
 """
 
 import importlib
@@ -39,7 +41,7 @@ importlib.import_module("matplotlib.backends.backend_svg")
 
 
 def kill(delay: float = 0.0) -> None:
-    """Ends this process as the kernel's out-of-memory killer would, now or in the midst of what follows."""
+    """Ends this process as the out-of-memory killer would, now or in the midst of what follows."""
     if delay:
         threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
     else:
