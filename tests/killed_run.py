@@ -1,5 +1,4 @@
-"""Trains, grows, probes and goes on with the toy net, in processes that kill themselves where they
-are told to.
+"""Trains, grows, probes and goes on with the toy net, in processes that kill themselves.
 
     python -m tests.killed_run FOLDER AT_ONCE WHERE...
 
@@ -42,9 +41,7 @@ importlib.import_module("matplotlib.backends.backend_svg")
 
 
 def kill(delay: float = 0.0) -> None:
-    """Ends this process as the kernel's out-of-memory killer would, now or in the midst of what
-    follows.
-    """
+    """Ends this process as the out-of-memory killer would, now or in the midst of what follows."""
     if delay:
         threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
     else:

@@ -12,9 +12,7 @@ SHARDS = 8
 
 
 def known(name: str, *, role: str = "candidate", **changes: object) -> Known:
-    """A candidate of which only the costs are known: 10 FLOPs a step, 3 an evaluation, to step
-    100.
-    """
+    """Only the costs of a candidate: 10 FLOPs a step, 3 an evaluation, 100 steps."""
     one = Candidate(name, None, None, role)  # type: ignore[arg-type]
     return Known(one, None, None, 10.0, 3.0, 100)._replace(**changes)
 

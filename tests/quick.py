@@ -1,6 +1,4 @@
-"""For modules whose tests spend most of their time compiling, or drawing pages that nobody looks
-at.
-"""
+"""For modules whose tests spend most of their time compiling, or drawing pages."""
 
 from collections.abc import Iterator
 
@@ -21,7 +19,5 @@ def compile_quickly() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs draw no page, which takes longer than what they train; in each module that takes this
-    name from here.
-    """
+    """Runs draw no page, in each module that takes this name from here: it takes longer than they."""
     monkeypatch.setattr(report, "write", lambda path: path)

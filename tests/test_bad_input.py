@@ -1,6 +1,4 @@
-"""Bad input: each with a message that names what was found, what was expected and the remedy;
-nothing is lost.
-"""
+"""Bad input: messages name what was found, what was expected and the remedy; nothing is lost."""
 
 import pathlib
 import subprocess
@@ -99,37 +97,85 @@ GROWN = {
     "transfer": lagjax.Transfer("grow"),
 }
 IN_PYTHON: dict[str, tuple[RUN, list[str]]] = {
-    "fewer layers": (lambda p: run(p, (lagjax.Candidate("one", lagjax.Grow(depth=Stack()), toy.model(1)),)), ["candidate 'one'", "1 layers", "2", "growth adds"]),
-    "another width": (lambda p: run(p, to(toy.model(4, width=16))), ["embed", "8", "16", "say how, as in Grow(width={"]),
+    "fewer layers": (
+        lambda p: run(p, (lagjax.Candidate("one", lagjax.Grow(depth=Stack()), toy.model(1)),)),
+        ["candidate 'one'", "1 layers", "2", "growth adds"],
+    ),
+    "another width": (
+        lambda p: run(p, to(toy.model(4, width=16))),
+        ["embed", "8", "16", "say how, as in Grow(width={"],
+    ),
     "missing row": (lambda p: run(p, **table(down=None)), ["layers/down", "(2, 16, 8)", "add"]),
-    "misspelt row": (lambda p: run(p, **table(**{"layers/dwon": "#layers <mlp >embed+"})), ["layers/dwon", "layers/down", "nearest"]),
+    "misspelt row": (
+        lambda p: run(p, **table(**{"layers/dwon": "#layers <mlp >embed+"})),
+        ["layers/dwon", "layers/down", "nearest"],
+    ),
     "shadowed row": (lambda p: run(p, **shadowed()), ["layers/up", "layers/.*", "shadowed"]),
-    "loss of one number": (lambda p: run(p, to(loss_of(lambda params, batch: jnp.zeros(())))), ["expected two scalars", "nll.sum()"]),
-    "loss for each token": (lambda p: run(p, to(loss_of(lambda params, batch: (jnp.zeros(batch.shape), 1)))), ["(4, 9)", "expected two scalars"]),
-    "loss not finite": (lambda p: run(p, to(loss_of(lambda params, batch: (params["embed"].sum() * jnp.nan, 1)))), ["not finite right after growing"]),
+    "loss of one number": (
+        lambda p: run(p, to(loss_of(lambda params, batch: jnp.zeros(())))),
+        ["expected two scalars", "nll.sum()"],
+    ),
+    "loss for each token": (
+        lambda p: run(p, to(loss_of(lambda params, batch: (jnp.zeros(batch.shape), 1)))),
+        ["(4, 9)", "expected two scalars"],
+    ),
+    "loss not finite": (
+        lambda p: run(p, to(loss_of(lambda params, batch: (params["embed"].sum() * jnp.nan, 1)))),
+        ["not finite right after growing"],
+    ),
     "empty pool": (lambda p: run(p, ()), ["pool is empty"]),
     "a name twice": (lambda p: run(p, to(toy.LARGE) * 2), ["'one'", "2 candidates"]),
-    "a layer that does not exist": (lambda p: run(p, to(toy.LARGE, "0 1 2 1")), ["layer 2", "0 to 1"]),
+    "a layer that does not exist": (
+        lambda p: run(p, to(toy.LARGE, "0 1 2 1")),
+        ["layer 2", "0 to 1"],
+    ),
     "a word too short": (lambda p: run(p, to(toy.LARGE, "0 1 1")), ["3 layers", "4"]),
     "no word": (lambda p: run(p, to(toy.LARGE, "0 1 up 1")), ["'up'", "'new'"]),
     "lag beyond the horizon": (lambda p: run(p, lag=25), ["25", "24"]),
     "no validation": (lambda p: run(p, valid=()), ["no validation shards"]),
-    "shards of two shapes": (lambda p: run(p, valid=(toy.VALID[0], toy.VALID[1][:2])), ["(2, 9)", "(4, 9)"]),
-    "no optimizer state to grow": (lambda p: run(p, transfer=lagjax.Transfer("grow")), ["the task's moments='grow'", "Trained(params, opt_state)", "reset"]),
-    "a schedule of a candidate's own": (lambda p: run(p, with_transfer(lagjax.Transfer("reset", "continue"))), ["candidate 'one''s", "schedule='continue'", "restart the schedule"]),
-    "no such moments": (lambda p: run(p, transfer=lagjax.Transfer("copy")), ["the task's moments is 'copy'", "'reset', 'grow', 'measure'"]),
-    "no such schedule": (lambda p: run(p, transfer=lagjax.Transfer("reset", "soon")), ["schedule is 'soon'", "'restart', 'continue'"]),
-    "moments of an operator without a plan": (lambda p: run(p, (lagjax.Candidate("one", Bare(), toy.LARGE),), **GROWN), ["Bare()", "not linear", "Transfer(moments='reset')"]),
-    "an optimizer state of another": (lambda p: run(p, source=lagjax.Trained(toy.PARAMS, ()), transfer=lagjax.Transfer("grow")), ["not made by tx.init", "reset the moments"]),
-    "the small model's name": (lambda p: run(p, (to(toy.LARGE)[0]._replace(name="source"),)), ["'source'", "small model", "another name"]),
-    "another tree": (lambda p: run(p, (lagjax.Candidate("one", Other(), toy.LARGE),)), ["candidate 'one'", "differs in shapes from the target"]),
+    "shards of two shapes": (
+        lambda p: run(p, valid=(toy.VALID[0], toy.VALID[1][:2])),
+        ["(2, 9)", "(4, 9)"],
+    ),
+    "no optimizer state to grow": (
+        lambda p: run(p, transfer=lagjax.Transfer("grow")),
+        ["the task's moments='grow'", "Trained(params, opt_state)", "reset"],
+    ),
+    "a schedule of a candidate's own": (
+        lambda p: run(p, with_transfer(lagjax.Transfer("reset", "continue"))),
+        ["candidate 'one''s", "schedule='continue'", "restart the schedule"],
+    ),
+    "no such moments": (
+        lambda p: run(p, transfer=lagjax.Transfer("copy")),
+        ["the task's moments is 'copy'", "'reset', 'grow', 'measure'"],
+    ),
+    "no such schedule": (
+        lambda p: run(p, transfer=lagjax.Transfer("reset", "soon")),
+        ["schedule is 'soon'", "'restart', 'continue'"],
+    ),
+    "moments of an operator without a plan": (
+        lambda p: run(p, (lagjax.Candidate("one", Bare(), toy.LARGE),), **GROWN),
+        ["Bare()", "not linear", "Transfer(moments='reset')"],
+    ),
+    "an optimizer state of another": (
+        lambda p: run(p, source=lagjax.Trained(toy.PARAMS, ()), transfer=lagjax.Transfer("grow")),
+        ["not made by tx.init", "reset the moments"],
+    ),
+    "the small model's name": (
+        lambda p: run(p, (to(toy.LARGE)[0]._replace(name="source"),)),
+        ["'source'", "small model", "another name"],
+    ),
+    "another tree": (
+        lambda p: run(p, (lagjax.Candidate("one", Other(), toy.LARGE),)),
+        ["candidate 'one'", "differs in shapes from the target"],
+    ),
     "no horizon": (lambda p: run(p, horizon=0), ["horizon is 0", "at least 1"]),
     "no seeds": (lambda p: run(p, seeds=0), ["seeds is 0"]),
     "neither tx nor engine": (lambda p: run(p, tx=None), ["neither tx nor an engine"]),
     "under a file": (lambda p: run(_file(p) / "run"), ["file"]),
     "at a file": (lambda p: run(_file(p)), ["file"]),
     "a folder of other things": (lambda p: run(_file(p).parent), ["other files"]),
-}  # fmt: skip
+}
 
 
 def _file(path: pathlib.Path) -> pathlib.Path:
@@ -210,7 +256,10 @@ def empty_folder(folder: pathlib.Path) -> list[str]:
 
 
 COMMANDS: dict[str, tuple[Callable[[pathlib.Path], list[str]], list[str]]] = {
-    "no such data": (lambda folder: ["--data", str(folder / "nowhere")], ["nowhere", "does not exist"]),
+    "no such data": (
+        lambda folder: ["--data", str(folder / "nowhere")],
+        ["nowhere", "does not exist"],
+    ),
     "empty data": (text_file(""), ["text"]),
     "folder without text": (empty_folder, ["empty"]),
     "shorter than a window": (text_file("too short"), ["9"]),
@@ -220,7 +269,7 @@ COMMANDS: dict[str, tuple[Callable[[pathlib.Path], list[str]], list[str]]] = {
     "not a number": (lambda folder: ["--lag", "soon"], ["soon"]),
     "heads do not divide": (lambda folder: ["--heads", "5"], ["width=64", "heads=5"]),
     "under a file": (lambda folder: ["--workdir", str(_file(folder / "a") / "run")], ["file"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

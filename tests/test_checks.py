@@ -1,6 +1,4 @@
-"""What a policy may not answer: refused with its name, and before anything is trained where that
-can be known.
-"""
+"""What a policy may not answer is refused with its name, before training where that can be."""
 
 import json
 import pathlib
@@ -40,17 +38,26 @@ class Says:
 WON = decide(evidence({"stack": {2: 1.0}}))
 (STACK,) = toy.pool("stack")
 AT_ONCE = {
-    "a number": (4, "answers 4; expected Probe(until), Add(candidates) or a Decision, as decide(evidence)"),
+    "a number": (
+        4,
+        "answers 4; expected Probe(until), Add(candidates) or a Decision, as decide(evidence)",
+    ),
     "nothing": (None, "answers None; expected"),
     "an unknown name": (Probe(4, ("x",)), "asks for the candidates ['x']; there are ['stack']"),
     "an unknown name with a step": (Probe({"x": 4}), "asks for the candidates ['x']"),
     "no name": (Probe(4, ()), "asks for {} and has seen the steps {}: it would ask for ever"),
-    "step 0": (Probe(0), "asks for step 0 of 'stack'; expected a whole number from 1 to its horizon, 8"),
+    "step 0": (
+        Probe(0),
+        "asks for step 0 of 'stack'; expected a whole number from 1 to its horizon, 8",
+    ),
     "beyond the horizon": (Probe(9), "asks for step 9 of 'stack'"),
     "half a step": (Probe({"stack": 2.5}), "asks for step 2.5 of 'stack'"),
     "a decision at once": (WON, "decides before any probe; let it answer Probe(step) first"),
-    "adding nothing": (Add(()), "adds no candidates; let it answer Probe(step) or decide(evidence)"),
-}  # fmt: skip
+    "adding nothing": (
+        Add(()),
+        "adds no candidates; let it answer Probe(step) or decide(evidence)",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", AT_ONCE)
@@ -63,8 +70,9 @@ def test_known_before_anything_is_trained(name: str, tmp_path: pathlib.Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("stack", "2 candidates named 'stack'"), ("source", "named 'source'"), ("", "named ''")]
-)  # fmt: skip
+    ("name", "says"),
+    [("stack", "2 candidates named 'stack'"), ("source", "named 'source'"), ("", "named ''")],
+)
 def test_names_that_are_taken(name: str, says: str, tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match=says):
         go(tmp_path / "run", Says(Add((STACK._replace(name=name),))))
@@ -95,9 +103,12 @@ def test_answers_are_judged_by_what_was_seen() -> None:
         {"a": {4: 1.0}, "b": {8: 2.0}}, [known("a"), known("b"), known("c", role="control")]
     )
     for answer in (
-        Probe(8), Probe({"a": 5, "b": 2}), Probe(1, ("c",)), decide(found),
+        Probe(8),
+        Probe({"a": 5, "b": 2}),
+        Probe(1, ("c",)),
+        decide(found),
         decide(found)._replace(winner=None),
-    ):  # fmt: skip
+    ):
         check_answer("it", answer, found)
     for answer in (Probe(8, ("b",)), Probe({"a": 4, "b": 7})):
         with pytest.raises(ValueError, match="would ask for ever"):

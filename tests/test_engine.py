@@ -1,6 +1,4 @@
-"""Training loops as functions: what of their state comes out, what travels through a run, what is
-saved once.
-"""
+"""Training loops as functions: what goes into a run, what comes out, what is saved once."""
 
 import pathlib
 
@@ -22,9 +20,7 @@ no_page = quick.no_page
 
 
 def with_average(model: lagjax.Model, tx: optax.GradientTransformation) -> Engine:
-    """Keeps a running average of the parameters, and an accuracy; the average is what is evaluated
-    as well.
-    """
+    """Keeps a running average of the parameters, which is evaluated as well, and an accuracy."""
     inner = from_loss(model, tx)
 
     def init(trained: Trained, key: jax.Array) -> tuple:
@@ -86,9 +82,7 @@ def test_a_state_comes_apart_and_together() -> None:
 
 
 def test_a_run_carries_collections_and_metrics(tmp_path: pathlib.Path) -> None:
-    """They grow with the parameters, go on after an interruption to the bit, and come out by
-    `load`.
-    """
+    """They grow with the parameters, go on to the bit after an interruption, and come out."""
     average = jax.tree.map(lambda x: 2 * x, toy.PARAMS)
     (stack,) = toy.pool("stack")
     task = toy.task(
@@ -162,7 +156,10 @@ def test_an_engine_whose_evaluation_is_no_metric(tmp_path: pathlib.Path) -> None
 
         with pytest.raises(ValueError, match=says):
             lagjax.run(
-                toy.task(engine=engine), toy.pool("stack"), lagjax.FixedLag(4), tmp_path / "run",
+                toy.task(engine=engine),
+                toy.pool("stack"),
+                lagjax.FixedLag(4),
+                tmp_path / "run",
                 progress=toy.Told(),
-            )  # fmt: skip
+            )
         assert not (tmp_path / "run").exists()

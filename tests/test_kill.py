@@ -18,9 +18,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def exit_codes(folder: pathlib.Path, at_once: int, places: list[str]) -> list[int]:
-    """Of the run that is left alone, of those killed, and of the last, which ends what they
-    began.
-    """
+    """Of the run left alone, of those killed, and of the last, which ends what they began."""
     command = [sys.executable, "-m", "tests.killed_run", folder, str(at_once), *places]
     # The first process compiles, those after it read what it left: the same programs, in less time.
     cache = {
@@ -43,9 +41,7 @@ def exit_codes(folder: pathlib.Path, at_once: int, places: list[str]) -> list[in
 
 
 def outcome(workdir: pathlib.Path) -> tuple:
-    """All that a run leaves but wall times, which no two runs share; of checkpoints, what they
-    hold.
-    """
+    """All that a run leaves but wall times; of checkpoints, what they hold."""
     data = directory.read(workdir)
     lines = [
         {key: value for key, value in line.items() if key != "seconds"} for line in data.curves

@@ -111,9 +111,7 @@ def test_without_a_model_it_comes_as_nested_dictionaries(finished: Finished) -> 
 
 
 def test_the_optimizer_goes_on_as_the_run_did(finished: Finished) -> None:
-    """From the checkpoint at the lag to the horizon, by hand: bitwise what the run's own checkpoint
-    holds.
-    """
+    """From the checkpoint at the lag to the horizon, by hand: bitwise the run's own."""
     path = finished.path
     begin, end = (lagjax.load(path, toy.LARGE, tx=toy.tx(), step=step) for step in (4, 16))
     engine = from_loss(toy.LARGE, toy.tx())
@@ -198,23 +196,27 @@ def loss_of(apply: Any) -> Any:
 
 def linen(width: int) -> lagjax.Model:
     net = Net(width)
-    axes = lagjax.Axes({
-        "params/Dense_0/kernel": "<vocab >mlp",
-        "params/Dense_0/bias": ">mlp",
-        "params/Dense_1/kernel": "<mlp >vocab",
-        "params/Dense_1/bias": ">vocab",
-    })  # fmt: skip
+    axes = lagjax.Axes(
+        {
+            "params/Dense_0/kernel": "<vocab >mlp",
+            "params/Dense_0/bias": ">mlp",
+            "params/Dense_1/kernel": "<mlp >vocab",
+            "params/Dense_1/bias": ">vocab",
+        }
+    )
     return lagjax.Model(lambda key: net.init(key, toy.VALID[0]), loss_of(net.apply), axes)
 
 
 def in_nnx(width: int) -> lagjax.Model:
     graph, _ = nnx.split(nnx.eval_shape(lambda: Nnx(width, nnx.Rngs(0))))
-    axes = lagjax.Axes({
-        "up/kernel": "<vocab >mlp",
-        "up/bias": ">mlp",
-        "down/kernel": "<mlp >vocab",
-        "down/bias": ">vocab",
-    })  # fmt: skip
+    axes = lagjax.Axes(
+        {
+            "up/kernel": "<vocab >mlp",
+            "up/bias": ">mlp",
+            "down/kernel": "<mlp >vocab",
+            "down/bias": ">vocab",
+        }
+    )
 
     def apply(params: nnx.State, batch: jax.Array) -> jax.Array:
         return nnx.merge(graph, params)(batch)
@@ -260,14 +262,29 @@ def test_what_cannot_be_loaded(finished: Finished, tmp_path: pathlib.Path) -> No
     path, _, decision, _ = finished
     winner = decision.winner
     for given, says in (
-        ({"candidate": "x"}, r"no checkpoint of 'x' with seed 0; .*'source-0', 'stack-0'.*keep='all'"),
+        (
+            {"candidate": "x"},
+            r"no checkpoint of 'x' with seed 0; .*'source-0', 'stack-0'.*keep='all'",
+        ),
         ({"seed": 2}, rf"no checkpoint of '{winner}' with seed 2"),
         ({"step": 9}, rf"no checkpoint of '{winner}' with seed 0 at step 9; .*steps \[4, 16\]"),
-        ({"like": toy.SMALL}, r"float32\[4, (8|16), .*'layers/(up|down)', and `like` has float32\[2, .*the model that it"),
-        ({"like": toy.LARGE._replace(init=lambda key: {"w": jnp.ones(2)})}, "has nothing at 'w', and `like` has float32"),
-        ({"like": toy.LARGE, "tx": optax.sgd(0.1, momentum=0.9)}, "nothing at '0/trace/.*`tx` has float32.*the optimizer"),
-        ({"tx": optax.inject_hyperparams(optax.sgd)(0.1)}, "and `tx` has nothing there; give the optimizer"),
-    ):  # fmt: skip
+        (
+            {"like": toy.SMALL},
+            r"float32\[4, (8|16), .*'layers/(up|down)', and `like` has float32\[2, .*the model",
+        ),
+        (
+            {"like": toy.LARGE._replace(init=lambda key: {"w": jnp.ones(2)})},
+            "has nothing at 'w', and `like` has float32",
+        ),
+        (
+            {"like": toy.LARGE, "tx": optax.sgd(0.1, momentum=0.9)},
+            "nothing at '0/trace/.*`tx` has float32.*the optimizer",
+        ),
+        (
+            {"tx": optax.inject_hyperparams(optax.sgd)(0.1)},
+            "and `tx` has nothing there; give the optimizer",
+        ),
+    ):
         with pytest.raises(ValueError, match=says):
             lagjax.load(path, **given)
     with pytest.raises(ValueError, match="no run directory"):
@@ -278,9 +295,12 @@ def test_what_cannot_be_loaded(finished: Finished, tmp_path: pathlib.Path) -> No
 
     with pytest.raises(KeyboardInterrupt):
         lagjax.run(
-            toy.task(), toy.pool("stack"), lagjax.FixedLag(4), tmp_path / "run",
+            toy.task(),
+            toy.pool("stack"),
+            lagjax.FixedLag(4),
+            tmp_path / "run",
             progress=toy.Told(interrupt),
-        )  # fmt: skip
+        )
     with pytest.raises(ValueError, match=r"has not decided yet: finish it, or name a candidate"):
         lagjax.load(tmp_path / "run")
     decided = {"winner": None, "outcome": "all_failed"}

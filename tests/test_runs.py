@@ -26,20 +26,62 @@ compile_quickly = quick.compile_quickly
 no_page = quick.no_page
 
 LINE = {
-    "phase", "candidate", "seed", "step", "valid_loss", "valid_loss_shards", "train_loss", "grad_norm", "update_norm",
-    "lr", "metrics", "tokens", "flops", "seconds", "status",
-}  # fmt: skip
+    "phase",
+    "candidate",
+    "seed",
+    "step",
+    "valid_loss",
+    "valid_loss_shards",
+    "train_loss",
+    "grad_norm",
+    "update_norm",
+    "lr",
+    "metrics",
+    "tokens",
+    "flops",
+    "seconds",
+    "status",
+}
 DECISION = {
-    "winner", "runner_up", "outcome", "lag", "margin", "margin_interval", "ranking", "losses_at_start",
-    "losses_at_lag", "status", "tied", "lags", "ledger",
-}  # fmt: skip
+    "winner",
+    "runner_up",
+    "outcome",
+    "lag",
+    "margin",
+    "margin_interval",
+    "ranking",
+    "losses_at_start",
+    "losses_at_lag",
+    "status",
+    "tied",
+    "lags",
+    "ledger",
+}
 LEDGER = {
-    "overhead", "budget_share", "full_run_flops", "losers_flops", "evaluation_flops", "fit_flops", "seconds",
-}  # fmt: skip
+    "overhead",
+    "budget_share",
+    "full_run_flops",
+    "losers_flops",
+    "evaluation_flops",
+    "fit_flops",
+    "seconds",
+}
 CONFIG = {
-    "format", "arguments", "task", "pool", "policy", "compare", "keep", "candidates_at_once", "placement", "versions",
-    "device", "cores", "grouping", "shard_tokens",
-}  # fmt: skip
+    "format",
+    "arguments",
+    "task",
+    "pool",
+    "policy",
+    "compare",
+    "keep",
+    "candidates_at_once",
+    "placement",
+    "versions",
+    "device",
+    "cores",
+    "grouping",
+    "shard_tokens",
+}
 ENTRY = {"name", "operator", "role", "word", "exact", "transfer", "target", "step_flops"}
 
 
@@ -127,9 +169,7 @@ def test_lines_add_up(finished: tuple[pathlib.Path, lagjax.Decision]) -> None:
 def test_a_curve_equals_a_plain_loop(
     finished: tuple[pathlib.Path, lagjax.Decision],
 ) -> None:
-    """The reference: a step loop written out, with the data order and the schedule of the full
-    run.
-    """
+    """The reference: a loop written out, with the data order and the schedule of the full run."""
     path, _ = finished
     candidate = toy.pool("stack")[0]
     params = candidate.operator(jax.random.key(0), toy.PARAMS, toy.AXES, toy.LARGE)
@@ -237,8 +277,9 @@ def test_the_loss_at_the_start_would_have_chosen_another(
     assert at_start != decision.winner
     ends = {(x["candidate"], x["seed"]): x["step"] for x in without_times(path)}
     assert {trial for trial, step in ends.items() if step == 24} == {
-        (decision.winner, 0), (at_start, 0),
-    }  # fmt: skip
+        (decision.winner, 0),
+        (at_start, 0),
+    }
 
 
 def test_a_disk_without_room_is_refused(
@@ -247,8 +288,7 @@ def test_a_disk_without_room_is_refused(
     usage = namedtuple("usage", "total used free")
     free = {"bytes": 0}
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, free["bytes"]))
-    # Parameters, two moments, and a few scalars; two candidates, two checkpoints each and one being
-    # written.
+    # Parameters and two moments; two candidates, two checkpoints each and one being written.
     size = (
         4
         * 3
@@ -312,9 +352,7 @@ def test_all_failed_is_a_decision(tmp_path: pathlib.Path) -> None:
 
 
 def test_an_engine_of_ones_own(tmp_path: pathlib.Path) -> None:
-    """A training loop that keeps a state of its own, here a running mean of the loss, without
-    optax.
-    """
+    """A training loop without optax that keeps a state of its own, a running mean of the loss."""
 
     def engine(model: lagjax.Model, tx: None) -> lagjax.Engine:
         def mean(params: object, batch: jax.Array) -> jax.Array:

@@ -1,6 +1,4 @@
-"""A tiny pre-norm residual net in plain JAX, and a task for it, so that tests of runs compile in no
-time.
-"""
+"""A tiny pre-norm residual net in plain JAX, and a task for it: tests of runs compile fast."""
 
 import pathlib
 from collections.abc import Callable
@@ -93,9 +91,7 @@ def curve(path: pathlib.Path, candidate: str, seed: int = 0) -> list[dict]:
 
 
 def without_times(path: pathlib.Path) -> list[dict]:
-    """The lines of a run directory in a fixed order, without the seconds, which no two runs
-    share.
-    """
+    """The lines of a run directory in a fixed order, without the seconds."""
     lines = [{key: x for key, x in line.items() if key != "seconds"} for line in read(path).curves]
     return sorted(lines, key=lambda line: (line["candidate"], line["seed"], line["step"]))
 

@@ -28,9 +28,7 @@ def test_margin_of_one_number_has_no_interval() -> None:
 
 
 def test_margin_covers_the_truth() -> None:
-    """Seeds and shards both vary: 95 % intervals hold the truth in about 95 of 100 cases, and not
-    in all.
-    """
+    """Seeds and shards both vary: 95 % intervals hold the truth in about 95 of 100 cases."""
     random = np.random.default_rng(2)
     held = 0
     for _ in range(1000):
@@ -64,9 +62,7 @@ def test_a_margin_of_one_batch_has_no_interval() -> None:
 
 
 def test_a_margin_of_steps_covers_the_truth() -> None:
-    """Though neighbouring differences are correlated, for which intervals of single steps are far
-    too narrow.
-    """
+    """Though neighbouring differences are correlated: intervals of single steps are too narrow."""
     random = np.random.default_rng(3)
     held = narrow = 0
     for _ in range(500):

@@ -109,9 +109,7 @@ def _losses(path: pathlib.Path, trial: Trial) -> bytes:
 
 
 def poisoned(at: int) -> Callable[[lagjax.Model, object], lagjax.Engine]:
-    """Engines under which parameters of one candidate, known by its first value, are lost at a
-    step.
-    """
+    """Engines that lose the parameters of one candidate, known by its first value, at a step."""
 
     def engine(model: lagjax.Model, tx: object) -> lagjax.Engine:
         made = lagjax.from_loss(model, tx)
@@ -209,9 +207,7 @@ def test_a_failure_between_evaluations(tmp_path: pathlib.Path) -> None:
 
 
 def test_what_segments_say(tmp_path: pathlib.Path) -> None:
-    """From checkpoint to checkpoint, each on disk when it is said; losses and lines of just these
-    steps.
-    """
+    """From checkpoint to checkpoint, each on disk when it is said; what just these steps gave."""
     said: list[tuple[Job, Segment]] = []
 
     def watching(work: Workload, jobs: list[Job]) -> object:

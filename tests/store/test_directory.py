@@ -1,6 +1,4 @@
-"""The run directory: what a kill leaves is mended, commits may be said twice, other formats are
-refused.
-"""
+"""The run directory: kills are mended, commits may be said twice, other formats are refused."""
 
 import json
 import pathlib
