@@ -1,4 +1,4 @@
-"""What users of tools like this one meet: each file is one of their situations, told by its docstring."""
+"""What users of such tools meet: each file is one of their situations, told by its docstring."""
 
 from collections.abc import Iterator
 

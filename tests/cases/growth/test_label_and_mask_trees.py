@@ -1,4 +1,4 @@
-"""optax.partition, masked and adamw(mask=...) given trees, a documented way, and then two layers more.
+"""optax.partition, masked and adamw(mask=...) given trees, as documented, and then two layers more.
 
 A tree of labels or of a mask fits one model only; the state must be carried all the same, whether
 the labels are a function, or a tree of the small model or of the large one.
