@@ -17,7 +17,7 @@ def test_no_folder_of_that_name(path, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     try:
-        small.source(path, 8)
+        small.source(path, 1)
     except ValueError as error:
         assert path.split("/")[0] in str(error)
     assert not list((tmp_path / "here").iterdir())

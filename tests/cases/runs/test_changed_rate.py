@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+import lagjax
 from tests import quick, toy
 from tests.cases.runs import small
 
@@ -21,45 +22,36 @@ class Stop(Exception):
     pass
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return small.source(tmp_path_factory.mktemp("source"), 8)
+RUN = {"horizon": 8, "lag": 4}
 
 
-@pytest.fixture(scope="module")
-def wanted(trained, tmp_path_factory):
-    """What a run at the new rate finds in a new directory."""
-    return small.search(tmp_path_factory.mktemp("new"), trained, rate=1e-1).losses_at_lag
-
-
-@NOT_SEEN
-def test_a_finished_run(trained, wanted, tmp_path):
-    small.search(tmp_path, trained)
+def other_rate(path):
+    """What a run at the new rate says where there is an old one, or None where it is refused."""
     try:
-        again = small.search(tmp_path, trained, rate=1e-1)
+        return small.search(path, lagjax.Trained(toy.PARAMS), rate=1e-1, **RUN)
     except ValueError:
-        return
-    assert again.losses_at_lag == wanted
+        return None
 
 
 @NOT_SEEN
-def test_an_interrupted_run(trained, wanted, tmp_path):
-    small.search(tmp_path / "whole", trained)
-    first = (tmp_path / "whole" / "curves.jsonl").read_text().count('"candidate": "stack"')
-    assert first
+def test_a_finished_run(tmp_path):
+    small.search(tmp_path / "old", lagjax.Trained(toy.PARAMS), **RUN)
+    again = other_rate(tmp_path / "old")
+    assert not again or again.losses_at_lag == other_rate(tmp_path / "new").losses_at_lag
 
+
+@NOT_SEEN
+def test_an_interrupted_run(tmp_path):
     def stop(event):
-        lines = tmp_path / "cut" / "curves.jsonl"
-        if lines.exists() and '"candidate": "stack"' in lines.read_text():
+        # One of two candidates is probed.
+        if any(line["step"] == 4 for line in toy.curve(tmp_path / "old", "stack")):
             raise Stop
 
     with pytest.raises(Stop):
-        small.search(tmp_path / "cut", trained, progress=toy.Told(stop))
-    try:
-        again = small.search(tmp_path / "cut", trained, rate=1e-1)
-    except ValueError:
-        return
-    assert again.losses_at_lag == wanted
+        told = toy.Told(stop)
+        small.search(tmp_path / "old", lagjax.Trained(toy.PARAMS), progress=told, **RUN)
+    again = other_rate(tmp_path / "old")
+    assert not again or again.losses_at_lag == other_rate(tmp_path / "new").losses_at_lag
 
 
 @NOT_SEEN

@@ -13,7 +13,27 @@ import numpy as np
 import pytest
 
 CHECKOUT = pathlib.Path(__file__).parents[3]
-WORDS = ["der", "Müller", "grüßt", "die", "schöne", "Frau", "über", "den", "Fluß", "und", "läuft", "während", "des", "Frühlings", "nach", "Köln", "für", "große", "Äpfel"]
+WORDS = [
+    "der",
+    "Müller",
+    "grüßt",
+    "die",
+    "schöne",
+    "Frau",
+    "über",
+    "den",
+    "Fluß",
+    "und",
+    "läuft",
+    "während",
+    "des",
+    "Frühlings",
+    "nach",
+    "Köln",
+    "für",
+    "große",
+    "Äpfel",
+]
 TINY = [
     "--layers", "1", "--grown-layers", "2", "--width", "16", "--heads", "2", "--window", "16",
     "--batch", "4", "--source-steps", "20", "--horizon", "20", "--lag", "8", "--shards", "4",

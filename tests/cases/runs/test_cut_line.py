@@ -7,8 +7,9 @@ import json
 
 import pytest
 
+import lagjax
 from lagjax.store import curves
-from tests import quick
+from tests import quick, toy
 from tests.cases.runs import small
 
 no_page = quick.no_page
@@ -19,7 +20,7 @@ class PowerCut(Exception):
 
 
 def test_goes_on_after_half_a_line(tmp_path, monkeypatch):
-    trained = small.source(tmp_path)
+    trained = lagjax.Trained(toy.PARAMS)
     real, written = curves.append, []
 
     def dying(path, content):

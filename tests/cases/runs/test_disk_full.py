@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 
+import lagjax
 from tests import quick, toy
 from tests.cases.runs import small
 
@@ -46,7 +47,7 @@ def test_goes_on_when_there_is_room_again(disk):
 
     # A line of curves.jsonl is about 2 kB long.
     shards = [toy.batch(99, index) for index in range(96)]
-    trained = small.source(disk / "run")
+    trained = lagjax.Trained(toy.PARAMS)
     options = {"horizon": 64, "valid": shards, "checkpoint_seconds": 0.0}
     with pytest.raises(Exception, match="(?i)space|full|ENOSPC"):
         small.search(disk / "run", trained, "stack", "lidas", batch=fed, **options)

@@ -9,7 +9,7 @@ import json
 import pytest
 
 import lagjax
-from tests import quick
+from tests import quick, toy
 from tests.cases.runs import small
 
 no_page = quick.no_page
@@ -29,7 +29,7 @@ def engine_with(rate):
 
 
 def test_a_reading(tmp_path):
-    trained = small.source(tmp_path, 8)
+    trained = lagjax.Trained(toy.PARAMS)
     small.search(tmp_path, trained, horizon=8, lag=4, engine=engine_with((1e-2, 0)))
     last = json.loads((tmp_path / "curves.jsonl").read_text().splitlines()[-1])
     assert last["lr"] == pytest.approx(1e-2)
@@ -37,7 +37,7 @@ def test_a_reading(tmp_path):
 
 
 def test_a_number_alone(tmp_path):
-    trained = small.source(tmp_path, 8)
+    trained = lagjax.Trained(toy.PARAMS)
     with pytest.raises(ValueError, match="'lr'"):
         small.search(tmp_path, trained, horizon=8, lag=4, engine=engine_with(1e-2))
-    assert "probe" not in (tmp_path / "curves.jsonl").read_text()
+    assert not (tmp_path / "curves.jsonl").exists()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import lagjax
-from lagjax.analysis.agreement import start_choice
+from lagjax.select.decision import start_choice
 from tests import toy
 from tests.cases.runs import small
 
