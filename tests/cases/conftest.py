@@ -1,0 +1,22 @@
+"""What users of such tools meet: each file is one of their situations, told by its docstring."""
+
+from collections.abc import Iterator
+
+import jax
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def as_users_have_it() -> Iterator[None]:
+    """Models of users broadcast between ranks; and XLA is quick rather than clever."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.numpy_rank_promotion("allow"):
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """In float64, where rounding hides nothing."""
+    with jax.enable_x64(True):
+        yield

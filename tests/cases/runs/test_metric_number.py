@@ -1,0 +1,43 @@
+"""An engine of the user's own that reports a constant learning rate as a plain number.
+
+As a reading, `(1e-2, 0)`, it must be recorded; alone it must be refused by name before anything is
+trained.
+"""
+
+import json
+
+import pytest
+
+import lagjax
+from tests import quick, toy
+from tests.cases.runs import small
+
+no_page = quick.no_page
+
+
+def engine_with(rate):
+    def engine(target, tx):
+        base = lagjax.from_loss(target, tx)
+
+        def step(state, batch):
+            state, metrics = base.step(state, batch)
+            return state, {"loss": metrics["loss"], "lr": rate, "windows": (4, 1)}
+
+        return base._replace(step=step)
+
+    return engine
+
+
+def test_a_reading(tmp_path):
+    trained = lagjax.Trained(toy.PARAMS)
+    small.search(tmp_path, trained, horizon=8, lag=4, engine=engine_with((1e-2, 0)))
+    last = json.loads((tmp_path / "curves.jsonl").read_text().splitlines()[-1])
+    assert last["lr"] == pytest.approx(1e-2)
+    assert last["metrics"]["windows"] == 4
+
+
+def test_a_number_alone(tmp_path):
+    trained = lagjax.Trained(toy.PARAMS)
+    with pytest.raises(ValueError, match="'lr'"):
+        small.search(tmp_path, trained, horizon=8, lag=4, engine=engine_with(1e-2))
+    assert not (tmp_path / "curves.jsonl").exists()

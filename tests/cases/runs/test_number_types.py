@@ -1,0 +1,70 @@
+"""Numbers as scripts give them: a lag computed with numpy, a horizon written 3.2e1.
+
+They must do what the integer does, or be refused by a ValueError before anything is computed.
+"""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+import lagjax
+from lagjax.store.directory import read
+from tests import quick, toy
+from tests.cases.runs import small
+
+no_page = quick.no_page
+VARIANTS = {
+    "numpy lag": {"policy": lagjax.FixedLag(np.int64(10))},
+    "float lag": {"policy": lagjax.FixedLag(1e1)},
+    "float horizon": {"horizon": 3.2e1},
+    "numpy horizon": {"horizon": np.int64(32)},
+    "numpy seeds": {"seeds": np.int64(1)},
+    "arguments": {"arguments": {"rate": np.float32(1e-2), "folder": pathlib.Path("/data")}},
+}
+
+
+def found(path, trained, **changes):
+    """What came of a run, or None where it was refused."""
+    try:
+        decision = small.search(path, trained, lag=10, **changes)
+    except ValueError:
+        assert not (path / "curves.jsonl").exists()
+        return None
+    steps = [line["step"] for line in toy.curve(path, decision.winner)]
+    saved = sorted(each.name for each in (path / "checkpoints").glob("*/*"))
+    assert read(path).decision["lag"] == decision.lag
+    return decision.winner, decision.lag, type(decision.lag), steps, saved
+
+
+def as_it_is(name, why):
+    reason = f"{why}, and no ValueError says it"
+    return pytest.param(name, marks=pytest.mark.xfail(strict=True, raises=TypeError, reason=reason))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        as_it_is("numpy lag", "rounds.jsonl cannot hold it"),
+        "float lag",
+        as_it_is("float horizon", "steps become floats"),
+        as_it_is("numpy horizon", "config.json cannot hold it"),
+        as_it_is("numpy seeds", "config.json cannot hold it"),
+        as_it_is("arguments", "config.json cannot hold it"),
+    ],
+)
+def test_does_what_the_integer_does(name, tmp_path):
+    trained = lagjax.Trained(toy.PARAMS)
+    made = found(tmp_path / "run", trained, **VARIANTS[name])
+    assert made is None or made == found(tmp_path / "int", trained)
+
+
+def test_a_float_lag_off_the_grid(tmp_path):
+    trained = lagjax.Trained(toy.PARAMS)
+    changes = {"horizon": 64, "lag": 7}
+    try:
+        made = small.search(tmp_path / "float", trained, **changes, policy=lagjax.FixedLag(7e0))
+    except ValueError:
+        return
+    wanted = small.search(tmp_path / "int", trained, **changes)
+    assert made.losses_at_lag == wanted.losses_at_lag
