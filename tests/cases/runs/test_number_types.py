@@ -45,7 +45,7 @@ def as_it_is(name, why):
 @pytest.mark.parametrize(
     "name",
     [
-        as_it_is("numpy lag", "rounds.jsonl cannot hold it"),
+        "numpy lag",
         "float lag",
         as_it_is("float horizon", "steps become floats"),
         as_it_is("numpy horizon", "config.json cannot hold it"),
