@@ -4,6 +4,8 @@ A schedule of the weight decay must begin where `schedule` says, as that of the 
 and the others must be carried without an error.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -38,9 +40,13 @@ def carried(tx, moments, schedule):
     params, target = drawn(init(4)), lagjax.Model(init(8), None, AXES)
     plan, large = grow(lagjax.Grow(width={"mlp": width.Tile()}), params, AXES, target)
     state = tx.init(params)
-    update = jax.jit(optax.with_extra_args_support(tx).update)
-    for _ in range(6):
-        _, state = update(params, state, params, value=jnp.ones(()))
+    update = optax.with_extra_args_support(tx).update
+
+    def six(params, state):
+        one = functools.partial(update, params, params=params, value=jnp.ones(()))
+        return jax.lax.fori_loop(0, 6, lambda _, state: one(state)[1], state)
+
+    state = jax.jit(six)(params, state)
     plan = plan if moments == "grow" else None
     return carry(plan, state, params, large, tx, schedule), tx.init(large)
 

@@ -14,6 +14,6 @@ def test_asks_for_few_more_batches_than_steps(tmp_path):
         asked.append(step)
         return toy.batch(seed, step)
 
-    small.search(tmp_path, lagjax.Trained(toy.PARAMS), horizon=64, batch=counted)
-    trained = 2 * 8 + 56
+    small.search(tmp_path, lagjax.Trained(toy.PARAMS), horizon=32, batch=counted)
+    trained = 2 * 8 + 24
     assert len(asked) < 2 * trained

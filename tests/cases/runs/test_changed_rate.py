@@ -43,13 +43,14 @@ def test_a_finished_run(tmp_path):
 @NOT_SEEN
 def test_an_interrupted_run(tmp_path):
     def stop(event):
-        # One of two candidates is probed.
-        if any(line["step"] == 4 for line in toy.curve(tmp_path / "old", "stack")):
+        # The first of two candidates is probed.
+        if any(line["step"] == 4 for line in toy.curve(tmp_path / "old", "zeroed-stack")):
             raise Stop
 
     with pytest.raises(Stop):
         told = toy.Told(stop)
         small.search(tmp_path / "old", lagjax.Trained(toy.PARAMS), progress=told, **RUN)
+    assert not toy.curve(tmp_path / "old", "stack")
     again = other_rate(tmp_path / "old")
     assert not again or again.losses_at_lag == other_rate(tmp_path / "new").losses_at_lag
 

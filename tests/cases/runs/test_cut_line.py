@@ -31,7 +31,7 @@ def test_goes_on_after_half_a_line(tmp_path, monkeypatch):
             raise PowerCut
         real(path, content)
 
-    options = {"horizon": 64, "checkpoint_seconds": 0.0}
+    options = {"horizon": 32, "checkpoint_seconds": 0.0}
     with monkeypatch.context() as patched:
         patched.setattr(curves, "append", dying)
         with pytest.raises(PowerCut):

@@ -54,7 +54,7 @@ def test_twins_tie(feed, tmp_path):
     twins = [stack._replace(name="one"), stack._replace(name="other")]
     trained = lagjax.Trained(toy.PARAMS)
     try:
-        decision = small.search(tmp_path, trained, pool=twins, batch=feed())
+        decision = small.search(tmp_path, trained, pool=twins, batch=feed(), horizon=8, lag=4)
     except ValueError:
         assert feed is not pure
         return
