@@ -6,6 +6,8 @@ truth is measured: both models are shown the same data at a learning rate of 0, 
 must be what the grown model's own is, or be refused.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,13 +57,22 @@ def gradients(params):
     return jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(params, batches)
 
 
-def shown(tx, params):
+@functools.cache
+def models():
+    """The plan, and both models' parameters with their gradients."""
+    params, target = drawn(init(4), 1.0), lagjax.Model(init(8), None, AXES)
+    plan, large = grow(lagjax.Grow(width={"mlp": width.Tile()}), params, AXES, target)
+    assert plan.exact
+    return plan, (params, gradients(params)), (large, gradients(large))
+
+
+def shown(tx, params, all_of_them):
     """The state after the gradients of ten batches, none of them applied."""
 
     def step(state, gradient):
         return tx.update(gradient, state, params)[1], None
 
-    return jax.jit(lambda all: jax.lax.scan(step, tx.init(params), all)[0])(gradients(params))
+    return jax.jit(lambda all: jax.lax.scan(step, tx.init(params), all)[0])(all_of_them)
 
 
 @pytest.mark.parametrize(
@@ -73,10 +84,8 @@ def shown(tx, params):
     ids=[*TRANSFORMATIONS, *OTHERS],
 )
 def test_grown_statistics_are_those_of_the_grown_model(name, tx):
-    params, target = drawn(init(4), 1.0), lagjax.Model(init(8), None, AXES)
-    plan, large = grow(lagjax.Grow(width={"mlp": width.Tile()}), params, AXES, target)
-    assert plan.exact
-    state, truth = shown(tx, params), shown(tx, large)
+    plan, (params, of_small), (large, of_large) = models()
+    state, truth = shown(tx, params, of_small), shown(tx, large, of_large)
     try:
         made = carry(plan, state, params, large, tx, "continue")
     except ValueError:
