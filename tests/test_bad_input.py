@@ -23,7 +23,7 @@ RUN = Callable[[pathlib.Path], object]
 
 
 def run(path: pathlib.Path, pool: object = None, lag: int = 4, **changes: object) -> object:
-    pool = toy.pool() if pool is None else pool
+    pool = toy.pool("stack", "random-top") if pool is None else pool
     options = {name: changes.pop(name) for name in ("keep", "compare") if name in changes}
     return lagjax.run(
         toy.task(**changes),
@@ -218,7 +218,11 @@ CHANGES = {
     ),
     "a candidate's transfer": (
         lambda p: run(
-            p, tuple(x._replace(transfer=lagjax.Transfer("measure")) for x in toy.pool())
+            p,
+            tuple(
+                x._replace(transfer=lagjax.Transfer("measure"))
+                for x in toy.pool("stack", "random-top")
+            ),
         ),
         "pool[0].transfer.moments",
     ),

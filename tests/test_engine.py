@@ -115,14 +115,17 @@ def test_a_run_carries_collections_and_metrics(tmp_path: pathlib.Path) -> None:
     first, *_ = lines = toy.curve(tmp_path / "whole", "stack")
     grow = jax.jit(lambda params: stack.operator(jax.random.key(0), params, toy.AXES, toy.LARGE))
 
+    total = jax.jit(lambda params, batch: toy.LARGE.loss(params, batch, None)[0])
+
     def loss(params: object) -> float:
-        return sum(float(toy.LARGE.loss(params, x, None)[0]) for x in toy.VALID) / 192
+        return sum(float(total(params, x)) for x in toy.VALID) / 192
 
     assert first["metrics"]["valid_averaged"] == pytest.approx(loss(grow(average)), rel=1e-5)
     assert lines[-1]["metrics"]["valid_averaged"] == pytest.approx(
         loss(last.collections["ema"]), rel=1e-5
     )
-    guesses = [np.asarray(toy.LARGE.apply(last.params, x)).argmax(-1) for x in toy.VALID]
+    apply = jax.jit(toy.LARGE.apply)
+    guesses = [np.asarray(apply(last.params, x)).argmax(-1) for x in toy.VALID]
     right = np.mean([guess == x[:, 1:] for guess, x in zip(guesses, toy.VALID)])
     assert lines[-1]["metrics"]["valid_accuracy"] == pytest.approx(right)
     assert set(lines[-1]["metrics"]) == {"valid_averaged", "valid_accuracy"}
