@@ -17,6 +17,9 @@ _compiled = tempfile.mkdtemp(prefix="lagjax-compiled-")
 atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# Tests spend most of their time compiling, and next to none in what was compiled: XLA is quick
+# rather than clever, in the processes that tests start as well.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import hypothesis
 import jax
