@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from lagjax import checks
+from lagjax import checks, identity
 from lagjax.analysis.ledger import Ledger, ledger
 from lagjax.evidence import Evidence, Known, gather
 from lagjax.executors.workload import Executor, Workload
@@ -34,6 +34,7 @@ class Search(NamedTuple):
         base: how dense evaluations are at first, see `evaluation_steps`.
         asked: name → the steps that a candidate was asked to be probed to, ascending; grows with
             the answers.
+        moved: whether the run began with other versions or on another device.
     """
 
     work: Workload
@@ -44,6 +45,7 @@ class Search(NamedTuple):
     at_once: int | None
     base: int
     asked: dict[str, tuple[int, ...]]
+    moved: bool
 
     def trials(self, names: Sequence[str] | None = None) -> list[Trial]:
         """Every candidate with every seed, candidates of one seed together."""
@@ -63,10 +65,12 @@ def choose(search: Search, policy: Policy) -> tuple[Decision, Evidence]:
     additions = 0
     for number in itertools.count():
         evidence = search.evidence(additions)
-        answer = policy(evidence)
+        answer = checks.ask(policy, evidence)
         checks.check_answer(policy, answer, evidence)
         if isinstance(answer, Add):
-            search.known.update(search.work.join(answer.candidates))
+            joined = search.work.join(answer.candidates)
+            identity.check(search.store, search.work, joined, search.moved)
+            search.known.update(joined)
             additions += 1
         search.store.answer(number, _encoded(answer, search), policy)
         if isinstance(answer, Decision):

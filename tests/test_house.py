@@ -21,7 +21,7 @@ ORDER = re.findall(
     r"[\w.]+",
     """
     __main__ __init__
-    runs search executors.serial executors.worker executors.workload checks initial
+    runs search identity executors.serial executors.worker executors.workload checks initial
     growth.pools growth.masked growth.gradmax growth.learned growth.leafwise growth.operator
     growth.fusion growth.experts growth.width growth.depth
     certify.certify certify.blame state buffers
@@ -29,11 +29,11 @@ ORDER = re.findall(
     report.facts
     select.fixed select.decision evidence task
     probe store.directory store.checkpoints store.losses store.curves store.files store.record
-    engine model
+    engine feed model
     algebra.provenance algebra.plan algebra.fit algebra.proof algebra.words algebra.pieces
     algebra.axes algebra.kinds algebra.uses algebra.notation algebra.maps
     analysis.audit analysis.transition analysis.margin analysis.agreement analysis.ledger
-    progress jobs mesh flops fingerprint
+    progress jobs mesh flops fingerprint arguments
     """,
 )
 """From the top down: a file imports only what stands after it."""

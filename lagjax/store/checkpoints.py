@@ -69,7 +69,17 @@ class Checkpoints:
         arrays = {"trained": nested(trained._asdict()), "state": nested(state)}
         items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items() if tree}
         told = ocp.args.JsonSave({"digest": digest(arrays), **meta})
-        self._orbax.save(target.absolute(), ocp.args.Composite(meta=told, **items))
+        try:
+            self._orbax.save(target.absolute(), ocp.args.Composite(meta=told, **items))
+        except Exception as error:
+            # Orbax raises whatever its storage does; what it left takes room that is missing.
+            for left in target.parent.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left, ignore_errors=True)
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise OSError(
+                f"the checkpoint {target} could not be written ({reason}), and those before it "
+                "stand; where the disk is full, make room; give the same command again: it goes on"
+            ) from error
 
     def restore(
         self, trial: Trial, step: int, trained: Trained, state: Any

@@ -13,14 +13,17 @@ A worker's checkpoint comes first, then the driver commits: lines, then losses. 
 losses was never committed, and is cut back on opening.
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import pathlib
 import urllib.parse
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, NamedTuple, Self, TypeVar
 
+from lagjax.arguments import folder
 from lagjax.jobs import Json, Line, Segment, Trial
 from lagjax.store.checkpoints import Checkpoints
 from lagjax.store.curves import Curves
@@ -50,7 +53,7 @@ def read(path: str | pathlib.Path) -> RunData:
 
     Raises ValueError where `path` is no run directory, or one of another version.
     """
-    root = pathlib.Path(path)
+    root = folder(path)
     config = read_json(root / "config.json")
     if config is None:
         raise ValueError(
@@ -72,8 +75,9 @@ def checkpointed(path: str | pathlib.Path, trial: Trial, step: int | None = None
 
     Raises ValueError, with those that are there, where there is none of this trial or step.
     """
-    checkpoints = pathlib.Path(path) / "checkpoints"
-    steps = Checkpoints(checkpoints).steps(trial)
+    checkpoints = folder(path) / "checkpoints"
+    with contextlib.closing(Checkpoints(checkpoints)) as opened:
+        steps = opened.steps(trial)
     if not steps:
         names = sorted(urllib.parse.unquote(each.name) for each in checkpoints.glob("*"))
         raise ValueError(
@@ -99,7 +103,8 @@ def growth(path: str | pathlib.Path, candidate: str, seed: int = 0) -> GrowthRec
     """
     trial = Trial(candidate, seed)
     step = checkpointed(path, trial)
-    _, meta = Checkpoints(pathlib.Path(path) / "checkpoints").read(trial, step)
+    with contextlib.closing(Checkpoints(folder(path) / "checkpoints")) as checkpoints:
+        _, meta = checkpoints.read(trial, step)
     if not meta["growth"]:
         raise ValueError(
             f"the checkpoints of {candidate!r} in {path} hold no growth record: it was not grown, "
@@ -128,19 +133,19 @@ class Store:
     """
 
     def __init__(self, path: str | pathlib.Path, note: Callable[[str], None] = print) -> None:
-        self.path, self.note = pathlib.Path(path), note
+        self.path, self.note = folder(path), note
         self._lock = _locked(self.path)
         try:
             self.config = read_json(self.path / "config.json") or {"format": FORMAT}
             _check_format(self.path, self.config)
             self.curves = Curves(self.path / "curves.jsonl")
             self.rounds = read_lines(self.path / "rounds.jsonl", mend=True)
-        except ValueError:
+            self.losses = Losses(self.path / "steps")
+            self.checkpoints = Checkpoints(self.path / "checkpoints")
+            self.checkpoints.sweep()
+        except BaseException:
             self._lock.close()
             raise
-        self.losses = Losses(self.path / "steps")
-        self.checkpoints = Checkpoints(self.path / "checkpoints")
-        self.checkpoints.sweep()
 
     def __enter__(self) -> Self:
         return self
@@ -177,6 +182,11 @@ class Store:
         if merged != stored:
             self._write_config(merged)
         return merged
+
+    def differs(self, sections: Mapping[str, object]) -> bool:
+        """Whether any of these sections stands otherwise in config.json."""
+        given = json.loads(json.dumps(sections))
+        return any(self.config.get(name, given[name]) != given[name] for name in given)
 
     def once(self, path: Sequence[str], measure: Callable[[], Value]) -> Value:
         """What config.json says at a path; where it does not, what is measured now is kept there
@@ -258,6 +268,18 @@ class Store:
             self.checkpoints.prune(trial, step)
 
 
+_LOCKS: weakref.WeakSet[IO[str]] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    # A child that outlives its parent would keep the lock, which belongs to the open file.
+    for lock in list(_LOCKS):
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 def _locked(path: pathlib.Path) -> IO[str]:
     """Makes the directory where it is missing, and keeps other processes out until the file is
     closed.
@@ -287,6 +309,7 @@ def _locked(path: pathlib.Path) -> IO[str]:
         raise ValueError(
             f"{path} is in use by process {process}; wait until it ends, or give another directory"
         ) from None
+    _LOCKS.add(lock)
     lock.truncate(0)
     lock.write(str(os.getpid()))
     lock.flush()
