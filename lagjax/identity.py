@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 from jax.typing import ArrayLike
@@ -123,7 +124,7 @@ def _check_again(store: Store, work: Workload, name: str) -> None:
     with contextlib.closing(Worker(work)) as worker:
         now = worker.again(trial, start, len(was))
     leaves = jax.tree.leaves(work.groups[name].like)
-    halves = any(np.issubdtype(x.dtype, np.inexact) and x.dtype.itemsize < 4 for x in leaves)
+    halves = any(jnp.issubdtype(x.dtype, jnp.inexact) and x.dtype.itemsize < 4 for x in leaves)
     tolerance = OF_HALVES if halves else TOLERANCE
     apart = np.max(np.abs(now - was) / np.maximum(np.abs(was), 1e-6), initial=0.0)
     if not apart <= tolerance:

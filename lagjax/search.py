@@ -77,12 +77,12 @@ def choose(search: Search, policy: Policy) -> tuple[Decision, Evidence]:
             return answer, evidence
         if isinstance(answer, Probe):
             until = answer.steps(tuple(search.known))
+            # Who is further already stays there.
+            until = {name: step for name, step in until.items() if step > evidence.reached(name)}
             carry_out(search, _jobs(search, until))
             first = not search.asked
             for name, step in until.items():
-                # Who is further already stays there.
-                if step > evidence.reached(name):
-                    search.asked[name] = (*search.asked.get(name, ()), step)
+                search.asked[name] = (*search.asked.get(name, ()), step)
             if first:
                 checks.check_start(search.evidence(additions).losses(0))
     raise AssertionError("a policy decides, or is refused")
@@ -117,7 +117,8 @@ def _job(search: Search, rows: tuple[Trial, ...], at_once: int, until: int, phas
 def carry_out(search: Search, jobs: Sequence[Job]) -> None:
     """Has jobs done, and commits what is done; what the record has already is not done again."""
     store, work, progress = search.store, search.work, search.progress
-    store.repair([trial for job in jobs for trial in job.trials])
+    for job in jobs:
+        store.repair(job.trials, job.evaluations)
     meter = Meter(progress)
     todo = []
     for job in jobs:

@@ -43,6 +43,7 @@ LONGER = {
     "algebra.kinds": "a dataclass for each kind of axis, with all of its rules",
     "algebra.pieces": "what becomes of one part of an array, for every role",
     "certify.certify": "proof and five measurements, which share what they compile",
+    "executors.worker": "a job's course, what is measured on the way, and its checkpoints",
     "growth.gradmax": "a measurement column by column, and the operator that it makes",
     "growth.width": "a dataclass for each expansion of the literature",
     "probe": "the program, its placement, and how many trials it takes at once",
@@ -54,7 +55,7 @@ LONGER = {
     "state": "moments, counts, schedules, measured statistics and collections",
 }
 """Files over 300 lines, each with its reason; 400 is the most for any."""
-LINES = 11_400
+LINES = 11_920
 """Of all files together: to be lowered as they become fewer."""
 
 

@@ -256,16 +256,32 @@ class Store:
             self.curves.cut(trial, latest)
             self.losses.cut(trial, latest)
 
-    def repair(self, trials: Sequence[Trial]) -> None:
-        """Cuts back what a kill left of these trials that was not yet committed, and prunes what it
-        had no time to.
+    def repair(self, trials: Sequence[Trial], evaluations: Sequence[int] = ()) -> None:
+        """Cuts back what a kill left of these trials that was not yet committed, or what follows a
+        damage, and prunes what there was no time to.
+
+        Args:
+            trials: whose.
+            evaluations: the steps at which they are evaluated: a record that lacks one goes no
+                further than the one before.
         """
         for trial in trials:
-            step = self.losses.count(trial)
+            step = self._sound(trial, evaluations)
             self.losses.cut(trial, step)
             self.curves.cut(trial, step)
             self.checkpoints.cut(trial, step)
             self.checkpoints.prune(trial, step)
+
+    def _sound(self, trial: Trial, evaluations: Sequence[int]) -> int:
+        """The step up to which losses and evaluations stand."""
+        curve, count = self.curves.of(trial), self.losses.count(trial)
+        failed = bool(curve) and curve[-1]["status"] != "ok"
+        last = curve[-1]["step"] if failed else count
+        there = {line["step"] for line in curve}
+        missing = [step for step in evaluations if step <= last and step not in there]
+        if not missing:
+            return count
+        return max((step for step in evaluations if step < missing[0]), default=-1)
 
 
 _LOCKS: weakref.WeakSet[IO[str]] = weakref.WeakSet()
