@@ -5,8 +5,9 @@ RUN/config.json    everything needed to repeat the run
 RUN/rounds.jsonl   each answer of the policy, written before it is carried out
 RUN/curves.jsonl   one line per evaluation
 RUN/steps/         the training loss of every step
-RUN/checkpoints/   Orbax: the source model and each candidate's full training state, with the record
-of its growth RUN/decision.json  what was chosen, and how surely
+RUN/checkpoints/   Orbax: each trial's full training state, with the record of its growth
+RUN/programs/      the training steps as text, by which a changed one is known
+RUN/decision.json  what was chosen, and how surely
 RUN/report.html    the page made from the files above
 
 A worker's checkpoint comes first, then the driver commits: lines, then losses. What lies beyond the
