@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lagjax import runs
+from lagjax import fingerprint
 from lagjax.store import directory
 
 HERE = Path(__file__).parent
@@ -37,7 +37,7 @@ def store(path: Path, rows: Sequence[Row]) -> None:
 
 def environment() -> Row:
     """What a row says of where it was made: commit, versions, device and cores."""
-    here = runs.environment()
+    here = fingerprint.environment()
     return {"commit": here["versions"]["commit"], **here}
 
 

@@ -9,36 +9,65 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from lagjax.algebra.axes import Params, flatten
+from lagjax.algebra.axes import Axes, Params, flatten
+from lagjax.arguments import inside, whole
 from lagjax.engine import Trained
 from lagjax.evidence import Evidence
 from lagjax.initial import Group
 from lagjax.jobs import SOURCE
 from lagjax.model import Batch
-from lagjax.select.decision import Add, Answer, Decision, Probe
+from lagjax.select.decision import Add, Answer, Decision, Policy, Probe
 from lagjax.store.checkpoints import KEPT, Checkpoints, nested
 from lagjax.task import Candidate, Task, Transfer
 
 
-def check_task(task: Task, pool: Sequence[Candidate]) -> None:
-    """Raises ValueError for a task or a pool that cannot be run, with what was found and the
-    remedy.
+def checked(task: Task, pool: Sequence[Candidate]) -> Task:
+    """The task with whole numbers as such; raises ValueError for a task or a pool that cannot be
+    run, with what was found and the remedy.
     """
     if not pool:
         raise ValueError("the pool is empty; give at least one candidate")
     check_names(pool, ())
+    for candidate in pool:
+        if not callable(candidate.operator):
+            raise ValueError(  # noqa: TRY004
+                f"candidate {candidate.name!r} has the operator {candidate.operator!r}; give one "
+                "that can be called, as Grow(depth=...)"
+            )
+    if all(candidate.role != "candidate" for candidate in pool):
+        raise ValueError(
+            "the pool holds controls and baselines only, and none of them can win; give at least "
+            "one of role 'candidate'"
+        )
     if not isinstance(task.source, Trained):
         raise ValueError(  # noqa: TRY004 - as all that is refused here.
             f"the task's source is of type {type(task.source).__name__}; give the small model and "
             "what was trained of it, Task(model, Trained(params), ...)"
         )
-    for field, value in (("horizon", task.horizon), ("seeds", task.seeds)):
-        if value < 1:
-            raise ValueError(f"the task's {field} is {value}; give at least 1")
+    if task.tx is not None and not hasattr(task.tx, "update"):
+        raise ValueError(f"the task's tx is {task.tx!r}; give an optax optimizer")
+    for model in (task.model, *(candidate.target for candidate in pool)):
+        if not isinstance(model.axes, Axes):
+            raise ValueError(  # noqa: TRY004
+                f"a model's axes are of type {type(model.axes).__name__}; give the table, "
+                "lagjax.Axes({pattern: axes})"
+            )
+    task = task._replace(
+        horizon=whole(task.horizon, "the task's horizon"),
+        seeds=whole(task.seeds, "the task's seeds"),
+        seed=whole(task.seed, "the task's seed", least=None),
+    )
     _check_transfer("the task", task.transfer, task)
     for candidate in pool:
         if candidate.transfer is not None:
             _check_transfer(f"candidate {candidate.name!r}", candidate.transfer, task)
+    return task
+
+
+def ask(policy: Policy, evidence: Evidence) -> Answer:
+    """A policy's answer; an error inside it is said to be its."""
+    with inside(f"the policy {policy!r}"):
+        return policy(evidence)
 
 
 def check_names(added: Sequence[Candidate], there: Sequence[str]) -> None:
@@ -61,7 +90,9 @@ def _check_transfer(whose: str, transfer: Transfer, task: Task) -> None:
         ("moments", transfer.moments, ("reset", "grow", "measure")),
         ("schedule", transfer.schedule, ("restart", "continue")),
     ):
-        if choice not in known and not (field == "schedule" and type(choice) is int):
+        if field == "schedule" and not isinstance(choice, str):
+            whole(choice, f"{whose}'s schedule, where it is a step,", least=0)
+        elif choice not in known:
             raise ValueError(f"{whose}'s {field} is {choice!r}; expected one of {known}")
     kept = transfer.moments == "grow" or transfer.schedule != "restart"
     if task.source.opt_state is None and kept:
@@ -77,7 +108,7 @@ def _check_transfer(whose: str, transfer: Transfer, task: Task) -> None:
 def check_growth(candidate: Candidate, task: Task) -> None:
     """Raises ValueError, with the candidate's name, where its operator does not fill its target."""
     target = jax.eval_shape(candidate.target.init, jax.random.key(0))
-    with _naming(candidate):
+    with naming(candidate):
         grown = jax.eval_shape(
             lambda key, params: candidate.operator(key, params, task.model.axes, candidate.target),
             jax.random.key(0),
@@ -91,7 +122,7 @@ def check_state(candidate: Candidate, group: Group) -> None:
     """Raises ValueError, with the candidate's name, where it does not begin as others of its target
     do.
     """
-    with _naming(candidate):
+    with naming(candidate):
         if shapes(group.shapes(candidate)) != shapes(group.like):
             raise ValueError(
                 "its training state differs in shapes from that of the other candidates of its "
@@ -100,11 +131,10 @@ def check_state(candidate: Candidate, group: Group) -> None:
 
 
 @contextlib.contextmanager
-def _naming(candidate: Candidate) -> Iterator[None]:
-    try:
+def naming(candidate: Candidate) -> Iterator[None]:
+    """Says of an error which candidate's it is."""
+    with inside(f"candidate {candidate.name!r}"):
         yield
-    except ValueError as error:
-        raise ValueError(f"candidate {candidate.name!r}: {error}") from error
 
 
 def check_answer(policy: object, answer: Answer, evidence: Evidence) -> None:

@@ -14,10 +14,11 @@ from lagjax.model import Batch, Key, Model
 OptState: TypeAlias = optax.OptState
 State: TypeAlias = Any
 """Whatever a training loop carries from step to step; a pytree of arrays."""
-Metrics: TypeAlias = Mapping[str, tuple[jax.Array, jax.Array]]
+Metrics: TypeAlias = Mapping[str, tuple[jax.Array, jax.Array] | jax.Array | float]
 """Name → sum and count, both scalars, so that steps and shards of unequal size add up. "loss" is
 always there, summed over what its unit counts (tokens, images). A count of 0 says that the sum is a
-reading, such as a learning rate: it is recorded as it stands, everything else as a mean."""
+reading, such as a learning rate: it is recorded as it stands, everything else as a mean. A plain
+number x, but for the loss, counts as (x, 1)."""
 
 
 class Trained(NamedTuple):
@@ -150,7 +151,10 @@ def float32(metrics: Metrics) -> dict[str, tuple[jax.Array, jax.Array]]:
         )
     found = {}
     for name, value in metrics.items():
-        total, count = sum_and_count(value, f"the metric {name!r}")
+        # A number is its own mean; but a loss without its count could not be averaged over shards.
+        alone = name != "loss" and not isinstance(value, tuple) and jnp.shape(value) == ()
+        given = (value, 1) if alone else value
+        total, count = sum_and_count(given, f"the metric {name!r}")
         found[name] = (total.astype(jnp.float32), count)
     return found
 

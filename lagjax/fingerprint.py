@@ -4,6 +4,7 @@ software.
 
 import functools
 import hashlib
+import os
 import pathlib
 import platform
 import re
@@ -73,3 +74,20 @@ def _commit() -> str | None:
     except OSError:
         return None
     return found.stdout.strip() or None
+
+
+def environment() -> dict[str, object]:
+    """Where the run is made: versions, device, cores."""
+    device = jax.devices()[0]
+    return {
+        "versions": versions(),
+        "device": f"{device.platform}: {device.device_kind} × {jax.device_count()}",
+        "cores": _cores(),
+    }
+
+
+def _cores() -> int | None:
+    """Those that this process may use, where the system says it; macOS does not."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()

@@ -18,6 +18,7 @@ from jax.sharding import Sharding
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
+from lagjax.arguments import inside
 from lagjax.engine import Engine, State, float32
 from lagjax.flops import flops
 from lagjax.mesh import CANDIDATES, Placement
@@ -76,8 +77,10 @@ def measured(engine: Engine, state: State, batch: Batch, shard: Batch) -> tuple[
     Raises ValueError for an engine whose step or evaluation gives no "loss", or a metric that is no
     sum and count.
     """
-    jax.eval_shape(lambda *given: float32(engine.evaluate(*given)), state, shard)
-    found = jax.eval_shape(lambda *given: float32(engine.step(*given)[1]), state, batch)
+    with inside("evaluating, where the loss is given key=None,"):
+        jax.eval_shape(lambda *given: float32(engine.evaluate(*given)), state, shard)
+    with inside("a training step"):
+        found = jax.eval_shape(lambda *given: float32(engine.step(*given)[1]), state, batch)
     return tuple(sorted(found))
 
 

@@ -1,7 +1,8 @@
 """What long work shows while it goes on."""
 
+import contextlib
 import time
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -85,6 +86,15 @@ class Meter:
         )
 
 
+def shown(progress: Progress) -> contextlib.AbstractContextManager[object]:
+    """Leaves a progress that is a context manager, as `Display` is, however the work ends: a
+    terminal must get its cursor back.
+    """
+    if isinstance(progress, contextlib.AbstractContextManager):
+        return progress
+    return contextlib.nullcontext()
+
+
 class Silent:
     """Shows nothing but notes."""
 
@@ -104,7 +114,19 @@ class Display:
         self._seconds = seconds
         self._phase, self._printed = "", 0.0
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._live.stop()
+
     def __call__(self, event: Event, /) -> None:
+        # A terminal that is closed, or lacks a sign, must not end the work.
+        with contextlib.suppress(OSError, ValueError):
+            self._show(event)
+
+    def _show(self, event: Event) -> None:
         if self._console.is_terminal:
             self._live.start()
             self._live.update(_table(event), refresh=True)
@@ -120,7 +142,8 @@ class Display:
         self._phase = event.phase
 
     def note(self, text: str, /) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        with contextlib.suppress(OSError, ValueError):
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(event: Event) -> Table:

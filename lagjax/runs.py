@@ -5,8 +5,8 @@ executor does them, what it did is committed, and the policy is asked again, unt
 winner goes on to the horizon.
 """
 
+import contextlib
 import json
-import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
@@ -14,18 +14,20 @@ from typing import Literal
 import jax
 import optax
 
-from lagjax import checks, report
+from lagjax import arguments as given
+from lagjax import checks, identity, report
 from lagjax.engine import Engine, Trained, from_loss
 from lagjax.evidence import Evidence, Known
 from lagjax.executors.serial import SERIAL
 from lagjax.executors.workload import Executor, Workload
-from lagjax.fingerprint import described, digest, versions
+from lagjax.feed import Feed
+from lagjax.fingerprint import described, digest, environment
 from lagjax.growth.operator import FromScratch
 from lagjax.initial import Group, trial_key
 from lagjax.jobs import SOURCE, Job, Trial, evaluation_steps
 from lagjax.mesh import placement
 from lagjax.model import Batch, Key, Model
-from lagjax.progress import Display, Progress
+from lagjax.progress import Display, Progress, shown
 from lagjax.search import Search, carry_out, choose, cost, go_on
 from lagjax.select.decision import Decision, Policy
 from lagjax.store.checkpoints import Checkpoints, filled
@@ -90,10 +92,16 @@ def run(
             For a policy that asks for what there is not or what it has seen, or that answers
             otherwise than before on resuming.
     """
-    progress = progress or Display()
-    checks.check_task(task, pool)
+    root = given.folder(workdir)
+    given.choice(compare, "compare", ("none", "start", "all"))
+    given.choice(keep, "keep", ("winner", "all"))
+    if candidates_at_once is not None:
+        candidates_at_once = given.whole(candidates_at_once, "candidates_at_once")
+    checkpoint_seconds = given.real(checkpoint_seconds, "checkpoint_seconds")
+    task = checks.checked(task, pool)
+    task = task._replace(batch=Feed(task.batch))
     placed = placement(mesh, fully_sharded)
-    checkpoints = pathlib.Path(workdir) / "checkpoints"
+    progress, checkpoints = progress or Display(), root / "checkpoints"
 
     def key(trial: Trial) -> Key:
         return trial_key(task.seed, trial)
@@ -103,31 +111,34 @@ def run(
     known = work.join(pool)
     # Asked before anything is written, so that a policy that does not fit leaves nothing behind.
     nothing = Evidence.nothing(known, task)
-    checks.check_answer(policy, policy(nothing), nothing)
-    with Store(workdir, progress.note) as store:
+    checks.check_answer(policy, checks.ask(policy, nothing), nothing)
+    with shown(progress), Store(root, progress.note) as store:
+        moved = store.differs(environment())
         store.configure(_configuration(work, known), ENVIRONMENT)
         store.configure(
             {
-                "arguments": dict(arguments or {}),
+                "arguments": given.plain(arguments or {}),
                 "policy": described(policy),
                 "compare": compare,
                 "keep": keep,
                 "candidates_at_once": candidates_at_once or "measured",
             }
         )
+        identity.check(store, work, known, moved)
         sizes = [work.groups[name].state_bytes for name in known for _ in range(task.seeds)]
         checks.check_disk(store.checkpoints, sizes)
         base = 2 if compare == "all" else 4
-        search = Search(work, store, executor, progress, known, candidates_at_once, base, {})
+        search = Search(work, store, executor, progress, known, candidates_at_once, base, {}, moved)
         decision, evidence = choose(search, policy)
         decision = decision._replace(ledger=cost(search, evidence, decision))
         text = json.dumps(decision.as_json(), indent=1, allow_nan=False) + "\n"
         write_atomically(store.path / "decision.json", text)
         go_on(search, decision, evidence, compare, keep)
+        # The decision stands: nothing about a picture, a font or a disk may cost the caller it.
         try:
             report.write(store.path)
-        except ImportError as error:
-            progress.note(f"no report.html was made: {error}")
+        except Exception as error:  # noqa: BLE001
+            progress.note(f"no report.html was made: {type(error).__name__}: {error}")
     return decision
 
 
@@ -194,9 +205,11 @@ def train(
     Raises:
         ValueError: for a loss of the wrong shape or not finite, or a directory with another run.
     """
-    if steps < 1:
-        raise ValueError(f"the small model is trained for {steps} steps; give at least 1")
-    progress = progress or Display()
+    root = given.folder(workdir)
+    steps = given.whole(steps, "the number of steps of the small model")
+    seed = given.whole(seed, "the seed", least=None)
+    checkpoint_seconds = given.real(checkpoint_seconds, "checkpoint_seconds")
+    progress, batch = progress or Display(), Feed(batch)
     placed = placement(mesh, fully_sharded)
     # A source is a trial like others, whose operator takes nothing from the model before it.
     candidate, trial = Candidate(SOURCE, FromScratch(), model), Trial(SOURCE, seed)
@@ -209,7 +222,7 @@ def train(
         lambda trial: jax.random.key(trial.seed),
         group.shards,
         placed,
-        pathlib.Path(workdir) / "checkpoints",
+        root / "checkpoints",
         checkpoint_seconds,
         digest({}),
     )
@@ -221,12 +234,13 @@ def train(
         "data": digest(data),
         "placement": placed and placed.described(),
     }
-    with Store(workdir, progress.note) as store:
-        store.configure(
-            {"arguments": dict(arguments or {}), "source": section, **environment()}, ENVIRONMENT
-        )
+    with shown(progress), Store(root, progress.note) as store:
+        moved = store.differs(environment())
+        sections = {"arguments": given.plain(arguments or {}), "source": section}
+        store.configure({**sections, **environment()}, ENVIRONMENT)
+        identity.check(store, work, [SOURCE], moved)
         checks.check_disk(store.checkpoints, [group.state_bytes])
-        search = Search(work, store, executor, progress, {}, 1, 4, {})
+        search = Search(work, store, executor, progress, {}, 1, 4, {}, moved)
         store.rewind(trial, steps)
         carry_out(search, [Job((trial,), 1, steps, evaluation_steps(steps), "source")])
         if (line := store.curves.of(trial)[-1])["status"] != "ok":
@@ -236,7 +250,7 @@ def train(
                 "its "
                 "data, or lower its learning rate, and start in a new directory"
             )
-    return load(workdir, model, tx=tx, candidate=SOURCE, seed=seed)
+    return load(root, model, tx=tx, candidate=SOURCE, seed=seed)
 
 
 def load(
@@ -264,7 +278,7 @@ def load(
         ValueError: where the run has not decided, there is no such checkpoint (with those that are
             there), or it is of another model than `like` or another optimizer than `tx`.
     """
-    root = pathlib.Path(workdir)
+    root = given.folder(workdir)
     decision = read(root).decision
     if candidate is None:
         candidate = decision["winner"] if decision else None
@@ -277,7 +291,8 @@ def load(
             raise ValueError(f"{root} {why}, or name a candidate: load(RUN, candidate=...)")
     trial = Trial(candidate, seed)
     step = checkpointed(root, trial, step)
-    found, _ = Checkpoints(root / "checkpoints").read(trial, step)
+    with contextlib.closing(Checkpoints(root / "checkpoints")) as checkpoints:
+        found, _ = checkpoints.read(trial, step)
     found = {"opt_state": None, "collections": {}, **found}
     whose = f"candidate {candidate!r} of {root}"
     if like is not None:
@@ -291,13 +306,3 @@ def load(
         checks.check_like(found["opt_state"], shapes, whose, "tx", remedy)
         found["opt_state"] = filled(shapes, found["opt_state"])
     return Trained(**found)
-
-
-def environment() -> dict[str, object]:
-    """Where the run is made: versions, device, cores."""
-    device = jax.devices()[0]
-    return {
-        "versions": versions(),
-        "device": f"{device.platform}: {device.device_kind} × {jax.device_count()}",
-        "cores": len(os.sched_getaffinity(0)),
-    }

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from lagjax import checks
+from lagjax import checks, identity
 from lagjax.analysis.ledger import Ledger, ledger
 from lagjax.evidence import Evidence, Known, gather
 from lagjax.executors.workload import Executor, Workload
@@ -34,6 +34,7 @@ class Search(NamedTuple):
         base: how dense evaluations are at first, see `evaluation_steps`.
         asked: name → the steps that a candidate was asked to be probed to, ascending; grows with
             the answers.
+        moved: whether the run began with other versions or on another device.
     """
 
     work: Workload
@@ -44,6 +45,7 @@ class Search(NamedTuple):
     at_once: int | None
     base: int
     asked: dict[str, tuple[int, ...]]
+    moved: bool
 
     def trials(self, names: Sequence[str] | None = None) -> list[Trial]:
         """Every candidate with every seed, candidates of one seed together."""
@@ -63,22 +65,24 @@ def choose(search: Search, policy: Policy) -> tuple[Decision, Evidence]:
     additions = 0
     for number in itertools.count():
         evidence = search.evidence(additions)
-        answer = policy(evidence)
+        answer = checks.ask(policy, evidence)
         checks.check_answer(policy, answer, evidence)
         if isinstance(answer, Add):
-            search.known.update(search.work.join(answer.candidates))
+            joined = search.work.join(answer.candidates)
+            identity.check(search.store, search.work, joined, search.moved)
+            search.known.update(joined)
             additions += 1
         search.store.answer(number, _encoded(answer, search), policy)
         if isinstance(answer, Decision):
             return answer, evidence
         if isinstance(answer, Probe):
             until = answer.steps(tuple(search.known))
+            # Who is further already stays there.
+            until = {name: step for name, step in until.items() if step > evidence.reached(name)}
             carry_out(search, _jobs(search, until))
             first = not search.asked
             for name, step in until.items():
-                # Who is further already stays there.
-                if step > evidence.reached(name):
-                    search.asked[name] = (*search.asked.get(name, ()), step)
+                search.asked[name] = (*search.asked.get(name, ()), step)
             if first:
                 checks.check_start(search.evidence(additions).losses(0))
     raise AssertionError("a policy decides, or is refused")
@@ -113,7 +117,8 @@ def _job(search: Search, rows: tuple[Trial, ...], at_once: int, until: int, phas
 def carry_out(search: Search, jobs: Sequence[Job]) -> None:
     """Has jobs done, and commits what is done; what the record has already is not done again."""
     store, work, progress = search.store, search.work, search.progress
-    store.repair([trial for job in jobs for trial in job.trials])
+    for job in jobs:
+        store.repair(job.trials, job.evaluations)
     meter = Meter(progress)
     todo = []
     for job in jobs:

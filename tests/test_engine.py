@@ -142,8 +142,9 @@ def test_what_is_no_sum_and_count() -> None:
     with pytest.raises(ValueError, match=r"gives the metrics \['accuracy'\]; expected 'loss'"):
         float32({"accuracy": (1.0, 1.0)})
     with pytest.raises(ValueError, match="the metric 'accuracy' returned"):
-        float32({"loss": (1.0, 1.0), "accuracy": 0.5})
-    made = float32({"loss": (jnp.bfloat16(1.0), 2)})
+        float32({"loss": (1.0, 1.0), "accuracy": (0.5,)})
+    made = float32({"loss": (jnp.bfloat16(1.0), 2), "rate": 0.5})
+    assert [float(x) for x in made["rate"]] == [0.5, 1.0]
     assert made["loss"][0].dtype == jnp.float32
 
 
@@ -151,7 +152,7 @@ def test_an_engine_whose_evaluation_is_no_metric(tmp_path: pathlib.Path) -> None
     """Refused before anything is written."""
     for evaluate, says in (
         (lambda state, batch: {"accuracy": (1.0, 1.0)}, "expected 'loss' among them"),
-        (lambda state, batch: {"loss": (1.0, 1.0), "bleu": 0.5}, "the metric 'bleu' returned"),
+        (lambda state, batch: {"loss": (1.0, 1.0), "bleu": (0.5,)}, "the metric 'bleu' returned"),
     ):
 
         def engine(model: lagjax.Model, tx: object, evaluate: object = evaluate) -> Engine:

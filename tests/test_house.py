@@ -21,7 +21,7 @@ ORDER = re.findall(
     r"[\w.]+",
     """
     __main__ __init__
-    runs search executors.serial executors.worker executors.workload checks initial
+    runs search identity executors.serial executors.worker executors.workload checks initial
     growth.pools growth.masked growth.gradmax growth.learned growth.leafwise growth.operator
     growth.fusion growth.experts growth.width growth.depth
     certify.certify certify.blame state buffers
@@ -29,11 +29,11 @@ ORDER = re.findall(
     report.facts
     select.fixed select.decision evidence task
     probe store.directory store.checkpoints store.losses store.curves store.files store.record
-    engine model
+    engine feed model
     algebra.provenance algebra.plan algebra.fit algebra.proof algebra.words algebra.pieces
     algebra.axes algebra.kinds algebra.uses algebra.notation algebra.maps
     analysis.audit analysis.transition analysis.margin analysis.agreement analysis.ledger
-    progress jobs mesh flops fingerprint
+    progress jobs mesh flops fingerprint arguments
     """,
 )
 """From the top down: a file imports only what stands after it."""
@@ -43,6 +43,7 @@ LONGER = {
     "algebra.kinds": "a dataclass for each kind of axis, with all of its rules",
     "algebra.pieces": "what becomes of one part of an array, for every role",
     "certify.certify": "proof and five measurements, which share what they compile",
+    "executors.worker": "a job's course, what is measured on the way, and its checkpoints",
     "growth.gradmax": "a measurement column by column, and the operator that it makes",
     "growth.width": "a dataclass for each expansion of the literature",
     "probe": "the program, its placement, and how many trials it takes at once",
@@ -54,7 +55,7 @@ LONGER = {
     "state": "moments, counts, schedules, measured statistics and collections",
 }
 """Files over 300 lines, each with its reason; 400 is the most for any."""
-LINES = 11_400
+LINES = 11_920
 """Of all files together: to be lowered as they become fewer."""
 
 

@@ -322,6 +322,8 @@ def test_a_source_that_cannot_be_trained(tmp_path: pathlib.Path) -> None:
     explode = optax.sgd(jnp.nan)
     with pytest.raises(ValueError, match="at step 1; check its loss.*lower its learning rate"):
         lagjax.train(toy.SMALL, explode, *arguments[1:], tmp_path / "b", progress=toy.Told())
-    with pytest.raises(ValueError, match="trained for 0 steps; give at least 1"):
+    with pytest.raises(
+        ValueError, match="steps of the small model is 0; give a whole number, at least 1"
+    ):
         train(tmp_path / "c", 0)
     assert not (tmp_path / "c").exists()

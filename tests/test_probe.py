@@ -68,7 +68,7 @@ def test_every_steps_metrics_are_in_the_buffer() -> None:
     ("metrics", "says"),
     [
         ({"accuracy": (1.0, 1.0)}, "expected 'loss' among them"),
-        ({"loss": (1.0, 1.0), "accuracy": 0.5}, "the metric 'accuracy' returned the shapes"),
+        ({"loss": (1.0, 1.0), "accuracy": (0.5,)}, "the metric 'accuracy' returned the shapes"),
         ({"loss": (jnp.ones(2), 1.0)}, "expected two scalars"),
     ],
 )

@@ -67,6 +67,7 @@ LEDGER = {
     "seconds",
 }
 CONFIG = {
+    "programs",
     "format",
     "arguments",
     "task",

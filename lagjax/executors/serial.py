@@ -1,5 +1,6 @@
 """The executor of one process: a job after another."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,9 +14,9 @@ class Serial:
     """Does jobs one after another, here."""
 
     def __call__(self, work: Workload, jobs: Sequence[Job], /) -> Iterator[Update]:
-        worker = Worker(work)
-        for job in jobs:
-            yield from worker.run(job)
+        with contextlib.closing(Worker(work)) as worker:
+            for job in jobs:
+                yield from worker.run(job)
 
 
 SERIAL = Serial()

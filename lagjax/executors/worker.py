@@ -83,6 +83,10 @@ class Worker:
         self.work = work
         self.checkpoints = Checkpoints(work.checkpoints)
 
+    def close(self) -> None:
+        """Ends what it keeps open."""
+        self.checkpoints.close()
+
     def run(self, job: Job) -> Iterator[Update]:
         """Brings the job's trials to its step, from the latest checkpoint that all of them have;
         grows those that have none.
@@ -124,6 +128,27 @@ class Worker:
                 start, saved_at = step, time.monotonic()
         if start < step:
             yield self._save(job, group, state, tallies, start, step, tokens)
+
+    def again(self, trial: Trial, start: int, steps: int) -> NDArray[np.float32]:
+        """The training losses of steps that are on record, made again; nothing is saved.
+
+        Args:
+            trial: whose.
+            start: the step of a checkpoint of its, or -1: it is grown anew.
+            steps: how many to make.
+        """
+        group = self.work.groups[trial.candidate]
+        program, tally = group.program(1), Tally(None)
+        if start < 0:
+            candidate = self.work.candidates[trial.candidate]
+            state = group.begin(candidate, self.work.key(trial), trial.seed)
+        else:
+            state, _ = self._restore(group, program, trial, start)
+        position = int(self.work.task.source.position) + max(start, 0)
+        batches = steps_of(self.work.task.batch, [trial.seed], position, steps, program.length)
+        _, buffer = program.advance(program.place([state]), batches, np.int32(0), np.int32(steps))
+        tally.add(program.metrics, np.asarray(buffer)[:steps], max(start, 0))
+        return np.array(tally.losses, np.float32)
 
     def _begin(
         self, job: Job, group: Group, program: Program

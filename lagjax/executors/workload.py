@@ -52,7 +52,8 @@ class Workload(NamedTuple):
             there = [*self.groups.values(), *joined.values()]
             group = next((each for each in there if each.target == one.target), None)
             checks.check_growth(one, self.task)
-            group = group or Group(self.task, one, self.shards, self.placed)
+            with checks.naming(one):
+                group = group or Group(self.task, one, self.shards, self.placed)
             checks.check_state(one, group)
             joined[one.name] = group
             known[one.name] = Known(one, *self._planned(one), *group.costs, self.task.horizon)

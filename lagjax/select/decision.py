@@ -7,6 +7,7 @@ import numpy as np
 
 from lagjax.analysis.agreement import START_TOLERANCE
 from lagjax.analysis.ledger import Ledger
+from lagjax.arguments import integral
 from lagjax.evidence import Evidence
 from lagjax.jobs import Json
 from lagjax.task import Candidate
@@ -40,7 +41,7 @@ class Probe(NamedTuple):
             raise ValueError(f"asks for the candidates {sorted(unknown)}; there are {list(known)}")
         steps = {name: until[name] for name in known if name in names}
         # Policies compute with NumPy, and its integers are no JSON.
-        return {n: int(x) if isinstance(x, np.integer) else x for n, x in steps.items()}
+        return {n: x if (found := integral(x)) is None else found for n, x in steps.items()}
 
 
 class Add(NamedTuple):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from lagjax.arguments import integral, real
 from lagjax.evidence import Evidence
 from lagjax.select.decision import Answer, Probe, decide
 
@@ -19,10 +20,13 @@ class FixedLag:
         """The lag in steps; raises ValueError where it does not lie within the horizon."""
         if (self.steps is None) == (self.share is None):
             raise ValueError(f"{self}: give either steps or a share of the horizon")
-        lag = self.steps if self.share is None else round(self.share * horizon)
+        share = None if self.share is None else real(self.share, f"{self}: the share")
+        given = self.steps if share is None else round(share * horizon)
+        lag = integral(given)
         if lag is None or not 1 <= lag <= horizon:
             raise ValueError(
-                f"the lag is {lag} steps, the horizon {horizon}; give a lag from 1 to the horizon"
+                f"the lag is {given} steps, the horizon {horizon}; give a whole number from 1 to "
+                "the horizon"
             )
         return lag
 

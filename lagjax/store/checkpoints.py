@@ -69,7 +69,17 @@ class Checkpoints:
         arrays = {"trained": nested(trained._asdict()), "state": nested(state)}
         items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items() if tree}
         told = ocp.args.JsonSave({"digest": digest(arrays), **meta})
-        self._orbax.save(target.absolute(), ocp.args.Composite(meta=told, **items))
+        try:
+            self._orbax.save(target.absolute(), ocp.args.Composite(meta=told, **items))
+        except Exception as error:
+            # Orbax raises whatever its storage does; what it left takes room that is missing.
+            for left in target.parent.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left, ignore_errors=True)
+            raise OSError(
+                f"the checkpoint {target} could not be written ({_reason(error)}), and those "
+                "before it stand; make room where the disk is full, and give the same command "
+                "again: it goes on"
+            ) from error
 
     def restore(
         self, trial: Trial, step: int, trained: Trained, state: Any
@@ -99,26 +109,31 @@ class Checkpoints:
             if digest(arrays) != found["meta"]["digest"]:
                 raise ValueError("its values are not those that were saved")
         except Exception as error:  # noqa: BLE001 - Orbax raises whatever its storage does.
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise Damaged(f"the checkpoint {path} is damaged ({reason})") from None
+            raise Damaged(f"the checkpoint {path} is damaged ({_reason(error)})") from None
         made = Trained(**filled(trained._asdict(), arrays["trained"]))
         return made, filled(state, arrays["state"]), found["meta"]
 
     def read(self, trial: Trial, step: int) -> tuple[Nested, Json]:
         """The trained model of a checkpoint as nested dictionaries, and what was saved with it.
 
-        Raises OSError or ValueError, as Orbax does, where it cannot be read.
+        Raises Damaged, with the remedy, where it cannot be read.
         """
         path = (self.root / file_name(trial) / str(step)).absolute()
-        shapes = ocp.StandardCheckpointHandler().metadata(path / "trained").tree
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
-        found = self._orbax.restore(
-            path,
-            ocp.args.Composite(
-                meta=ocp.args.JsonRestore(), trained=ocp.args.StandardRestore(_placed(like))
-            ),
-        )
-        return found["trained"], found["meta"]
+        try:
+            shapes = ocp.StandardCheckpointHandler().metadata(path / "trained").tree
+            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
+            found = self._orbax.restore(
+                path,
+                ocp.args.Composite(
+                    meta=ocp.args.JsonRestore(), trained=ocp.args.StandardRestore(_placed(like))
+                ),
+            )
+            return found["trained"], found["meta"]
+        except Exception as error:  # noqa: BLE001 - as in `restore`.
+            raise Damaged(
+                f"the checkpoint {path} is damaged ({_reason(error)}); restore it, or delete that "
+                "folder and give the run's command again, which goes on from the one before"
+            ) from None
 
     def prune(self, trial: Trial, step: int, keep: int = KEPT) -> None:
         """Removes all but the latest checkpoints up to a step; later ones are somebody's work in
@@ -147,6 +162,10 @@ class Checkpoints:
         shutil.rmtree(folder / str(step), ignore_errors=True)
         if not any(folder.iterdir()):
             folder.rmdir()
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def nested(tree: Any) -> Nested:

@@ -5,22 +5,26 @@ RUN/config.json    everything needed to repeat the run
 RUN/rounds.jsonl   each answer of the policy, written before it is carried out
 RUN/curves.jsonl   one line per evaluation
 RUN/steps/         the training loss of every step
-RUN/checkpoints/   Orbax: the source model and each candidate's full training state, with the record
-of its growth RUN/decision.json  what was chosen, and how surely
+RUN/checkpoints/   Orbax: each trial's full training state, with the record of its growth
+RUN/programs/      the training steps as text, by which a changed one is known
+RUN/decision.json  what was chosen, and how surely
 RUN/report.html    the page made from the files above
 
 A worker's checkpoint comes first, then the driver commits: lines, then losses. What lies beyond the
 losses was never committed, and is cut back on opening.
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import pathlib
 import urllib.parse
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, NamedTuple, Self, TypeVar
 
+from lagjax.arguments import folder
 from lagjax.jobs import Json, Line, Segment, Trial
 from lagjax.store.checkpoints import Checkpoints
 from lagjax.store.curves import Curves
@@ -50,7 +54,7 @@ def read(path: str | pathlib.Path) -> RunData:
 
     Raises ValueError where `path` is no run directory, or one of another version.
     """
-    root = pathlib.Path(path)
+    root = folder(path)
     config = read_json(root / "config.json")
     if config is None:
         raise ValueError(
@@ -72,8 +76,9 @@ def checkpointed(path: str | pathlib.Path, trial: Trial, step: int | None = None
 
     Raises ValueError, with those that are there, where there is none of this trial or step.
     """
-    checkpoints = pathlib.Path(path) / "checkpoints"
-    steps = Checkpoints(checkpoints).steps(trial)
+    checkpoints = folder(path) / "checkpoints"
+    with contextlib.closing(Checkpoints(checkpoints)) as opened:
+        steps = opened.steps(trial)
     if not steps:
         names = sorted(urllib.parse.unquote(each.name) for each in checkpoints.glob("*"))
         raise ValueError(
@@ -99,7 +104,8 @@ def growth(path: str | pathlib.Path, candidate: str, seed: int = 0) -> GrowthRec
     """
     trial = Trial(candidate, seed)
     step = checkpointed(path, trial)
-    _, meta = Checkpoints(pathlib.Path(path) / "checkpoints").read(trial, step)
+    with contextlib.closing(Checkpoints(folder(path) / "checkpoints")) as checkpoints:
+        _, meta = checkpoints.read(trial, step)
     if not meta["growth"]:
         raise ValueError(
             f"the checkpoints of {candidate!r} in {path} hold no growth record: it was not grown, "
@@ -128,19 +134,19 @@ class Store:
     """
 
     def __init__(self, path: str | pathlib.Path, note: Callable[[str], None] = print) -> None:
-        self.path, self.note = pathlib.Path(path), note
+        self.path, self.note = folder(path), note
         self._lock = _locked(self.path)
         try:
             self.config = read_json(self.path / "config.json") or {"format": FORMAT}
             _check_format(self.path, self.config)
             self.curves = Curves(self.path / "curves.jsonl")
             self.rounds = read_lines(self.path / "rounds.jsonl", mend=True)
-        except ValueError:
+            self.losses = Losses(self.path / "steps")
+            self.checkpoints = Checkpoints(self.path / "checkpoints")
+            self.checkpoints.sweep()
+        except BaseException:
             self._lock.close()
             raise
-        self.losses = Losses(self.path / "steps")
-        self.checkpoints = Checkpoints(self.path / "checkpoints")
-        self.checkpoints.sweep()
 
     def __enter__(self) -> Self:
         return self
@@ -177,6 +183,11 @@ class Store:
         if merged != stored:
             self._write_config(merged)
         return merged
+
+    def differs(self, sections: Mapping[str, object]) -> bool:
+        """Whether any of these sections stands otherwise in config.json."""
+        given = json.loads(json.dumps(sections))
+        return any(self.config.get(name, given[name]) != given[name] for name in given)
 
     def once(self, path: Sequence[str], measure: Callable[[], Value]) -> Value:
         """What config.json says at a path; where it does not, what is measured now is kept there
@@ -246,16 +257,44 @@ class Store:
             self.curves.cut(trial, latest)
             self.losses.cut(trial, latest)
 
-    def repair(self, trials: Sequence[Trial]) -> None:
-        """Cuts back what a kill left of these trials that was not yet committed, and prunes what it
-        had no time to.
+    def repair(self, trials: Sequence[Trial], evaluations: Sequence[int] = ()) -> None:
+        """Cuts back what a kill left of these trials that was not yet committed, or what follows a
+        damage, and prunes what there was no time to.
+
+        Args:
+            trials: whose.
+            evaluations: the steps at which they are evaluated: a record that lacks one goes no
+                further than the one before.
         """
         for trial in trials:
-            step = self.losses.count(trial)
+            step = self._sound(trial, evaluations)
             self.losses.cut(trial, step)
             self.curves.cut(trial, step)
             self.checkpoints.cut(trial, step)
             self.checkpoints.prune(trial, step)
+
+    def _sound(self, trial: Trial, evaluations: Sequence[int]) -> int:
+        """The step up to which losses and evaluations stand."""
+        curve, count = self.curves.of(trial), self.losses.count(trial)
+        failed = bool(curve) and curve[-1]["status"] != "ok"
+        last = curve[-1]["step"] if failed else count
+        there = {line["step"] for line in curve}
+        missing = [step for step in evaluations if step <= last and step not in there]
+        if not missing:
+            return count
+        return max((step for step in evaluations if step < missing[0]), default=-1)
+
+
+_LOCKS: weakref.WeakSet[IO[str]] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    # A child that outlives its parent would keep the lock, which belongs to the open file.
+    for lock in list(_LOCKS):
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def _locked(path: pathlib.Path) -> IO[str]:
@@ -287,6 +326,7 @@ def _locked(path: pathlib.Path) -> IO[str]:
         raise ValueError(
             f"{path} is in use by process {process}; wait until it ends, or give another directory"
         ) from None
+    _LOCKS.add(lock)
     lock.truncate(0)
     lock.write(str(os.getpid()))
     lock.flush()

@@ -1,27 +1,59 @@
-"""Files that no kill harms: replaced whole, or appended to and cut back."""
+"""Files that neither a kill nor a full disk harms: replaced whole, or appended to and cut back."""
 
+import contextlib
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Replaces a file whole: a reader, or a kill, sees the old one or the new one."""
+    """Replaces a file whole: a reader, or a kill, sees the old one or the new one.
+
+    Raises OSError, with the remedy, where it cannot be written; then the old one stays.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with remedy(path):
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def append(path: pathlib.Path, content: bytes) -> None:
-    """Adds to the end of a file; what was added is on disk when this returns."""
-    with path.open("ab") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    """Adds to the end of a file; what was added is on disk when this returns.
+
+    Raises OSError, with the remedy, where it cannot be written; then nothing was added.
+    """
+    # Unbuffered: what a full disk has refused shall not be tried again on closing.
+    with remedy(path), path.open("ab", buffering=0) as file:
+        end, rest = file.seek(0, os.SEEK_END), memoryview(content)
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(end)
+            raise
+
+
+@contextlib.contextmanager
+def remedy(path: pathlib.Path) -> Iterator[None]:
+    """Adds to an OSError what is kept and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{error.strerror or error}: {path} could not be written, and what stood there stands; "
+            "make room, and give the same command again: it goes on",
+        ) from error
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any] | None:
@@ -57,12 +89,15 @@ def read_lines(path: pathlib.Path, *, mend: bool = False) -> list[dict[str, Any]
     if mend and len(whole) < len(content):
         os.truncate(path, len(whole))
     lines = []
-    for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
+    for number, line in enumerate(whole.split(b"\n")[:-1], 1):
         try:
             lines.append(json.loads(line))
+            if not isinstance(lines[-1], dict):
+                raise ValueError("it is no JSON object")  # noqa: TRY004
         except ValueError:
+            shown = line[:80].decode("utf-8", "replace")
             raise ValueError(
-                f"{path} is damaged in line {number}: {line[:80]!r}; restore it, or start in a new "
+                f"{path} is damaged in line {number}: {shown!r}; restore it, or start in a new "
                 "directory"
             ) from None
     return lines

@@ -4,6 +4,7 @@ The length of a trial's file is the step up to which its record stands: losses a
 file: it has not grown.
 """
 
+import hashlib
 import os
 import pathlib
 import urllib.parse
@@ -55,6 +56,14 @@ class Losses:
         return self._folder / f"{file_name(trial)}.f32"
 
 
+LONGEST = 120
+"""Letters of a file's name: file systems take 255 bytes, of which Orbax and `.f32` need some."""
+
+
 def file_name(trial: Trial) -> str:
-    """A trial as part of a path."""
-    return f"{urllib.parse.quote(trial.candidate, safe='')}-{trial.seed}"
+    """A trial as part of a path: its name as far as it goes, and a digest of what is left out."""
+    name = urllib.parse.quote(trial.candidate, safe="")
+    if len(name) > LONGEST:
+        left_out = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+        name = f"{name[:LONGEST]}~{left_out}"
+    return f"{name}-{trial.seed}"

@@ -9,9 +9,6 @@ from tests.cases.runs import small
 
 
 @pytest.mark.parametrize("path", ["gs://my-bucket/grow/run1", "s3://my-bucket/run1", "~/runs/a"])
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="every path is taken for a local one as it stands"
-)
 def test_no_folder_of_that_name(path, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "here").mkdir()

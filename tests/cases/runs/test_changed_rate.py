@@ -13,9 +13,6 @@ from tests import quick, toy
 from tests.cases.runs import small
 
 no_page = quick.no_page
-NOT_SEEN = pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="the optimizer is no part of the configuration"
-)
 
 
 class Stop(Exception):
@@ -33,14 +30,12 @@ def other_rate(path):
         return None
 
 
-@NOT_SEEN
 def test_a_finished_run(tmp_path):
     small.search(tmp_path / "old", lagjax.Trained(toy.PARAMS), **RUN)
     again = other_rate(tmp_path / "old")
     assert not again or again.losses_at_lag == other_rate(tmp_path / "new").losses_at_lag
 
 
-@NOT_SEEN
 def test_an_interrupted_run(tmp_path):
     def stop(event):
         # The first of two candidates is probed.
@@ -55,7 +50,6 @@ def test_an_interrupted_run(tmp_path):
     assert not again or again.losses_at_lag == other_rate(tmp_path / "new").losses_at_lag
 
 
-@NOT_SEEN
 def test_the_small_model(tmp_path):
     one = small.source(tmp_path, 8, rate=1e-2)
     try:

@@ -10,9 +10,6 @@ from tests import quick, toy
 from tests.cases.runs import small
 
 no_page = quick.no_page
-TOO_LONG = pytest.mark.xfail(
-    strict=True, raises=OSError, reason="a name is a file's name as it stands, of any length"
-)
 NAMES = {
     "repr": repr(lagjax.Grow(depth="0 0* 1 1*", width={"mlp": lagjax.pools.WIDTH["isometric"]})),
     "japanese": "浅いモデルの各層を複製して積み重ね残差への出力を零にする方法"
@@ -21,13 +18,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, id=kind, marks=[TOO_LONG] if kind in ("repr", "japanese") else ())
-        for kind, name in NAMES.items()
-    ],
-)
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_any_name_does_or_is_refused(name, tmp_path):
     stack, other = toy.pool("stack", "zeroed-stack")
     pool = [stack._replace(name=name), other]

@@ -37,22 +37,7 @@ def found(path, trained, **changes):
     return decision.winner, decision.lag, type(decision.lag), steps, saved
 
 
-def as_it_is(name, why):
-    reason = f"{why}, and no ValueError says it"
-    return pytest.param(name, marks=pytest.mark.xfail(strict=True, raises=TypeError, reason=reason))
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "numpy lag",
-        "float lag",
-        as_it_is("float horizon", "steps become floats"),
-        as_it_is("numpy horizon", "config.json cannot hold it"),
-        as_it_is("numpy seeds", "config.json cannot hold it"),
-        as_it_is("arguments", "config.json cannot hold it"),
-    ],
-)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_does_what_the_integer_does(name, tmp_path):
     trained = lagjax.Trained(toy.PARAMS)
     made = found(tmp_path / "run", trained, **VARIANTS[name])
