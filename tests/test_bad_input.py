@@ -16,7 +16,6 @@ from lagjax.algebra.axes import Axes
 from lagjax.growth.depth import Stack
 from tests import quick, toy
 
-compile_quickly = quick.compile_quickly
 no_page = quick.no_page
 
 RUN = Callable[[pathlib.Path], object]

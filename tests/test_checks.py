@@ -13,7 +13,6 @@ from lagjax.checks import check_answer
 from tests import quick, toy
 from tests.made import evidence, known
 
-compile_quickly = quick.compile_quickly
 no_page = quick.no_page
 
 

@@ -15,7 +15,6 @@ from lagjax.jobs import Trial
 from lagjax.store.losses import Losses
 from tests import quick, toy
 
-compile_quickly = quick.compile_quickly
 no_page = quick.no_page
 
 

@@ -9,10 +9,7 @@ import re
 import pytest
 
 import lagjax
-from tests import quick
 from tests.stops import stops
-
-compile_quickly = quick.compile_quickly
 
 ROOT = pathlib.Path(lagjax.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))

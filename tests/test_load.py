@@ -20,7 +20,6 @@ from lagjax.store.checkpoints import nested
 from tests import quick, toy
 from tests.toy import curve
 
-compile_quickly = quick.compile_quickly
 no_page = quick.no_page
 
 

@@ -17,9 +17,7 @@ from lagjax.jobs import evaluation_steps
 from lagjax.mesh import placement
 from lagjax.probe import fitting, program, steps_of
 from lagjax.store import directory
-from tests import quick, toy
-
-compile_quickly = quick.compile_quickly
+from tests import toy
 
 SAME = {"rtol": 1e-4, "atol": 2e-6}
 """Float32 sums in another order. By SGD: Adam's first steps turn rounding of a gradient near 0 into

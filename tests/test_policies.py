@@ -20,9 +20,7 @@ from lagjax.executors.workload import Executor, Workload
 from lagjax.jobs import Job, Segment, Trial, Update
 from lagjax.store.directory import read
 from lagjax.store.losses import Losses, file_name
-from tests import policies, quick, toy
-
-compile_quickly = quick.compile_quickly
+from tests import policies, toy
 
 WIDER = toy.model(6)
 POOL = (*toy.pool("stack", "identity-top", "random-top"), toy.pool("zeroed-stack")[0])

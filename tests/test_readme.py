@@ -18,10 +18,8 @@ from flax import nnx
 import lagjax
 from lagjax.growth import width
 from lagjax.store import directory
-from tests import quick, toy
+from tests import toy
 from tests.growth import models
-
-compile_quickly = quick.compile_quickly
 
 HERE = pathlib.Path(__file__).parent.parent
 README = (HERE / "README.md").read_text()

@@ -21,7 +21,6 @@ from lagjax.store.losses import Losses
 from tests import quick, toy
 from tests.toy import curve, without_times
 
-compile_quickly = quick.compile_quickly
 # `finished` has one, because fixtures of a module come first.
 no_page = quick.no_page
 

@@ -29,9 +29,7 @@ from lagjax.jobs import Job, Update
 from lagjax.report import content
 from lagjax.report.facts import Facts
 from lagjax.store import directory
-from tests import quick, toy
-
-compile_quickly = quick.compile_quickly
+from tests import toy
 
 HORIZON, DECAY = 8, 0.25
 

@@ -19,7 +19,6 @@ from lagjax.store.losses import Losses
 from tests import quick, toy
 from tests.toy import curve, without_times
 
-compile_quickly = quick.compile_quickly
 no_page = quick.no_page
 
 

@@ -10,9 +10,6 @@ import pytest
 
 from experiments import benchmark
 from experiments.models import gpt
-from tests import quick
-
-compile_quickly = quick.compile_quickly
 
 SMALL = [
     "--rounds", "1", "--steps", "2", "--layers", "1", "--width", "16",
@@ -20,6 +17,7 @@ SMALL = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_last_line_is_the_row(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,7 +5,6 @@ and the README shows them.
 import itertools
 import json
 
-import jax
 import pytest
 
 from experiments import conformance, tables
@@ -35,13 +34,6 @@ EXACT = (
     "masked units, at 0",
     "masked layers, at 0",
 )
-
-
-@pytest.fixture(autouse=True)
-def settings():
-    """What the experiment sets for its process."""
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_every_pair_of_choices_occurs():

@@ -12,9 +12,6 @@ import optax
 import pytest
 
 from experiments.models import gpt
-from tests import quick
-
-compile_quickly = quick.compile_quickly
 
 SMALL = gpt.Config(layers=2, width=16, heads=2, window=8)
 SCANNED = dataclasses.replace(SMALL, scanned=True)

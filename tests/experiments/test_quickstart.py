@@ -9,9 +9,6 @@ import pytest
 from experiments import quickstart, tables
 from experiments.rows import read
 from lagjax.store import directory
-from tests import quick
-
-compile_quickly = quick.compile_quickly
 
 SMALL = [
     "--layers", "1", "--grown-layers", "2", "--width", "16", "--heads", "2", "--window", "16",
@@ -77,6 +74,7 @@ def test_help_says_what_every_flag_means(
     assert text.count("(default:") >= len(quickstart.Config.__dataclass_fields__) - 2
 
 
+@pytest.mark.slow
 def test_audit_over_devices_to_rows_and_tables(
     corpus: pathlib.Path,
     tmp_path: pathlib.Path,

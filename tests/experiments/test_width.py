@@ -11,9 +11,6 @@ from experiments.rows import Row, read
 from experiments.width_findings import sections
 from lagjax.progress import Silent
 from lagjax.store import directory
-from tests import quick
-
-compile_quickly = quick.compile_quickly
 
 SMALL = {
     "layers": 1,
@@ -80,6 +77,7 @@ def test_rows_of_equal_cost_that_are_made_once(
     assert sections(rows) == []
 
 
+@pytest.mark.slow
 def test_arms_share_runs_and_sources(
     corpus: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
