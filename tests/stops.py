@@ -30,9 +30,9 @@ def stops(workdir: pathlib.Path) -> list[str]:
         if event != "call" or not code.co_filename.startswith(inside) or code.co_name[0] == "<":
             return
         given = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-        if any(isinstance(frame.f_locals.get(x), lagjax.Task) for x in given):
-            if not decided.exists():
-                found[f"{code.co_filename.removeprefix(inside)}:{code.co_qualname}"] = None
+        passed = any(isinstance(frame.f_locals.get(x), lagjax.Task) for x in given)
+        if passed and not decided.exists():
+            found[f"{code.co_filename.removeprefix(inside)}:{code.co_qualname}"] = None
 
     sys.setprofile(called)
     try:

@@ -8,11 +8,9 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def as_users_have_it() -> Iterator[None]:
-    """Models of users broadcast between ranks; and XLA is quick rather than clever."""
-    jax.config.update("jax_disable_most_optimizations", True)
+    """Models of users broadcast between ranks."""
     with jax.numpy_rank_promotion("allow"):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
