@@ -379,9 +379,8 @@ def sections(rows: list[Row]) -> list[str]:
         for row in rows
     ]
     return [
-        "## Benchmark\n"
-        "`python -m experiments.benchmark`: ratios, each measured within one run.\n\n"
-        + markdown(head, [goals, *lines])
+        "## Benchmark\n`python -m experiments.benchmark`: ratios, each measured within one "
+        "run.\n\n" + markdown(head, [goals, *lines])
     ]
 
 

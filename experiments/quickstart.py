@@ -179,8 +179,8 @@ def devices(sizes: tuple[int, int] | None) -> jax.sharding.Mesh | None:
     wanted, found = sizes[0] * sizes[1], jax.device_count()
     if min(sizes) < 1 or wanted > found:
         raise ValueError(
-            f"--mesh {sizes[0]} {sizes[1]} needs {wanted} devices, and there are {found}; give two "
-            f"positive numbers whose product is at most {found}"
+            f"--mesh {sizes[0]} {sizes[1]} needs {wanted} devices, and there are {found}; give "
+            f"two positive numbers whose product is at most {found}"
         )
     grid = np.array(jax.devices()[:wanted]).reshape(sizes)
     return jax.sharding.Mesh(grid, ("candidates", "data"))

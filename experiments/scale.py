@@ -210,8 +210,8 @@ def main(config: Config) -> None:
         needed, available = 16 * parameters, _available()
         if available is not None and available < needed:
             raise ValueError(
-                f"{case!r} needs {needed / 1e9:.3g} GB of memory, and {available / 1e9:.3g} GB are "
-                "free; give fewer --parameters"
+                f"{case!r} needs {needed / 1e9:.3g} GB of memory, and {available / 1e9:.3g} GB "
+                "are free; give fewer --parameters"
             )
         spawn = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(1, spawn) as alone:
@@ -261,10 +261,9 @@ def sections(rows: list[Row]) -> list[str]:
         for row in rows
     ]
     return [
-        "## Scale\n"
-        "`python -m experiments.scale`: growing by `lagjax.growth.leafwise` in a process of its "
-        "own. Bytes moved are the source's, read, and the target's,\n"
-        "written. Memory is that of the whole process. A copy is of as many bytes as the target "
+        "## Scale\n`python -m experiments.scale`: growing by `lagjax.growth.leafwise` in a "
+        "process of its own. Bytes moved are the source's, read, and the target's,\nwritten. "
+        "Memory is that of the whole process. A copy is of as many bytes as the target "
         "has, into new memory, as growing is.\n\n" + markdown((*HEADINGS, "Device, commit"), lines)
     ]
 

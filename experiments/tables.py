@@ -21,10 +21,9 @@ from experiments.rows import HERE, RESULTS, Row, markdown, read, store
 from lagjax.store import directory
 
 HEAD = (
-    "# What the experiments found\n"
-    "Made by `python -m experiments.tables` from the rows in `results/`; do not edit. "
-    "Losses are validation losses in nats per\n"
-    "token. Every row has its configuration, seed, commit, versions and device.\n"
+    "# What the experiments found\nMade by `python -m experiments.tables` from the rows in "
+    "`results/`; do not edit. Losses are validation losses in nats per\ntoken. Every row has its "
+    "configuration, seed, commit, versions and device.\n"
 )
 SECTIONS: dict[str, Callable[[list[Row]], list[str]]] = {
     "audit": audit.sections,

@@ -164,9 +164,9 @@ class Experiment:
                 raise ValueError(f"there is no arm {name!r}; there are {sorted(ARMS)}")
         if not 0 < config.source_steps < config.budget_steps:
             raise ValueError(
-                f"a budget of {config.budget_steps} steps of the small model leaves none after the "
-                f"{config.source_steps} that it is trained; raise --budget-steps, or give other "
-                "--source-steps, at least 1"
+                f"a budget of {config.budget_steps} steps of the small model leaves none after "
+                f"the {config.source_steps} that it is trained; raise --budget-steps, or give "
+                "other --source-steps, at least 1"
             )
         if config.seeds < 1:
             raise ValueError(f"--seeds is {config.seeds}; give at least 1")

@@ -98,10 +98,8 @@ def _check_transfer(whose: str, transfer: Transfer, task: Task) -> None:
     if task.source.opt_state is None and kept:
         raise ValueError(
             f"{whose}'s moments={transfer.moments!r} and schedule={transfer.schedule!r} need the "
-            "small "
-            "model's optimizer state; give Trained(params, opt_state), or reset the moments and "
-            "restart "
-            "the schedule"
+            "small model's optimizer state; give Trained(params, opt_state), or reset the moments "
+            "and restart the schedule"
         )
 
 
@@ -167,20 +165,17 @@ def check_answer(policy: object, answer: Answer, evidence: Evidence) -> None:
             if not isinstance(step, int | np.integer) or not 1 <= step <= known[name].horizon:
                 raise refuse(
                     f"asks for step {step!r} of {name!r}; expected a whole number from 1 to its "
-                    "horizon, "
-                    f"{known[name].horizon}"
+                    f"horizon, {known[name].horizon}"
                 )
         if all(evidence.reached(name) >= step for name, step in steps.items()):
             raise refuse(
                 f"asks for {steps} and {before}: it would ask for ever; let it ask for a later "
-                "step or "
-                "answer decide(evidence)"
+                "step or answer decide(evidence)"
             )
     else:
         raise refuse(
             f"answers {answer!r}; expected Probe(until), Add(candidates) or a Decision, as "
-            "decide(evidence) "
-            "makes one"
+            "decide(evidence) makes one"
         )
 
 
@@ -194,9 +189,8 @@ def check_disk(checkpoints: Checkpoints, sizes: Sequence[int]) -> None:
     if needed - checkpoints.bytes > free:
         raise ValueError(
             f"the checkpoints of {len(sizes)} trials take about {_size(needed)}, and "
-            f"{checkpoints.root} has "
-            f"{_size(free)} left; free some space, give another directory, or probe fewer "
-            "candidates"
+            f"{checkpoints.root} has {_size(free)} left; free some space, give another directory, "
+            "or probe fewer candidates"
         )
 
 
@@ -237,9 +231,8 @@ def check_start(losses: Mapping[str, float | None]) -> None:
     if all(loss is None for loss in losses.values()):
         raise ValueError(
             "the loss of every candidate is not finite right after growing; check the loss "
-            "function (it "
-            "shall return a sum and its count), the validation shards and the small model's "
-            "parameters"
+            "function (it shall return a sum and its count), the validation shards and the small "
+            "model's parameters"
         )
 
 

@@ -134,8 +134,8 @@ def sum_and_count(found: Any, what: str = "the loss") -> tuple[jax.Array, jax.Ar
     shapes = jax.tree.map(jnp.shape, found)
     if shapes != ((), ()):
         raise ValueError(
-            f"{what} returned the shapes {shapes}; expected two scalars, the sum "
-            "and the count it runs over: 'return nll.sum(), nll.size'"
+            f"{what} returned the shapes {shapes}; expected two scalars, the sum and the count it "
+            "runs over: 'return nll.sum(), nll.size'"
         )
     return jnp.asarray(found[0]), jnp.asarray(found[1], jnp.float32)
 
@@ -146,8 +146,8 @@ def float32(metrics: Metrics) -> dict[str, tuple[jax.Array, jax.Array]]:
     """
     if "loss" not in metrics:
         raise ValueError(
-            f"the engine gives the metrics {sorted(metrics)}; expected 'loss' among them, as a sum "
-            "and a count"
+            f"the engine gives the metrics {sorted(metrics)}; expected 'loss' among them, as a "
+            "sum and a count"
         )
     found = {}
     for name, value in metrics.items():

@@ -178,8 +178,7 @@ class Evidence:
             if not 0 <= start < stop <= made:
                 raise ValueError(
                     f"{name!r} has made {made} steps; a margin over the steps {start} to {stop} "
-                    "needs "
-                    "all of them, and at least one"
+                    "needs all of them, and at least one"
                 )
             rows.append(np.array([each[start:stop] for each in losses], np.float64))
         return steps_margin(*rows)

@@ -65,9 +65,8 @@ def initial(
         if not hasattr(candidate.operator, "plan"):
             kept = "moments" if transfer.moments == "grow" else f"{sorted(source.collections)}"
             raise ValueError(
-                f"{candidate.operator} is not linear: its {kept} cannot be grown; begin them anew, "
-                "by "
-                "Transfer(moments='reset') or source._replace(collections={})"
+                f"{candidate.operator} is not linear: its {kept} cannot be grown; begin them "
+                "anew, by Transfer(moments='reset') or source._replace(collections={})"
             )
         layout = task.model.axes.layout(source.params)
         plan = candidate.operator.plan(grow_key, layout, candidate.target.axes.layout(large))

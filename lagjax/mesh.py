@@ -48,9 +48,8 @@ class Placement(NamedTuple):
             if size % self.mesh.shape[DATA]:
                 raise ValueError(
                     f"a batch has {size} rows, which do not divide over the "
-                    f"{self.mesh.shape[DATA]} devices of the "
-                    f"mesh's axis {DATA!r}; give batches and validation shards of a multiple, or a "
-                    "smaller axis"
+                    f"{self.mesh.shape[DATA]} devices of the mesh's axis {DATA!r}; give batches "
+                    "and validation shards of a multiple, or a smaller axis"
                 )
         return (DATA,)
 

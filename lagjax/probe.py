@@ -116,8 +116,8 @@ def program(
     """
     if placement and at_once > 1 and at_once % placement.candidates:
         raise ValueError(
-            f"{at_once} candidates at once do not divide over the {placement.candidates} groups of "
-            f"devices of the mesh's axis {CANDIDATES!r}; give a multiple, or 1"
+            f"{at_once} candidates at once do not divide over the {placement.candidates} groups "
+            f"of devices of the mesh's axis {CANDIDATES!r}; give a multiple, or 1"
         )
     state, batches, shards = jax.tree.map(abstract, (state, batches, shards))
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), batches)

@@ -246,9 +246,8 @@ def train(
         if (line := store.curves.of(trial)[-1])["status"] != "ok":
             at_once = "; it shall return a sum and its count" if line["step"] == 0 else ""
             raise ValueError(
-                f"the small model cannot be trained: {line['status']}{at_once}; check its loss and "
-                "its "
-                "data, or lower its learning rate, and start in a new directory"
+                f"the small model cannot be trained: {line['status']}{at_once}; check its loss "
+                "and its data, or lower its learning rate, and start in a new directory"
             )
     return load(root, model, tx=tx, candidate=SOURCE, seed=seed)
 

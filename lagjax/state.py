@@ -126,8 +126,8 @@ def carry(
     if wanted != jax.tree.structure(state):
         raise ValueError(
             "the source's optimizer state was not made by tx.init for the source's parameters: "
-            f"found\n  {jax.tree.structure(state)}\nGive the transformation that made it, or reset "
-            "the moments"
+            f"found\n  {jax.tree.structure(state)}\nGive the transformation that made it, or "
+            "reset the moments"
         )
     grown = fresh if plan is None else _moments(plan, state, params, large, fresh)
     if isinstance(schedule, int):

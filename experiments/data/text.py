@@ -86,14 +86,14 @@ def read_files(path: Path | str | None) -> Files:
         texts, skipped, origin = _gather(path)
     except OSError as error:
         raise ValueError(
-            f"{error.filename} cannot be read ({error.strerror}); "
-            "change its permissions, move it away, or give another path"
+            f"{error.filename} cannot be read ({error.strerror}); change its permissions, move it "
+            "away, or give another path"
         ) from error
     if not any(texts.values()):
         raise ValueError(
             f"{origin} has no text: {len(texts)} empty files, and {skipped} that are not UTF-8 or "
-            "hold NUL bytes (hidden ones are not looked at); give a file or a folder with text "
-            "in it"
+            "hold NUL bytes (hidden ones are not looked at); give a file or a folder with text in "
+            "it"
         )
     return Files(texts, _digest(texts), skipped, origin)
 
@@ -133,9 +133,9 @@ def shards(corpus: Corpus, n_shards: int, batch_size: int, window: int) -> tuple
     needed, found = count * (window + 1), corpus.valid.size
     if found < needed:
         raise ValueError(
-            f"{corpus.origin}: {found} bytes for validation, but {n_shards} shards of {batch_size} "
-            f"windows of {window + 1} bytes need {needed}; give more text (about {20 * needed} "
-            "bytes), fewer shards, or a smaller batch or window"
+            f"{corpus.origin}: {found} bytes for validation, but {n_shards} shards of "
+            f"{batch_size} windows of {window + 1} bytes need {needed}; give more text (about "
+            f"{20 * needed} bytes), fewer shards, or a smaller batch or window"
         )
     starts = np.arange(count) * found // count
     windows = corpus.valid[starts[:, None] + np.arange(window + 1)]

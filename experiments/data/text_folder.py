@@ -117,7 +117,7 @@ def prepare(folder: Path | str, name: str, data_dir: Path | str | None = None) -
     if not name.isidentifier():
         raise ValueError(
             f"the name {name!r} does not do for a dataset; give letters, digits and underscores, "
-            f"a letter first, as --name"
+            "a letter first, as --name"
         )
     # In a folder other files are left out; a file alone is read whatever it holds.
     if not all(map(text.is_text, corpus.texts.values())):

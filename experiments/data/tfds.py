@@ -75,8 +75,8 @@ def load(name: str, data_dir: Path | str | None = None) -> text.Corpus:
     splits = list(builder.info.splits)
     if "train" not in splits:
         raise ValueError(
-            f"tfds:{name} has no split 'train'; it has {splits}{_nearest('train', splits)}; choose "
-            "another dataset"
+            f"tfds:{name} has no split 'train'; it has {splits}{_nearest('train', splits)}; "
+            "choose another dataset"
         )
     second = next((each for each in ("validation", "test") if each in splits), None)
     records = {split: list(_records(builder, split, field)) for split in ("train", second) if split}
@@ -118,8 +118,8 @@ def _check_known(wanted: Name, root: Path) -> None:
     prepared = _folders(root)
     if wanted.dataset not in {*registered, *prepared}:
         raise ValueError(
-            f"there is no dataset {wanted.dataset!r}, neither prepared in {root} nor known to TFDS "
-            f"{tfds.__version__}{_nearest(wanted.dataset, [*prepared, *registered])}"
+            f"there is no dataset {wanted.dataset!r}, neither prepared in {root} nor known to "
+            f"TFDS {tfds.__version__}{_nearest(wanted.dataset, [*prepared, *registered])}"
         )
     inside = _folders(root / wanted.dataset)
     versions = [each for each in inside if _VERSION.fullmatch(each)]
@@ -140,8 +140,8 @@ def _check_known(wanted: Name, root: Path) -> None:
         versions += [str(each) for each in stated if each]
     if wanted.config and wanted.config not in configs:
         raise ValueError(
-            f"{wanted.dataset} has no config {wanted.config!r}; it has {configs or 'none'}"
-            f"{_nearest(wanted.config, configs)}"
+            f"{wanted.dataset} has no config {wanted.config!r}; it has "
+            f"{configs or 'none'}{_nearest(wanted.config, configs)}"
         )
     if not wanted.config and configs and wanted.dataset not in registered:
         raise ValueError(
@@ -153,8 +153,8 @@ def _check_known(wanted: Name, root: Path) -> None:
         versions += [each for each in found if _VERSION.fullmatch(each)]
     if wanted.version and "*" not in wanted.version and wanted.version not in versions:
         raise ValueError(
-            f"{wanted.dataset} has no version {wanted.version}; it has {sorted(set(versions))}"
-            f"{_nearest(wanted.version, versions)}"
+            f"{wanted.dataset} has no version {wanted.version}; it has "
+            f"{sorted(set(versions))}{_nearest(wanted.version, versions)}"
         )
 
 
@@ -202,8 +202,8 @@ def _field(builder: Any, wanted: str | None) -> str:
         return "text" if "text" in texts else texts[0]
     if wanted is None:
         raise ValueError(
-            f"{name} has {len(texts) or 'no'} fields of text"
-            f"{': ' * bool(texts)}{', '.join(texts)}; "
+            f"{name} has {len(texts) or 'no'} fields of "
+            f"text{': ' * bool(texts)}{', '.join(texts)}; "
             + (
                 f"say which, as tfds:...:{texts[0]}"
                 if texts

@@ -127,8 +127,8 @@ class Config:
         for name, allowed in _CHOICES.items():
             if (choice := getattr(self, name)) not in allowed:
                 raise ValueError(
-                    f"{name}={choice!r}: expected one of {', '.join(map(repr, allowed))}; "
-                    "choose one"
+                    f"{name}={choice!r}: expected one of {', '.join(map(repr, allowed))}; choose "
+                    "one"
                 )
         if self.top > max(self.experts, 1):
             raise ValueError(

@@ -78,8 +78,8 @@ class Norm(Protocol):
         if np.allclose(grown.norms, grown.norms[0], rtol=1e-12):
             return None
         return (
-            "entries are copied unequally often, which the norm notices; Isometric() scales copies "
-            "for it"
+            "entries are copied unequally often, which the norm notices; Isometric() scales "
+            "copies for it"
         )
 
     def means(self, grown: AxisMap, /) -> str | None:
@@ -128,7 +128,7 @@ class Residual(Kind):
     def __post_init__(self) -> None:
         if isinstance(self.norm, str | type):
             raise ValueError(  # noqa: TRY004
-                f"Residual takes a norm, RMSNorm() or LayerNorm(), or None where the stream meets "
+                "Residual takes a norm, RMSNorm() or LayerNorm(), or None where the stream meets "
                 f"none; it was given {self.norm!r}"
             )
 

@@ -106,8 +106,8 @@ def certify(
     for name, model in (("small", small), ("large", large)):
         if model.apply is None:
             raise ValueError(
-                f"the {name} model has no apply; "
-                "give Model(..., apply=lambda params, batch: outputs)"
+                f"the {name} model has no apply; give Model(..., apply=lambda params, batch: "
+                "outputs)"
             )
     if not batches:
         raise ValueError("no batches are given; certificates are measured on at least one")

@@ -84,8 +84,8 @@ def _word(how: Strategy | str, stack: str, source: Layout, target: Layout) -> Wo
     old, new = source.stacks[stack], target.stacks[stack]
     if new < old:
         raise ValueError(
-            f"the target's stack {stack!r} has {new} layers, fewer than the source's {old}; growth "
-            "adds layers"
+            f"the target's stack {stack!r} has {new} layers, fewer than the source's {old}; "
+            "growth adds layers"
         )
     if isinstance(how, str):
         return Word.parse(how)

@@ -112,8 +112,8 @@ def training(facts: Facts) -> Section | None:
         return Section("The small model", "", (told,))
     apart = sentences.apart(facts)
     about = (
-        "Validation loss of each candidate while it trains. Steps are on a logarithmic axis; "
-        "step 0, right after growing, stands at its left edge."
+        "Validation loss of each candidate while it trains. Steps are on a logarithmic axis; step "
+        "0, right after growing, stands at its left edge."
     )
     if facts.decision:
         about += " The vertical line is the lag."
@@ -132,8 +132,8 @@ def training(facts: Facts) -> Section | None:
         left_out = " and ".join(filter(None, (apart, "failed candidates"))).capitalize()
         below = (
             f"The same probes by how much their loss, in {facts.unit}, lies above {best} at the "
-            "same step: zero is level with it, below zero is ahead of it. "
-            f"{left_out} are left out; a straggler may lie above the edge."
+            f"same step: zero is level with it, below zero is ahead of it. {left_out} are left "
+            "out; a straggler may lie above the edge."
         )
         body.append(Figure(charts.probes, below))
     return Section("Loss while training", about, tuple(body))
@@ -205,8 +205,8 @@ def metrics(facts: Facts) -> Section | None:
         values = [number(found.get(metric)) for metric in names]
         rows.append(Row((name, count(step), *values), facts.part(name)))
     about = (
-        "What else was measured, where each candidate was measured last; means over the seeds that "
-        "came that far. Names with valid_ are of the validation data."
+        "What else was measured, where each candidate was measured last; means over the seeds "
+        "that came that far. Names with valid_ are of the validation data."
     )
     table = Table(("Candidate", "At step", *names), tuple(rows))
     return Section("The metrics", about, (table,)) if names else None
@@ -260,9 +260,9 @@ def ledger(facts: Facts) -> Section | None:
     if full:
         rows.append(Row(("One full run, for scale", quantity(full), "1.000", NOTHING, NOTHING)))
     about = (
-        "What the run spent, by purpose. Overhead is what was not kept (probes, evaluations, fits) "
-        "over one full run of the large model; the budget share sets the whole search against "
-        "training every candidate to the end."
+        "What the run spent, by purpose. Overhead is what was not kept (probes, evaluations, "
+        "fits) over one full run of the large model; the budget share sets the whole search "
+        "against training every candidate to the end."
     )
     headings = ("Purpose", "FLOPs", "In full runs", "Training tokens", "Time")
     body: tuple[Block, ...] = (Table(headings, tuple(rows)),)
@@ -290,9 +290,9 @@ PURPOSES = {
 def how(facts: Facts) -> Section:
     """How the decision was made."""
     about = (
-        "The candidate with the lowest mean validation loss at the lag leads. If its paired margin "
-        "over every other is clear of noise, it is the winner; otherwise the earliest of the tied "
-        "in the pool's order is kept."
+        "The candidate with the lowest mean validation loss at the lag leads. If its paired "
+        "margin over every other is clear of noise, it is the winner; otherwise the earliest of "
+        "the tied in the pool's order is kept."
         if facts.decision
         else "This run has no decision yet; run the same command again and it goes on where it "
         "stopped."

@@ -24,8 +24,8 @@ def sentence(facts: Facts) -> str:
         among = f" ({apart(facts)} among them)" if facts.apart else ""
         reached = facts.lag is not None
         return (
-            f"This run has not chosen yet: {len(facts.probes)} of {len(facts.pool)} candidates"
-            f"{among} have been probed so far"
+            f"This run has not chosen yet: {len(facts.probes)} of {len(facts.pool)} "
+            f"candidates{among} have been probed so far"
             + (f", all of those still alive to step {count(facts.lag)}." if reached else ".")
         )
     winner = facts.winner
@@ -63,8 +63,8 @@ def footer(facts: Facts) -> str:
         "were trained on."
     )
     return (
-        f"Losses are validation losses in {facts.unit}; lower is better."
-        f"{seeds if facts.seeds > 1 else ''}"
+        f"Losses are validation losses in {facts.unit}; lower is "
+        f"better.{seeds if facts.seeds > 1 else ''}"
     )
 
 
@@ -112,11 +112,11 @@ def audit_about(unit: str) -> str:
     """What the columns of the audit's table mean."""
     return (
         "What the losses at each step would have told about the end. The correlations of a seed's "
-        "losses with its own final ones are means over seeds, controls left out but in one column. "
-        f"Regret is what the lowest loss at the step loses at the end, in {unit}; normalised, a "
-        "random choice has 1, and what lies within the noise floor 0. Top 1 and top 3 say how "
-        "often the lowest at the step ends lowest, and how often what ends lowest is among the "
-        "three lowest."
+        "losses with its own final ones are means over seeds, controls left out but in one "
+        f"column. Regret is what the lowest loss at the step loses at the end, in {unit}; "
+        "normalised, a random choice has 1, and what lies within the noise floor 0. Top 1 and top "
+        "3 say how often the lowest at the step ends lowest, and how often what ends lowest is "
+        "among the three lowest."
     )
 
 
@@ -144,8 +144,8 @@ def audited(found: Audit, unit: str) -> list[str]:
     else:
         told.append(
             f"The curves bend at step {bend.step:.0f} (95 % interval {bend.low:.0f} to "
-            f"{bend.high:.0f}, over candidates; two segments gain {bend.gain:.0f} in BIC over one):"
-            " the transition."
+            f"{bend.high:.0f}, over candidates; two segments gain {bend.gain:.0f} in BIC over "
+            "one): the transition."
         )
     return told
 

@@ -59,8 +59,7 @@ def read(path: str | pathlib.Path) -> RunData:
     if config is None:
         raise ValueError(
             f"{root} is no run directory: it has no config.json. Give the directory that the run "
-            "was "
-            "given as workdir"
+            "was given as workdir"
         )
     _check_format(root, config)
     return RunData(
@@ -82,15 +81,13 @@ def checkpointed(path: str | pathlib.Path, trial: Trial, step: int | None = None
     if not steps:
         names = sorted(urllib.parse.unquote(each.name) for each in checkpoints.glob("*"))
         raise ValueError(
-            f"{path} has no checkpoint of {trial.candidate!r} with seed {trial.seed}; it has those "
-            "of "
-            f"{names}: a run keeps its winner's only, unless it is given keep='all'"
+            f"{path} has no checkpoint of {trial.candidate!r} with seed {trial.seed}; it has "
+            f"those of {names}: a run keeps its winner's only, unless it is given keep='all'"
         )
     if step is not None and step not in steps:
         raise ValueError(
             f"{path} has no checkpoint of {trial.candidate!r} with seed {trial.seed} at step "
-            f"{step}; "
-            f"it has those of the steps {sorted(steps)}"
+            f"{step}; it has those of the steps {sorted(steps)}"
         )
     return steps[0] if step is None else step
 
@@ -109,8 +106,7 @@ def growth(path: str | pathlib.Path, candidate: str, seed: int = 0) -> GrowthRec
     if not meta["growth"]:
         raise ValueError(
             f"the checkpoints of {candidate!r} in {path} hold no growth record: it was not grown, "
-            "or by "
-            "an operator that no record can hold"
+            "or by an operator that no record can hold"
         )
     return GrowthRecord.from_json(meta["growth"])
 
@@ -171,10 +167,8 @@ class Store:
                 if name not in environment:
                     raise ValueError(
                         f"{self.path} holds a run of another configuration: {field} is {was!r} "
-                        "there and "
-                        f"{now!r} here; give the same configuration to go on with that run, or "
-                        "another "
-                        "directory for a new one"
+                        f"there and {now!r} here; give the same configuration to go on with that "
+                        "run, or another directory for a new one"
                     )
                 self.note(
                     f"this run began where {field} was {was!r}, and goes on where it is {now!r}"
@@ -219,9 +213,9 @@ class Store:
         elif self.rounds[number] != given:
             raise ValueError(
                 f"{self.path}: round {number} was answered {self.rounds[number]}, and now "
-                f"{whose!r} "
-                f"answers {given} to the same evidence; a policy must be a pure function of its "
-                "evidence: keep nothing, draw from a fixed seed, or start in a new directory"
+                f"{whose!r} answers {given} to the same evidence; a policy must be a pure "
+                "function of its evidence: keep nothing, draw from a fixed seed, or start in a "
+                "new directory"
             )
 
     def reached(self, trial: Trial, step: int) -> bool:
@@ -340,10 +334,9 @@ def _check_format(path: pathlib.Path, config: Json | None) -> None:
         )
     if config is not None and config.get("format") != FORMAT:
         raise ValueError(
-            f"{path} was written by another version of lagjax, whose run directories are of format "
-            f"{config.get('format', 1)}, these of {FORMAT}; install lagjax=={LAST_OF_FORMAT_1} to "
-            "read it "
-            "or go on with it, or start in a new directory"
+            f"{path} was written by another version of lagjax, whose run directories are of "
+            f"format {config.get('format', 1)}, these of {FORMAT}; install "
+            f"lagjax=={LAST_OF_FORMAT_1} to read it or go on with it, or start in a new directory"
         )
 
 

@@ -51,8 +51,8 @@ def remedy(path: pathlib.Path) -> Iterator[None]:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{error.strerror or error}: {path} could not be written, and what stood there stands; "
-            "make room, and give the same command again: it goes on",
+            f"{error.strerror or error}: {path} could not be written, and what stood there "
+            "stands; make room, and give the same command again: it goes on",
         ) from error
 
 

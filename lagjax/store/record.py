@@ -67,9 +67,8 @@ class GrowthRecord(NamedTuple):
         if (found := digest(params)) != self.source:
             raise ValueError(
                 f"these parameters have the digest {found}; the record was made of others, with "
-                f"{self.source}. Give the "
-                "small model's parameters as they were when it was grown: same paths, shapes, "
-                "dtypes and values"
+                f"{self.source}. Give the small model's parameters as they were when it was "
+                "grown: same paths, shapes, dtypes and values"
             )
         operator: Growth = decode(self.operator)
         call = jax.jit(lambda key, params: operator(key, params, source, target))
@@ -101,9 +100,8 @@ def encode(value: Any, where: str = "operator") -> Any:
     if names is None:
         raise ValueError(
             f"{where} is {value!r}, of type {type(value).__qualname__}, which a growth record "
-            "cannot hold; make it a "
-            "number, a string, an array, a tuple of such (a mapping's items, say), or a frozen "
-            "dataclass"
+            "cannot hold; make it a number, a string, an array, a tuple of such (a mapping's "
+            "items, say), or a frozen dataclass"
         )
     fields = {name: encode(getattr(value, name), f"{where}.{name}") for name in names}
     return {"class": _name(type(value), where), "fields": fields}
@@ -129,8 +127,7 @@ def decode(data: Any) -> Any:
     if names is None or set(fields) != set(names):
         raise ValueError(
             f"the class {data['class']} has the fields {names}, and had {list(fields)} when the "
-            "record was made; install "
-            "the versions that the record names"
+            "record was made; install the versions that the record names"
         )
     values = [decode(fields[name]) for name in names]
     if issubclass(cls, tuple):
@@ -158,8 +155,7 @@ def _name(cls: type, where: str) -> str:
     if found is not cls:
         raise ValueError(
             f"{where} is of the class {name}, which cannot be found again by this name; define it "
-            "at the top level of a "
-            "module"
+            "at the top level of a module"
         )
     return name
 
@@ -174,8 +170,7 @@ def _class(name: Any) -> type:
     if cls is None:
         raise ValueError(
             f"the growth record names the class {name!r}, which is not found here; install the "
-            "package that defines it, "
-            "in the version that the record names"
+            "package that defines it, in the version that the record names"
         )
     return cls
 
@@ -186,15 +181,14 @@ def _encode_array(value: Any, where: str) -> dict[str, Any]:
         return {"key": str(jax.random.key_impl(value)), "data": data}
     if not jnp.issubdtype(value.dtype, np.number) and value.dtype != bool:
         raise ValueError(
-            f"{where} is an array of {value.dtype}, which a growth record cannot hold; make it one "
-            "of numbers"
+            f"{where} is an array of {value.dtype}, which a growth record cannot hold; make it "
+            "one of numbers"
         )
     if getattr(value, "weak_type", False):
         # An array made from bytes has none, and the operator might promote it otherwise.
         raise ValueError(
             f"{where} is an array of the weak type of a Python number, which a growth record "
-            "cannot hold; give its dtype, "
-            "or the number itself"
+            "cannot hold; give its dtype, or the number itself"
         )
     kinds = {"numpy": np.ndarray, "scalar": np.generic, "jax": jax.Array}
     return {
@@ -213,8 +207,7 @@ def _decode_array(data: Mapping[str, Any]) -> Any:
     made = jnp.asarray(array)
     if made.dtype != array.dtype:
         raise ValueError(
-            f"the operator holds an array of {array.dtype}, which JAX makes {made.dtype} here; set "
-            "jax_enable_x64 as it "
-            "was when the record was made"
+            f"the operator holds an array of {array.dtype}, which JAX makes {made.dtype} here; "
+            "set jax_enable_x64 as it was when the record was made"
         )
     return made
