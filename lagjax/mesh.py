@@ -95,6 +95,11 @@ def placement(mesh: Mesh | None, fully_sharded: bool = False) -> Placement | Non
                 "fully_sharded needs devices to spread over; give a mesh with an axis 'data'"
             )
         return None
+    if not isinstance(mesh, Mesh):
+        raise ValueError(  # noqa: TRY004
+            f"the mesh is {mesh!r}; give a jax.sharding.Mesh: jax.make_mesh((4, 2), "
+            f"({CANDIDATES!r}, {DATA!r}))"
+        )
     unknown = set(mesh.axis_names) - {CANDIDATES, DATA}
     if unknown or not mesh.axis_names:
         raise ValueError(

@@ -23,16 +23,11 @@ RUN = Callable[[pathlib.Path], object]
 
 def run(path: pathlib.Path, pool: object = None, lag: int = 4, **changes: object) -> object:
     pool = toy.pool("stack", "random-top") if pool is None else pool
-    options = {name: changes.pop(name) for name in ("keep", "compare") if name in changes}
-    return lagjax.run(
-        toy.task(**changes),
-        pool,
-        lagjax.FixedLag(lag),
-        path,
-        candidates_at_once=1,
-        progress=toy.Told(),
-        **options,
-    )
+    names = ("keep", "compare", "candidates_at_once", "mesh", "checkpoint_seconds")
+    options = {name: changes.pop(name) for name in names if name in changes}
+    options = {"candidates_at_once": 1, "progress": toy.Told(), **options}
+    policy = changes.pop("policy", lagjax.FixedLag(lag))
+    return lagjax.run(toy.task(**changes), pool, policy, path, **options)
 
 
 def to(target: lagjax.Model, how: object = "0 1 0 1") -> tuple[lagjax.Candidate, ...]:
@@ -73,6 +68,12 @@ def shadowed() -> dict[str, object]:
 
 def with_transfer(transfer: lagjax.Transfer) -> tuple[lagjax.Candidate, ...]:
     return tuple(each._replace(transfer=transfer) for each in to(toy.LARGE))
+
+
+def with_dropout(params: dict, batch: jax.Array, key: jax.Array) -> tuple:
+    """Draws even in evaluation, where there is no key."""
+    kept = jax.random.bernoulli(key, 0.9)
+    return toy.LARGE.loss(params, batch, key)[0] * kept, batch.size
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,84 @@ IN_PYTHON: dict[str, tuple[RUN, list[str]]] = {
         ["candidate 'one'", "differs in shapes from the target"],
     ),
     "no horizon": (lambda p: run(p, horizon=0), ["horizon is 0", "at least 1"]),
+    "a horizon as text": (lambda p: run(p, horizon="20"), ["horizon is '20'", "whole number"]),
+    "a lag that is no number": (lambda p: run(p, lag=float("nan")), ["lag is nan", "whole number"]),
+    "half a lag": (lambda p: run(p, lag=4.5), ["lag is 4.5"]),
+    "a share that is none": (
+        lambda p: run(p, policy=lagjax.FixedLag(share="x")),
+        ["FixedLag", "share is 'x'"],
+    ),
+    "a policy without an answer": (
+        lambda p: run(p, policy=lambda evidence: None),
+        ["answers None", "Probe(until)"],
+    ),
+    "a policy that raises": (
+        lambda p: run(p, policy=lambda evidence: evidence.nothing_like_it),
+        ["the policy <function", "raised AttributeError", "nothing_like_it"],
+    ),
+    "no operator": (
+        lambda p: run(p, (lagjax.Candidate("one", None, toy.LARGE),)),
+        ["candidate 'one'", "operator None", "Grow(depth="],
+    ),
+    "an operator that raises": (
+        lambda p: run(p, (lagjax.Candidate("one", lambda *given: 1 / 0, toy.LARGE),)),
+        ["candidate 'one' raised ZeroDivisionError"],
+    ),
+    "controls alone": (
+        lambda p: run(p, tuple(x._replace(role="control") for x in to(toy.LARGE))),
+        ["none of them can win", "role 'candidate'"],
+    ),
+    "no optimizer": (lambda p: run(p, tx=3), ["tx is 3", "optax"]),
+    "a table that is none": (
+        lambda p: run(p, **_with({"embed": "=vocab >embed"})),
+        ["axes are of type dict", "lagjax.Axes("],
+    ),
+    "a batch that is none": (lambda p: run(p, batch=lambda seed, step: None), ["returned None"]),
+    "a batch of lists": (
+        lambda p: run(p, batch=lambda seed, step: toy.batch(seed, step).tolist()),
+        ["np.asarray"],
+    ),
+    "a batch of another shape": (
+        lambda p: run(p, batch=lambda seed, step: toy.batch(seed, step)[: 4 - (step == 23)]),
+        ["seed 0 and step 23", "(3, 9)", "(4, 9)", "pad"],
+    ),
+    "a batch function that raises": (
+        lambda p: run(p, batch=lambda seed, step: {}["x"]),
+        ["the batch function <function", "seed 0 and step 0", "KeyError: 'x'"],
+    ),
+    "a loss that needs its key": (
+        lambda p: run(p, to(toy.LARGE._replace(loss=with_dropout))),
+        ["candidate 'one'", "evaluating", "key=None", "TypeError"],
+    ),
+    "a loss that raises": (
+        lambda p: run(p, to(loss_of(lambda params, batch: params["nothing"]))),
+        ["candidate 'one'", "KeyError: 'nothing'"],
+    ),
+    "none at once": (
+        lambda p: run(p, candidates_at_once=0),
+        ["candidates_at_once is 0", "at least 1"],
+    ),
+    "less than none at once": (
+        lambda p: run(p, candidates_at_once=-1),
+        ["candidates_at_once is -1"],
+    ),
+    "no mesh": (lambda p: run(p, mesh="x"), ["mesh is 'x'", "jax.make_mesh"]),
+    "no folder": (lambda p: run(None), ["run directory is None"]),
+    "a bucket": (lambda p: run("gs://bucket/run"), ["gs:", "local folder"]),
+    "a schedule before its start": (
+        lambda p: run(p, transfer=lagjax.Transfer("reset", -5)),
+        ["the task's schedule", "-5", "at least 0"],
+    ),
+    "no such comparison": (lambda p: run(p, compare="x"), ["compare is 'x'", "'start'"]),
+    "no time between checkpoints": (
+        lambda p: run(p, checkpoint_seconds=-1),
+        ["checkpoint_seconds is -1"],
+    ),
+    "a letter that is no layer": (
+        lambda p: lagjax.Grow(depth={"layers": "0 x 1"}),
+        ["'x' is no layer"],
+    ),
+    "a word of no layers": (lambda p: lagjax.Grow(depth=""), ["''", "names no layer"]),
     "no seeds": (lambda p: run(p, seeds=0), ["seeds is 0"]),
     "neither tx nor engine": (lambda p: run(p, tx=None), ["neither tx nor an engine"]),
     "under a file": (lambda p: run(_file(p) / "run"), ["file"]),

@@ -42,8 +42,12 @@ class Word:
 
     @classmethod
     def parse(cls, text: str) -> "Word":
-        """Reads a word; raises ValueError for a letter that is none."""
+        """Reads a word; raises ValueError for a letter that is none, and for a word of none."""
         layers = []
+        if not text.split():
+            raise ValueError(
+                f"word {text!r} names no layer; expected one a new layer, as '0 1 0 1'"
+            )
         for letter in text.split():
             match = re.fullmatch(r"(new|\d+)(?:(\*)(-?\d*\.?\d+(?:e[+-]?\d+)?)?)?", letter)
             if not match:

@@ -14,6 +14,7 @@ import jax
 
 from lagjax.algebra.axes import Axes, Layout, Params
 from lagjax.algebra.plan import Plan
+from lagjax.algebra.words import Word
 from lagjax.buffers import own
 from lagjax.growth import fusion
 from lagjax.growth.depth import DepthLike, words
@@ -50,6 +51,11 @@ class Grow:
             if isinstance(given := getattr(self, name), Mapping):
                 # Operators are hashed: equal ones compile once.
                 object.__setattr__(self, name, tuple(given.items()))
+        # A word that is none shall not wait for its first plan to say so.
+        depth = self.depth
+        for each in [how for _, how in depth] if isinstance(depth, tuple) else [depth]:
+            if isinstance(each, str):
+                Word.parse(each)
         if self.fuse and (self.width is not None or self.experts is not None):
             raise ValueError(
                 f"{self}: fused models lie beside each other along every axis that grows; leave "
