@@ -33,6 +33,8 @@ class Config:
     data: str | None = None
     """A file or a folder of text in any language, or a TensorFlow dataset as
     tfds:NAME[/CONFIG][:VERSION][:FIELD]; by default the standard library's source."""
+    encoding: str | None = None
+    """Of files of text that are not UTF-8 and have no byte order mark, as latin-1."""
     data_dir: Path | None = None
     """Where TensorFlow datasets are kept; by default their own place."""
     seed: int = 0
@@ -95,6 +97,7 @@ class Config:
 def main(config: Config) -> None:
     """Runs the experiment, or goes on with it, and prints what came of it."""
     corpus = load(config)
+    print(corpus.summary(), file=sys.stderr)
     batch = text.batches(corpus, config.batch, config.window)
     valid = text.shards(corpus, config.shards, config.batch, config.window)
     size = gpt.Config(config.layers, config.width, config.heads, config.window)
@@ -123,6 +126,7 @@ def main(config: Config) -> None:
             "seeds": seeds,
             "corpus": corpus.digest,
             "files": corpus.files,
+            "left_out": corpus.skipped,
         },
         "checkpoint_seconds": config.checkpoint_seconds,
         "mesh": devices(config.mesh),
@@ -165,7 +169,7 @@ def main(config: Config) -> None:
 def load(config: Config) -> text.Corpus:
     """The text of the experiment."""
     if config.data is None or not config.data.startswith("tfds:"):
-        return text.load(config.data)
+        return text.load(config.data, config.encoding)
     # An import of a second, which only these datasets need.
     from experiments.data import tfds
 

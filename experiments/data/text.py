@@ -1,7 +1,9 @@
 """Text as bytes: of a folder, a file, or the running interpreter's standard library.
 
 The last needs no download. Tokens are the bytes of UTF-8, so that any language works with a
-vocabulary of 256::
+vocabulary of 256. Files in other encodings are converted where a byte order mark or the caller
+names theirs, compressed ones are unpacked, links are followed; what is left out is counted and
+named::
 
     corpus = text.load(None)
     batch = text.batches(corpus, batch_size=16, window=64)
@@ -9,7 +11,11 @@ vocabulary of 256::
     text.shards(corpus, n_shards=4, batch_size=16, window=64)
 """
 
+import bz2
+import codecs
+import gzip
 import hashlib
+import lzma
 import os
 import sysconfig
 from collections.abc import Callable
@@ -29,6 +35,16 @@ _NOT_LIBRARY = frozenset(
 )
 _BUILD = ("_sysconfigdata", "config-")
 
+_UNPACK = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
+# The longer marks first: that of UTF-32 begins with that of UTF-16.
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
@@ -39,8 +55,9 @@ class Corpus:
         valid: uint8 [M], M about N / 19.
         digest: SHA-256, hexadecimal, of the files' relative names and bytes.
         files: number of files, or of records, read.
-        skipped: number of them left out because they are not UTF-8 text.
+        skipped: number of them left out because they are no text that can be read.
         origin: where it came from, for people to read.
+        left_out: names of files left out.
     """
 
     train: np.ndarray
@@ -49,18 +66,34 @@ class Corpus:
     files: int
     skipped: int
     origin: str
+    left_out: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """What is trained on and what is not, in a line."""
+        size = self.train.size + self.valid.size
+        told = f"{self.origin}: {self.files} files, {size:,} bytes as UTF-8"
+        if not self.skipped:
+            return told
+        names = ", ".join(self.left_out[:3]) + ", ..." * (len(self.left_out) > 3)
+        named = f" ({names})" if names else ""
+        return f"{told}; left out because they are not UTF-8 text: {self.skipped}{named}"
 
 
-def load(path: Path | str | None = None) -> Corpus:
-    """Reads a file (any bytes), a folder (all its UTF-8 text files), or the standard library.
+def load(path: Path | str | None = None, encoding: str | None = None) -> Corpus:
+    """Reads a file, a folder (all its text files), or the standard library.
 
     The last is read where `path` is None. Files come in the order of their relative names; hidden
     files and folders are left out. Raises ValueError where there is nothing to read, and says what
     would help.
+
+    Args:
+        path: of the file or folder.
+        encoding: of files that are not UTF-8 and have no byte order mark, as "latin-1".
     """
-    files = read_files(path)
+    files = read_files(path, encoding)
     train, valid = split(np.frombuffer(b"".join(files.texts.values()), np.uint8))
-    return Corpus(train, valid, files.digest, len(files.texts), files.skipped, files.origin)
+    skipped, count = len(files.left_out), len(files.texts)
+    return Corpus(train, valid, files.digest, count, skipped, files.origin, files.left_out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,20 +103,28 @@ class Files:
     Attributes:
         texts: relative POSIX name -> bytes, UTF-8, in the order of names.
         digest: SHA-256, hexadecimal, of names and bytes.
-        skipped: number of files left out because they are not UTF-8 text.
+        left_out: names of the files that are no text that can be read.
         origin: where they came from, for people to read.
     """
 
     texts: dict[str, bytes]
     digest: str
-    skipped: int
+    left_out: tuple[str, ...]
     origin: str
 
 
-def read_files(path: Path | str | None) -> Files:
+def read_files(path: Path | str | None, encoding: str | None = None) -> Files:
     """The text files that `load` reads; raises ValueError where there is no text."""
+    if encoding is not None:
+        try:
+            codecs.lookup(encoding)
+        except LookupError:
+            raise ValueError(
+                f"the encoding {encoding!r} is none that Python knows; give one as latin-1, "
+                "cp1252 or utf-16-le"
+            ) from None
     try:
-        texts, skipped, origin = _gather(path)
+        texts, left_out, origin = _gather(path, encoding)
     except OSError as error:
         raise ValueError(
             f"{error.filename} cannot be read ({error.strerror}); change its permissions, move it "
@@ -91,11 +132,11 @@ def read_files(path: Path | str | None) -> Files:
         ) from error
     if not any(texts.values()):
         raise ValueError(
-            f"{origin} has no text: {len(texts)} empty files, and {skipped} that are not UTF-8 or "
-            "hold NUL bytes (hidden ones are not looked at); give a file or a folder with text in "
-            "it"
+            f"{origin} has no text: {len(texts)} empty files, and {len(left_out)} that are not "
+            "UTF-8 or hold NUL bytes (hidden ones are not looked at); give a file or a folder with "
+            "text in it, or the encoding of its files"
         )
-    return Files(texts, _digest(texts), skipped, origin)
+    return Files(texts, _digest(texts), left_out, origin)
 
 
 def batches(corpus: Corpus, batch_size: int, window: int) -> Callable[[int, int], np.ndarray]:
@@ -171,8 +212,10 @@ def split(whole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(train), np.concatenate(blocks[10::20] or [whole[:0]])
 
 
-def _gather(path: Path | str | None) -> tuple[dict[str, bytes], int, str]:
-    """The texts by name, how many files are not text, and where they came from."""
+def _gather(
+    path: Path | str | None, encoding: str | None
+) -> tuple[dict[str, bytes], tuple[str, ...], str]:
+    """The texts by name, which files are no text, and where they came from."""
     if path is None:
         root = Path(sysconfig.get_path("stdlib"))
         library = {
@@ -180,12 +223,12 @@ def _gather(path: Path | str | None) -> tuple[dict[str, bytes], int, str]:
             for name, file in _files(root, without=_NOT_LIBRARY).items()
             if name.endswith(".py") and not name.startswith(_BUILD)
         }
-        return *_texts(library), f"the standard library at {root}"
+        return *_texts(library, None), f"the standard library at {root}"
     root = Path(path)
     if root.is_dir():
-        return *_texts(_files(root)), f"the folder {root}"
+        return *_texts(_files(root), encoding), f"the folder {root}"
     if root.is_file():
-        return {root.name: root.read_bytes()}, 0, f"the file {root}"
+        return *_texts({root.name: root}, encoding), f"the file {root}"
     problem = "is neither a file nor a folder" if root.exists() else "does not exist"
     raise ValueError(
         f"{root} {problem}; give a text file, a folder of text files, or none for the standard "
@@ -200,9 +243,15 @@ def _files(root: Path, without: frozenset[str] = frozenset()) -> dict[str, Path]
         raise error
 
     files = {}
-    for folder, subfolders, names in os.walk(root, onerror=fail):
+    seen = set()
+    for folder, subfolders, names in os.walk(root, onerror=fail, followlinks=True):
+        # A link to a folder above would lead round for ever.
+        if (real := os.path.realpath(folder)) in seen:
+            subfolders[:] = []
+            continue
+        seen.add(real)
         subfolders[:] = [
-            name for name in subfolders if not name.startswith(".") and name not in without
+            name for name in sorted(subfolders) if not name.startswith(".") and name not in without
         ]
         for name in names:
             file = Path(folder, name)
@@ -212,14 +261,36 @@ def _files(root: Path, without: frozenset[str] = frozenset()) -> dict[str, Path]
     return dict(sorted(files.items()))
 
 
-def _texts(files: dict[str, Path]) -> tuple[dict[str, bytes], int]:
-    """The files that are text, and how many are not."""
+def _texts(
+    files: dict[str, Path], encoding: str | None
+) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """The files that are text, as UTF-8, and the names of those that are not."""
     texts = {}
     for name, file in files.items():
-        content = file.read_bytes()
-        if is_text(content):
+        content = utf8(file.read_bytes(), file.suffix, encoding)
+        if content is not None:
             texts[name] = content
-    return texts, len(files) - len(texts)
+    return texts, tuple(name for name in files if name not in texts)
+
+
+def utf8(content: bytes, suffix: str = "", encoding: str | None = None) -> bytes | None:
+    """A file's text in UTF-8; None where it is none.
+
+    Args:
+        content: the file's bytes.
+        suffix: the end of its name, which says whether it is compressed.
+        encoding: its own, where it is neither UTF-8 nor begins with a byte order mark.
+    """
+    try:
+        content = _UNPACK.get(suffix.lower(), bytes)(content)
+        mark = next((name for start, name in _MARKS.items() if content.startswith(start)), None)
+        if mark:
+            content = content.decode(mark).encode()
+        elif encoding and not is_text(content):
+            content = content.decode(encoding).encode()
+    except (OSError, EOFError, ValueError, lzma.LZMAError):
+        return None
+    return content if is_text(content) else None
 
 
 def is_text(content: bytes) -> bool:

@@ -119,12 +119,6 @@ def prepare(folder: Path | str, name: str, data_dir: Path | str | None = None) -
             f"the name {name!r} does not do for a dataset; give letters, digits and underscores, "
             "a letter first, as --name"
         )
-    # In a folder other files are left out; a file alone is read whatever it holds.
-    if not all(map(text.is_text, corpus.texts.values())):
-        raise ValueError(
-            f"{corpus.origin} is not UTF-8 text, or holds NUL bytes; convert it first, as with "
-            "iconv -t UTF-8"
-        )
     if not any(text.is_validation(number) for number, _ in enumerate(_records(corpus.texts))):
         raise ValueError(f"{corpus.origin} has too little text to split; give more")
     try:

@@ -1,5 +1,9 @@
 """Corpora: what is read, how it is split, and what the probe relies on in batches and shards."""
 
+import bz2
+import codecs
+import gzip
+import lzma
 import os
 import sysconfig
 from pathlib import Path
@@ -65,12 +69,57 @@ def test_an_interpreter_without_sources_says_what_to_give(
         text.load()
 
 
-def test_a_file_is_its_bytes_in_any_encoding(tmp_path: Path) -> None:
-    content = "déjà vu, ".encode("latin-1") * 100
-    corpus = corpus_of(tmp_path, content)
-    assert corpus.train.size + corpus.valid.size == len(content)
-    assert (corpus.files, corpus.skipped) == (1, 0)
-    assert str(tmp_path / "text.txt") in corpus.origin
+TEXT = "déjà vu, " * 100
+STORED = {
+    "a.txt": TEXT.encode(),
+    "marked.txt": TEXT.encode("utf-8-sig"),
+    "wide.txt": TEXT.encode("utf-16"),
+    "wider.txt": TEXT.encode("utf-32"),
+    "swapped.txt": codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"),
+    "a.txt.gz": gzip.compress(TEXT.encode()),
+    "a.txt.XZ": lzma.compress(TEXT.encode("utf-16")),
+    "a.bz2": bz2.compress(TEXT.encode()),
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_text_is_read_however_it_is_stored(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(STORED[name])
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / name).write_bytes(STORED[name])
+    for path in (tmp_path / name, tmp_path / "folder"):
+        found = text.read_files(path)
+        assert b"".join(found.texts.values()).decode() == TEXT and not found.left_out
+
+
+def test_another_encoding_is_read_where_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(TEXT.encode("latin-1"))
+    with pytest.raises(ValueError, match="no text: 0 empty files, and 1 .*the encoding"):
+        text.load(tmp_path / "latin.txt")
+    (tmp_path / "note.txt").write_text("ü", encoding="utf-8")
+    left_out = text.load(tmp_path)
+    assert left_out.left_out == ("latin.txt",)
+    assert left_out.summary().endswith("not UTF-8 text: 1 (latin.txt)")
+    found = text.read_files(tmp_path, "latin-1")
+    assert b"".join(found.texts.values()).decode() == TEXT + "ü" and not found.left_out
+    with pytest.raises(ValueError, match="encoding 'latin-3000' is none"):
+        text.load(tmp_path, "latin-3000")
+
+
+def test_a_damaged_archive_is_left_out(tmp_path: Path) -> None:
+    for name in ("a.txt.gz", "a.txt.XZ", "a.bz2"):
+        (tmp_path / name).write_bytes(STORED[name][:-9])
+    (tmp_path / "b.txt").write_text("text")
+    assert text.read_files(tmp_path).left_out == ("a.bz2", "a.txt.XZ", "a.txt.gz")
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "books").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "one.txt").write_text("one")
+    (tmp_path / "books" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "books" / "round").symlink_to(tmp_path / "books")
+    assert text.read_files(tmp_path / "books").texts == {"linked/one.txt": b"one"}
 
 
 def test_a_folder_is_its_text_files_sorted_by_relative_name(tmp_path: Path) -> None:
@@ -85,7 +134,7 @@ def test_a_folder_is_its_text_files_sorted_by_relative_name(tmp_path: Path) -> N
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\xff")
     (tmp_path / "table.bin").write_bytes(b"text\0until a NUL byte")
     found = text.read_files(tmp_path)
-    texts, skipped = found.texts, found.skipped
+    texts, skipped = found.texts, len(found.left_out)
     assert b"".join(texts.values()) == b"first.secondthird."
     assert skipped == 2
     corpus = text.load(tmp_path)
@@ -141,7 +190,7 @@ def test_the_split_shares_nothing_loses_nothing_and_takes_from_everywhere(
 
 
 def test_the_bytes_of_the_split_are_those_of_the_file(tmp_path: Path) -> None:
-    content = np.random.default_rng(0).bytes(50_000)
+    content = (np.random.default_rng(0).integers(1, 128, 50_000, np.uint8)).tobytes()
     corpus = corpus_of(tmp_path, content)
     train, valid = text.split(np.frombuffer(content, np.uint8))
     assert np.array_equal(corpus.train, train)
@@ -161,9 +210,10 @@ def test_a_batch_is_a_pure_function_of_seed_and_step(library: text.Corpus) -> No
     assert not np.array_equal(batch(4, 1000), late)
 
 
-def test_batches_are_the_same_on_every_machine(tmp_path: Path) -> None:
+def test_batches_are_the_same_on_every_machine() -> None:
     """Golden bytes: a change here changes the data order of every committed result."""
-    corpus = corpus_of(tmp_path, bytes(range(256)) * 40)
+    whole = np.arange(256 * 40, dtype=np.int64).astype(np.uint8)
+    corpus = text.Corpus(*text.split(whole), "", 1, 0, "here")
     assert text.batches(corpus, 4, 1)(7, 11)[:, 0].tolist() == [108, 13, 249, 58]
 
 
