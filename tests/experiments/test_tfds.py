@@ -194,7 +194,7 @@ def test_another_text_under_the_same_name_is_refused(
 def test_text_that_cannot_be_prepared(tmp_path: pathlib.Path) -> None:
     file, root = tmp_path / "a.txt", tmp_path / "root"
     file.write_bytes("déjà vu\n".encode("latin-1") * 100)
-    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8.*convert it"):
+    with pytest.raises(ValueError, match=r"a\.txt has no text: .*1 that are not.*UTF-8.*encoding"):
         text_folder.prepare(file, "a", root)
     file.write_text("語り得ぬもの")  # 18 bytes, six characters
     with pytest.raises(ValueError, match="too little text to split; give more"):
