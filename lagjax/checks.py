@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
+from lagjax import arguments
 from lagjax.algebra.axes import Axes, Params, flatten
 from lagjax.arguments import inside, whole
 from lagjax.engine import Trained
@@ -92,8 +93,8 @@ def _check_transfer(whose: str, transfer: Transfer, task: Task) -> None:
     ):
         if field == "schedule" and not isinstance(choice, str):
             whole(choice, f"{whose}'s schedule, where it is a step,", least=0)
-        elif choice not in known:
-            raise ValueError(f"{whose}'s {field} is {choice!r}; expected one of {known}")
+        else:
+            arguments.choice(choice, f"{whose}'s {field}", known)
     kept = transfer.moments == "grow" or transfer.schedule != "restart"
     if task.source.opt_state is None and kept:
         raise ValueError(

@@ -23,7 +23,7 @@ from jax.typing import ArrayLike
 
 from lagjax.executors.worker import Worker
 from lagjax.executors.workload import Workload
-from lagjax.fingerprint import digest
+from lagjax.fingerprint import digest, environment
 from lagjax.initial import Group
 from lagjax.jobs import Trial
 from lagjax.store.directory import Store
@@ -35,18 +35,20 @@ TOLERANCE, OF_HALVES = 1e-3, 1e-2
 """Of a training loss, relatively, in float32 and in 16 bits: other kernels round otherwise."""
 
 
-def check(store: Store, work: Workload, names: Iterable[str], moved: bool) -> None:
+def check(store: Store, work: Workload, names: Iterable[str]) -> None:
     """Puts on record what trains these candidates, or compares it with what is there.
 
     Args:
         store: the run directory.
         work: what is run.
         names: of the candidates.
-        moved: whether the run began with other versions or on another device.
 
     Raises:
         ValueError: with the first line that differs, or with the losses that do.
     """
+    # config.json keeps where the run began; how many cores there are changes no trace.
+    here = environment()
+    moved = store.differs({name: here[name] for name in ("versions", "device")})
     texts: dict[int, str] = {}
     for name in names:
         group = work.groups[name]

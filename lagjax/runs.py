@@ -113,7 +113,6 @@ def run(
     nothing = Evidence.nothing(known, task)
     checks.check_answer(policy, checks.ask(policy, nothing), nothing)
     with shown(progress), Store(root, progress.note) as store:
-        moved = store.differs(environment())
         store.configure(_configuration(work, known), ENVIRONMENT)
         store.configure(
             {
@@ -124,11 +123,11 @@ def run(
                 "candidates_at_once": candidates_at_once or "measured",
             }
         )
-        identity.check(store, work, known, moved)
+        identity.check(store, work, known)
         sizes = [work.groups[name].state_bytes for name in known for _ in range(task.seeds)]
         checks.check_disk(store.checkpoints, sizes)
         base = 2 if compare == "all" else 4
-        search = Search(work, store, executor, progress, known, candidates_at_once, base, {}, moved)
+        search = Search(work, store, executor, progress, known, candidates_at_once, base, {})
         decision, evidence = choose(search, policy)
         decision = decision._replace(ledger=cost(search, evidence, decision))
         text = json.dumps(decision.as_json(), indent=1, allow_nan=False) + "\n"
@@ -235,12 +234,11 @@ def train(
         "placement": placed and placed.described(),
     }
     with shown(progress), Store(root, progress.note) as store:
-        moved = store.differs(environment())
         sections = {"arguments": given.plain(arguments or {}), "source": section}
         store.configure({**sections, **environment()}, ENVIRONMENT)
-        identity.check(store, work, [SOURCE], moved)
+        identity.check(store, work, [SOURCE])
         checks.check_disk(store.checkpoints, [group.state_bytes])
-        search = Search(work, store, executor, progress, {}, 1, 4, {}, moved)
+        search = Search(work, store, executor, progress, {}, 1, 4, {})
         store.rewind(trial, steps)
         carry_out(search, [Job((trial,), 1, steps, evaluation_steps(steps), "source")])
         if (line := store.curves.of(trial)[-1])["status"] != "ok":

@@ -34,7 +34,6 @@ class Search(NamedTuple):
         base: how dense evaluations are at first, see `evaluation_steps`.
         asked: name → the steps that a candidate was asked to be probed to, ascending; grows with
             the answers.
-        moved: whether the run began with other versions or on another device.
     """
 
     work: Workload
@@ -45,7 +44,6 @@ class Search(NamedTuple):
     at_once: int | None
     base: int
     asked: dict[str, tuple[int, ...]]
-    moved: bool
 
     def trials(self, names: Sequence[str] | None = None) -> list[Trial]:
         """Every candidate with every seed, candidates of one seed together."""
@@ -69,7 +67,7 @@ def choose(search: Search, policy: Policy) -> tuple[Decision, Evidence]:
         checks.check_answer(policy, answer, evidence)
         if isinstance(answer, Add):
             joined = search.work.join(answer.candidates)
-            identity.check(search.store, search.work, joined, search.moved)
+            identity.check(search.store, search.work, joined)
             search.known.update(joined)
             additions += 1
         search.store.answer(number, _encoded(answer, search), policy)

@@ -104,8 +104,8 @@ def outcome(path):
 
 
 def cut(whole, path, count):
-    """Truncates a copy of a run at seeded places and calls it again; how often it had to refuse."""
-    draw, refused = random.Random(0), 0
+    """Truncates a copy of a run at seeded places and calls it again."""
+    draw = random.Random(0)
     wanted = outcome(whole)
     files = sorted(x.relative_to(whole) for x in whole.rglob("*") if x.is_file())
     for _ in range(count):
@@ -117,11 +117,10 @@ def cut(whole, path, count):
         try:
             run(path)
         except ValueError as error:
-            assert "restore" in str(error), file
-            refused += 1
-            continue
-        assert outcome(path) == wanted, file
-    return refused
+            # All else can be made again; what was asked for cannot be known without it.
+            assert file.name == "config.json" and "restore" in str(error)
+        else:
+            assert outcome(path) == wanted, file
 
 
 def test_files_that_were_cut_short(tmp_path):
@@ -137,4 +136,4 @@ def test_files_that_were_cut_short(tmp_path):
 @pytest.mark.slow
 def test_files_that_were_cut_short_anywhere(tmp_path):
     run(tmp_path / "whole")
-    assert cut(tmp_path / "whole", tmp_path / "cut", 200) < 100
+    cut(tmp_path / "whole", tmp_path / "cut", 200)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import lagjax
-from lagjax import initial
+from lagjax import initial, report
 from lagjax.engine import TrainState
 from lagjax.jobs import Trial, evaluation_steps
 from lagjax.store import directory
@@ -514,3 +514,18 @@ def test_a_source_that_is_no_trained_model(source: object, tmp_path: pathlib.Pat
     with pytest.raises(ValueError, match=r"source is of type \w+; give .* Trained\(params\)"):
         go(tmp_path / "run", source=source)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_fault_of_the_page_costs_nothing(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(path: pathlib.Path) -> None:
+        raise RuntimeError("no such font")
+
+    monkeypatch.setattr(report, "write", faulty)
+    told = toy.Told()
+    decision = lagjax.run(
+        toy.task(horizon=2), toy.pool("stack"), lagjax.FixedLag(1), tmp_path, progress=told
+    )
+    assert decision.winner == "stack"
+    assert told.notes[-1] == "no report.html was made: RuntimeError: no such font"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lagjax.arguments import integral, real
+from lagjax.arguments import real, whole
 from lagjax.evidence import Evidence
 from lagjax.select.decision import Answer, Probe, decide
 
@@ -22,13 +22,7 @@ class FixedLag:
             raise ValueError(f"{self}: give either steps or a share of the horizon")
         share = None if self.share is None else real(self.share, f"{self}: the share")
         given = self.steps if share is None else round(share * horizon)
-        lag = integral(given)
-        if lag is None or not 1 <= lag <= horizon:
-            raise ValueError(
-                f"the lag is {given} steps, the horizon {horizon}; give a whole number from 1 to "
-                "the horizon"
-            )
-        return lag
+        return whole(given, f"{self}: the lag at a horizon of {horizon}", most=horizon)
 
     def __call__(self, evidence: Evidence, /) -> Answer:
         lag = self.lag(evidence.horizon)

@@ -1,6 +1,7 @@
 """The run directory: kills are mended, commits may be said twice, other formats are refused."""
 
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -291,3 +292,20 @@ def test_a_record_goes_back_to_its_checkpoint(tmp_path: pathlib.Path) -> None:
 def test_how_a_candidate_was_grown_is_asked_for(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match="has no checkpoint of 'a' with seed 3"):
         directory.growth(tmp_path, "a", 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*")
+def test_a_child_does_not_keep_the_lock(tmp_path: pathlib.Path) -> None:
+    """It may outlive the run that it was forked in."""
+    (born, tell), (done, end) = os.pipe(), os.pipe()
+    with Store(tmp_path):
+        if not (child := os.fork()):
+            os.write(tell, b".")
+            os.read(done, 1)
+            os._exit(0)
+        os.read(born, 1)
+    try:
+        Store(tmp_path).__exit__()
+    finally:
+        os.write(end, b".")
+        os.waitpid(child, 0)
