@@ -171,8 +171,11 @@ IN_PYTHON: dict[str, tuple[RUN, list[str]]] = {
     ),
     "no horizon": (lambda p: run(p, horizon=0), ["horizon is 0", "at least 1"]),
     "a horizon as text": (lambda p: run(p, horizon="20"), ["horizon is '20'", "whole number"]),
-    "a lag that is no number": (lambda p: run(p, lag=float("nan")), ["lag is nan", "whole number"]),
-    "half a lag": (lambda p: run(p, lag=4.5), ["lag is 4.5"]),
+    "a lag that is no number": (
+        lambda p: run(p, lag=float("nan")),
+        ["FixedLag", "lag at a horizon of 24 is nan", "whole number from 1 to 24"],
+    ),
+    "half a lag": (lambda p: run(p, lag=4.5), ["lag at a horizon of 24 is 4.5"]),
     "a share that is none": (
         lambda p: run(p, policy=lagjax.FixedLag(share="x")),
         ["FixedLag", "share is 'x'"],

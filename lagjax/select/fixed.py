@@ -20,9 +20,9 @@ class FixedLag:
         """The lag in steps; raises ValueError where it does not lie within the horizon."""
         if (self.steps is None) == (self.share is None):
             raise ValueError(f"{self}: give either steps or a share of the horizon")
-        share = None if self.share is None else real(self.share, f"{self}: the share")
+        share = None if self.share is None else real(self.share, "the lag's share")
         given = self.steps if share is None else round(share * horizon)
-        return whole(given, f"{self}: the lag at a horizon of {horizon}", most=horizon)
+        return whole(given, f"the lag at a horizon of {horizon}", most=horizon)
 
     def __call__(self, evidence: Evidence, /) -> Answer:
         lag = self.lag(evidence.horizon)

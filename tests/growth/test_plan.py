@@ -44,7 +44,7 @@ def grow(word, old, new, source=ROWS, target=ROWS, axes=Axes):
         ("0 1 -1 1", r"'-1' is no layer"),
         ("0 1 0*half 1", r"'0\*half' is no layer"),
         ("0 1 0.5 1", r"'0.5' is no layer"),
-        ("", r"has 0 layers, the target's stack 'layers' 4"),
+        ("", r"word '' names no layer"),
     ],
 )
 def test_bad_words(word, message):
