@@ -43,7 +43,7 @@ from experiments.cli import command
 from experiments.data import text
 from experiments.models import gpt
 from experiments.rows import RESULTS, Row, environment, markdown, store
-from lagjax.algebra.axes import Params
+from lagjax.algebra.layout import Params
 from lagjax.engine import TrainState
 from lagjax.growth.depth import Stack
 from lagjax.growth.operator import FromScratch

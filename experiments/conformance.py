@@ -329,7 +329,7 @@ def row(name: str, case: Case, family: Family) -> dict[str, Any] | None:
             other = masked(other, unmasked)(0.0)
         return one, other
 
-    exact = plan is not None and plan.exact
+    exact = plan is not None and plan.exact_by_table
     found = certify(operator, *pair("float32"), params, BATCHES, key=KEY, factory=pair)
     return {
         "operator": name,

@@ -30,7 +30,7 @@ from rich.table import Table
 from experiments.cli import command
 from experiments.models import transformer
 from experiments.rows import RESULTS, Row, environment, markdown, store
-from lagjax.algebra.axes import Params
+from lagjax.algebra.layout import Params
 from lagjax.growth.depth import Stack
 from lagjax.growth.leafwise import compiled
 from lagjax.growth.operator import Grow

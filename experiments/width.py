@@ -41,7 +41,7 @@ from experiments.cli import command
 from experiments.data import text
 from experiments.models import transformer
 from experiments.rows import RESULTS, Row, environment, read, store
-from lagjax.algebra.axes import Params
+from lagjax.algebra.layout import Params
 from lagjax.algebra.plan import Plan
 from lagjax.flops import flops
 from lagjax.growth.depth import Interleave, Scaled, Stack
@@ -278,7 +278,7 @@ class Experiment:
         found: Row = {"source_steps": first, "source_losses": _losses(trained)}
         if arm.operator:
             plan = self.plan(arm)
-            found |= {"exact": plan.exact, "requires": [str(one) for one in plan.requires]}
+            found |= {"exact": plan.exact_by_table, "requires": [str(one) for one in plan.requires]}
         shapes = jax.eval_shape(self.target(arm).init, jax.random.key(0))
         return {
             "question": "width",

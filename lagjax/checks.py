@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from lagjax import arguments
-from lagjax.algebra.axes import Axes, Params, flatten
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.layout import Params, flatten
 from lagjax.arguments import inside, whole
 from lagjax.engine import Trained
 from lagjax.evidence import Evidence
@@ -106,7 +107,7 @@ def _check_transfer(whose: str, transfer: Transfer, task: Task) -> None:
 
 def check_growth(candidate: Candidate, task: Task) -> None:
     """Raises ValueError, with the candidate's name, where its operator does not fill its target."""
-    target = jax.eval_shape(candidate.target.init, jax.random.key(0))
+    target = candidate.target.shapes()
     with naming(candidate):
         grown = jax.eval_shape(
             lambda key, params: candidate.operator(key, params, task.model.axes, candidate.target),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.extend.core import Var
 
-from lagjax.algebra.axes import Params
+from lagjax.algebra.layout import Params
 from lagjax.model import Batch, Key, Model
 
 OptState: TypeAlias = optax.OptState

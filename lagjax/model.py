@@ -5,7 +5,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 
-from lagjax.algebra.axes import Axes, Layout, Params
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.layout import Layout, Params
 from lagjax.algebra.plan import Plan
 
 Key: TypeAlias = jax.Array
@@ -29,6 +30,22 @@ class Model(NamedTuple):
     loss: Callable[[Params, Batch, Key | None], tuple[jax.Array, jax.Array]]
     axes: Axes
     apply: Callable[[Params, Batch], jax.Array] | None = None
+
+    def shapes(self) -> Params:
+        """The shapes and dtypes of its parameters; raises ValueError for what is no array."""
+        try:
+            return jax.eval_shape(self.init, jax.random.key(0))
+        except TypeError as error:
+            if "not a valid JAX type" not in str(error):
+                raise
+            raise ValueError(
+                f"a model's init returns more than arrays ({error}); keep the rest out of its "
+                "parameters"
+            ) from error
+
+    def layout(self) -> Layout:
+        """Its axes table, bound to these shapes."""
+        return self.axes.layout(self.shapes())
 
 
 class Growth(Protocol):

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lagjax.algebra.axes import Array, Axes, Keys, Layout, Params, flatten, path_of
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.layout import Array, Keys, Layout, Params, flatten, path_of
 from lagjax.algebra.plan import Plan
 from lagjax.algebra.provenance import step_sizes, unseen
 from lagjax.buffers import own

@@ -21,14 +21,14 @@ ORDER = re.findall(
     runs search identity executors.serial executors.worker executors.workload checks initial
     growth.pools growth.masked growth.gradmax growth.learned growth.leafwise growth.operator
     growth.fusion growth.experts growth.width growth.depth
-    certify.certify certify.blame state buffers
+    certify.certify certify.blame certify.readings state buffers
     report.__init__ report.terminal report.html report.content report.charts report.sentences
     report.facts
     select.fixed select.decision evidence task
     probe store.directory store.checkpoints store.losses store.curves store.files store.record
     engine feed model
     algebra.provenance algebra.plan algebra.fit algebra.proof algebra.words algebra.pieces
-    algebra.axes algebra.kinds algebra.uses algebra.notation algebra.maps
+    algebra.axes algebra.layout algebra.kinds algebra.uses algebra.notation algebra.maps
     analysis.audit analysis.transition analysis.margin analysis.agreement analysis.ledger
     progress jobs mesh flops fingerprint arguments
     """,
@@ -52,7 +52,7 @@ LONGER = {
     "state": "moments, counts, schedules, measured statistics and collections",
 }
 """Files over 300 lines, each with its reason; 400 is the most for any."""
-LINES = 11_920
+LINES = 12_740
 """Of all files together: to be lowered as they become fewer."""
 
 

@@ -86,7 +86,7 @@ def test_a_strategy_and_an_expansion_are_certified() -> None:
     plain = lagjax.Grow(depth=Mirror(), width={"mlp": OfTheFirst()})
     layouts = axes.layout(toy.PARAMS), axes.layout(jax.eval_shape(wide, jax.random.key(0)))
     plan = plain.plan(jax.random.key(0), *layouts)
-    assert not plan.exact
+    assert not plan.exact_by_table
     assert {why.axis for why in plan.violations} == {"layers"}
 
 

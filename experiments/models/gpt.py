@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lagjax.algebra.axes import Axes, Params
+from lagjax.algebra.axes import Axes
 from lagjax.algebra.kinds import Channels, Dot, Heads, Kind, Lookup, Residual, RMSNorm, Units
+from lagjax.algebra.layout import Params
 from lagjax.model import Key, Model
 
 

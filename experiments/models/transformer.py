@@ -29,7 +29,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from lagjax.algebra.axes import Axes, Params
+from lagjax.algebra.axes import Axes
 from lagjax.algebra.kinds import (
     Channels,
     Dot,
@@ -42,6 +42,7 @@ from lagjax.algebra.kinds import (
     RMSNorm,
     Units,
 )
+from lagjax.algebra.layout import Params
 from lagjax.algebra.notation import parse
 from lagjax.algebra.proof import Requirement
 from lagjax.model import Key, Model

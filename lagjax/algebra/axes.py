@@ -19,99 +19,25 @@ The first matching row wins, and a pattern must match the whole path, its keys j
 import dataclasses
 import difflib
 import functools
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import jax
-from numpy.typing import NDArray
+import jax.numpy as jnp
+import numpy as np
 
-from lagjax.algebra.kinds import Kind, Unknown
+from lagjax.algebra.kinds import Kind, LayerTypes
+from lagjax.algebra.layout import (
+    Layout,
+    Leaf,
+    Params,
+    Place,
+    flatten,
+    sizes_of,
+    stacks_of,
+)
 from lagjax.algebra.notation import Dim, of_state, parse
-
-Keys: TypeAlias = tuple[Any, ...]
-"""Of a leaf, as `jax.tree_util` has them."""
-Array: TypeAlias = jax.Array | NDArray[Any]
-Params: TypeAlias = Any
-"""A pytree of arrays, or of `jax.ShapeDtypeStruct`."""
-
-
-Place: TypeAlias = tuple[tuple[str, int], ...]
-"""Which layer of which unrolled stacks: `(stack, number)` of each."""
-LayerKind: TypeAlias = frozenset[tuple[str, Place]]
-"""The names of a layer's parameters, with the other unrolled stacks that they are part of."""
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """A parameter with its axes; `layer` says which layer of which unrolled stack it belongs to."""
-
-    path: str
-    name: str
-    dims: tuple[Dim, ...]
-    layer: Place
-    shape: tuple[int, ...]
-    dtype: Any
-
-    @property
-    def residual(self) -> bool:
-        """Whether its output is added to the residual stream."""
-        return any(dim.residual for dim in self.dims)
-
-    @property
-    def stacks(self) -> tuple[str, ...]:
-        """The stacks of layers that it is part of, unrolled and stacked."""
-        inside = tuple(dim.stack for dim in self.dims if dim.stack)
-        return tuple(stack for stack, _ in self.layer) + inside
-
-    def __str__(self) -> str:
-        return f"{self.path} {self.shape}"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """An axes table bound to the shapes of one model's parameters.
-
-    Attributes:
-        leaves: in the order of `jax.tree.leaves`.
-        sizes: axis → size; an axis that only occurs flattened, and whose size the shapes do not
-            tell, is absent.
-        stacks: stack → number of layers.
-        kinds: axis → what it meets on the way.
-    """
-
-    leaves: tuple[Leaf, ...]
-    sizes: Mapping[str, int]
-    stacks: Mapping[str, int]
-    kinds: Mapping[str, Kind]
-
-    @functools.cached_property
-    def extents(self) -> Mapping[str, int]:
-        """The size of every axis, and the number of layers of every stack."""
-        return {**self.sizes, **self.stacks}
-
-    def kind(self, axis: str | int) -> Kind:
-        """What an axis meets; `Unknown` where the table does not say."""
-        return self.kinds.get(str(axis), Unknown())
-
-    def having(self, axis: str) -> list[Leaf]:
-        """The parameters that have an axis."""
-        return [leaf for leaf in self.leaves if any(axis in dim.names for dim in leaf.dims)]
-
-    def layer_kinds(self, stack: str) -> list[LayerKind]:
-        """For each layer of the stack the names of its parameters, equal for layers of a kind."""
-        found: list[set[tuple[str, Place]]] = [set() for _ in range(self.stacks[stack])]
-        for leaf in self.leaves:
-            others = tuple(item for item in leaf.layer if item[0] != stack)
-            for one, index in leaf.layer:
-                if one == stack:
-                    found[index].add((leaf.name, others))
-            if any(dim.stack == stack for dim in leaf.dims):
-                for kind in found:
-                    kind.add((leaf.name, others))
-        return [frozenset(kind) for kind in found]
 
 
 @dataclass(frozen=True, init=False)
@@ -143,7 +69,8 @@ class Axes:
                 captures = set(re.compile(pattern).groupindex)
             except re.error as error:
                 raise ValueError(f"row {pattern!r}: not a regular expression ({error})") from None
-            named |= captures | {x for dim in parse(axes)[1] for x in dim.names}
+            row = parse(axes)
+            named |= captures | {x for dim in row.dims for x in dim.names}
         for what, given in (("kinds", dict(self.kinds)), ("sizes", dict(self.sizes))):
             for axis in given:
                 if axis not in named:
@@ -173,7 +100,8 @@ class Axes:
         Raises ValueError for a leaf that has neither row nor parameter, a row of one of these
         collections without a leaf, and as `layout` does.
         """
-        given, leaves = {leaf.path: leaf for leaf in params.leaves}, list(params.leaves)
+        leaves = _arrays(params)
+        given = {leaf.path: leaf for leaf in leaves}
         shapes = {
             f"{name}/{path}": shape
             for name, tree in collections.items()
@@ -197,16 +125,47 @@ class Axes:
                 raise ValueError(self._unused(pattern, list(shapes)))
         return self._bound([*leaves, *(found[path] for path in shapes)])
 
-    def _bound(self, leaves: list[Leaf]) -> Layout:
-        paired: dict[tuple[str, Place], Leaf] = {}
-        for leaf in leaves:
-            if (other := paired.setdefault((leaf.name, leaf.layer), leaf)) is not leaf:
+    def _bound(self, arrays: list[Leaf]) -> Layout:
+        kinds = dict(self.kinds)
+        paired: dict[tuple[str, Place], list[Leaf]] = {}
+        for leaf in arrays:
+            unrolled = [axis for axis, _ in leaf.layer if not _of_layers(kinds.get(axis))]
+            if len(unrolled) > 1:
+                raise ValueError(f"{leaf.path}: {unrolled} are unrolled in one path; only one can")
+            layer = tuple(item for item in leaf.layer if item[0] not in unrolled)
+            paired.setdefault((leaf.name, layer), []).append(leaf)
+        leaves: list[Leaf] = []
+        parts: dict[str, tuple[str, ...]] = {}
+        for (name, layer), (leaf, *others) in paired.items():
+            if layer != leaf.layer:
+                entries = _entries([leaf, *others], layer)
+                parts[entries[0].path] = tuple(one.path for one in entries)
+                (axis,) = dict(leaf.layer).keys() - dict(layer).keys()
+                leaves.append(
+                    dataclasses.replace(
+                        entries[0],
+                        dims=(Dim("", ((axis,),)), *leaf.dims),
+                        layer=layer,
+                        shape=(len(entries), *leaf.shape),
+                    )
+                )
+                continue
+            if others:
                 raise ValueError(
-                    f"{other} and {leaf} have the same name {leaf.name!r}; set them apart, "
+                    f"{leaf} and {others[0]} have the same name {name!r}; set them apart, "
                     "by a group of the pattern for example: 'attn/\\1: axes'"
                 )
-        sizes, stacks = _sizes(leaves, dict(self.sizes)), _stacks(leaves)
-        return Layout(tuple(leaves), sizes, stacks, dict(self.kinds))
+            leaves.append(leaf)
+        sizes, stacks = sizes_of(leaves, dict(self.sizes)), stacks_of(leaves)
+        for leaf in leaves:
+            for divisor in leaf.divisors:
+                if lacking := set(divisor.names) - sizes.keys() - stacks.keys():
+                    raise ValueError(
+                        f"{leaf} is divided by {divisor}, but no row has {sorted(lacking)}, and no "
+                        "size is given; name an axis or a stack of the table, or give sizes="
+                    )
+        paths = tuple(leaf.path for leaf in arrays)
+        return Layout(tuple(leaves), sizes, stacks, kinds, parts, paths)
 
     def _matched(
         self, shapes: Mapping[str, jax.ShapeDtypeStruct], state: bool
@@ -256,45 +215,58 @@ def _layout(table: Axes, shapes: tuple[tuple[str, jax.ShapeDtypeStruct], ...]) -
 
 
 def _shapes(tree: Params) -> dict[str, jax.ShapeDtypeStruct]:
-    return {
-        path: jax.ShapeDtypeStruct(tuple(value.shape), value.dtype)
-        for path, value in flatten(tree).items()
-    }
+    found = {}
+    for path, value in flatten(tree).items():
+        if isinstance(value, str | bytes) or not hasattr(value, "dtype") and np.ndim(value):
+            raise ValueError(
+                f"{path} is {value!r:.60}, which is neither an array nor a number; keep it out of "
+                "the parameters"
+            )
+        # A Python number is what JAX would make of it.
+        dtype = value.dtype if hasattr(value, "dtype") else jnp.result_type(value)
+        found[path] = jax.ShapeDtypeStruct(np.shape(value), dtype)
+    return found
 
 
-def flatten(tree: Params) -> dict[str, Any]:
-    """The leaves of a tree by path: keys joined by `/`, without the `value` of Flax's boxes."""
-    flat = {}
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        flat[path_of(keys)] = leaf
-    return flat
+def _of_layers(kind: Kind | None) -> bool:
+    """Whether a number in a path counts layers: it counts the entries of an axis with a kind."""
+    return kind is None or isinstance(kind, LayerTypes)
 
 
-def path_of(keys: Keys) -> str:
-    """The path of a leaf in the form that tables match."""
-    boxed = keys and isinstance(keys[-1], jax.tree_util.GetAttrKey) and keys[-1].name == "value"
-    return jax.tree_util.keystr(tuple(keys[:-1] if boxed else keys), simple=True, separator="/")
-
-
-def length(factor: str | int, sizes: Mapping[str, int]) -> int:
-    """The size of one factor of an axis; raises ValueError where it is not known."""
-    if isinstance(factor, int):
-        return factor
-    if factor not in sizes:
+def _entries(arrays: list[Leaf], layer: Place) -> list[Leaf]:
+    """The arrays of one leaf, in the order of the entries of the axis that is unrolled."""
+    (axis,) = dict(arrays[0].layer).keys() - dict(layer).keys()
+    ordered = sorted(arrays, key=lambda leaf: dict(leaf.layer)[axis])
+    if [dict(leaf.layer)[axis] for leaf in ordered] != list(range(len(ordered))):
         raise ValueError(
-            f"the size of axis {factor!r} cannot be told from shapes; "
-            f"give sizes={{{factor!r}: ...}}"
+            f"axis {axis!r} is unrolled over {[leaf.path for leaf in ordered]}; its entries must "
+            "count from 0, each once"
         )
-    return sizes[factor]
+    first = ordered[0]
+    for leaf in ordered:
+        if (leaf.shape, leaf.dtype, leaf.dims) != (first.shape, first.dtype, first.dims):
+            raise ValueError(
+                f"{first} and {leaf} are entries of the axis {axis!r}; they must be alike"
+            )
+    return ordered
 
 
-def extent(part: Sequence[str | int], sizes: Mapping[str, int]) -> int:
-    """The size of axes that are flattened into one."""
-    return math.prod(length(x, sizes) for x in part)
+def _arrays(layout: Layout) -> list[Leaf]:
+    """A leaf for each array, as they were before those of an unrolled axis were put together."""
+    found = {}
+    for leaf in layout.leaves:
+        if leaf.path not in layout.unrolled:
+            found[leaf.path] = leaf
+            continue
+        (axis,), dims, shape = leaf.dims[0].names, leaf.dims[1:], leaf.shape[1:]
+        for number, path in enumerate(layout.unrolled[leaf.path]):
+            layer = (*leaf.layer, (axis, number))
+            found[path] = dataclasses.replace(leaf, path=path, dims=dims, shape=shape, layer=layer)
+    return [found[path] for path in layout.paths]
 
 
 def _bind(path: str, value: jax.ShapeDtypeStruct, match: re.Match[str], axes: str) -> Leaf:
-    name, dims = parse(axes)
+    name, dims, divisors = parse(axes)
     pattern, shape = match.re.pattern, tuple(value.shape)
     if len(dims) != len(shape):
         raise ValueError(
@@ -305,8 +277,7 @@ def _bind(path: str, value: jax.ShapeDtypeStruct, match: re.Match[str], axes: st
     for stack, text in match.groupdict().items():
         if text is None or not text.isdecimal():
             raise ValueError(
-                f"row {pattern!r} captures {stack}={text!r} from {path}; a layer's number was "
-                "expected"
+                f"row {pattern!r} captures {stack}={text!r} from {path}; a number was expected"
             )
         layer.append((stack, int(text)))
     if name is None:
@@ -319,68 +290,7 @@ def _bind(path: str, value: jax.ShapeDtypeStruct, match: re.Match[str], axes: st
         name = "".join([*pieces, path[start:]])
     else:
         name = match.expand(name)
-    return Leaf(path, name, dims, tuple(layer), shape, value.dtype)
-
-
-def _stacks(leaves: Sequence[Leaf]) -> dict[str, int]:
-    captured: dict[str, dict[int, str]] = {}
-    for leaf in leaves:
-        for stack, index in leaf.layer:
-            captured.setdefault(stack, {})[index] = leaf.path
-    stacks = {stack: max(found) + 1 for stack, found in captured.items()}
-    for stack, found in captured.items():
-        if missing := sorted(set(range(stacks[stack])) - set(found)):
-            last = found[max(found)]
-            raise ValueError(
-                f"stack {stack!r} has no layer {missing[0]}, though {last} exists; layers count "
-                "from 0"
-            )
-    for leaf in leaves:
-        for dim, size in zip(leaf.dims, leaf.shape):
-            if dim.stack and stacks.setdefault(dim.stack, size) != size:
-                raise ValueError(
-                    f"stack {dim.stack!r} has {stacks[dim.stack]} layers, but {leaf} has {size}"
-                )
-    return stacks
-
-
-def _sizes(leaves: Sequence[Leaf], given: Mapping[str, int]) -> dict[str, int]:
-    """Solves for the size of every axis; what shapes do not determine stays out."""
-    sizes = dict(given)
-    source = dict.fromkeys(given, "sizes=")
-    pending = [
-        (leaf, dim, n) for leaf in leaves for dim, n in zip(leaf.dims, leaf.shape) if not dim.stack
-    ]
-    # Plain axes first, so that a contradiction is blamed on the flattened one.
-    pending.sort(key=lambda item: (len(item[1].parts), len(item[1].parts[0])))
-    progress = True
-    while progress:
-        progress, rest = False, []
-        for leaf, dim, n in pending:
-            unknown = {x for x in dim.names if x not in sizes}
-            if len(unknown) > 1:
-                rest.append((leaf, dim, n))
-                continue
-            progress = True
-            if unknown and (axis := unknown.pop()):
-                times = [part.count(axis) for part in dim.parts]
-                ones = {**sizes, axis: 1}
-                slope = sum(extent(part, ones) for part, k in zip(dim.parts, times) if k)
-                fixed = sum(extent(part, ones) for part, k in zip(dim.parts, times) if not k)
-                size, remainder = divmod(n - fixed, slope)
-                if remainder or size < 1 or max(times) > 1:
-                    known = {x: sizes[x] for x in dim.names if x in sizes}
-                    raise ValueError(
-                        f"{leaf}: its axis {dim} of size {n} cannot be made of {known}"
-                    )
-                sizes[axis], source[axis] = size, str(leaf)
-            elif (found := sum(extent(part, sizes) for part in dim.parts)) != n:
-                why = "".join(
-                    f"; {x} = {sizes[x]} (from {source[x]})" for x in dict.fromkeys(dim.names)
-                )
-                raise ValueError(f"{leaf}: its axis {dim} has size {n}, expected {found}{why}")
-        pending = rest
-    return sizes
+    return Leaf(path, name, dims, tuple(layer), shape, value.dtype, divisors)
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

@@ -3,9 +3,13 @@
 import re
 from collections.abc import Mapping
 
-from lagjax.algebra.axes import Layout, Leaf
-from lagjax.algebra.maps import AxisMap
+import jax.numpy as jnp
+import numpy as np
+
+from lagjax.algebra.layout import Layout, Leaf, rescaled
+from lagjax.algebra.maps import AxisMap, Vector
 from lagjax.algebra.notation import Dim
+from lagjax.algebra.pieces import pieces_of
 from lagjax.algebra.words import Word
 
 
@@ -42,6 +46,36 @@ def check(
         _pair(olds[name], new, source, target, maps)
     for stack, word in words.items():
         _word(word, stack, source, target, invented)
+    layers = {stack: word.sources for stack, word in words.items()}
+    for name, new in news.items():
+        if not jnp.issubdtype(new.dtype, jnp.inexact) or not jnp.issubdtype(
+            olds[name].dtype, jnp.inexact
+        ):
+            _kept(new, target, words, maps, rescaled(olds[name], new, source, target, layers))
+
+
+def _kept(
+    leaf: Leaf,
+    target: Layout,
+    words: Mapping[str, Word],
+    maps: Mapping[str, AxisMap],
+    factors: Mapping[str, Vector],
+) -> None:
+    """Integers, truth values and keys can be copied, but not be multiplied."""
+    wanted = [np.ravel(x) for x in factors.values()]
+    if leaf.residual:
+        wanted += [np.array(words[stack].scales) for stack in leaf.stacks]
+    for piece in pieces_of(leaf.dims):
+        for axis in piece.grown(target, maps):
+            noisy = axis.map.jitter or axis.map.mean.any() or axis.reads and axis.map.noise
+            wanted += [axis.factor[~axis.map.fresh], axis.fill, np.full(1, 0.5 if noisy else 1.0)]
+    for each in wanted:
+        if (odd := each[~np.isin(each, (0, 1))]).size:
+            raise ValueError(
+                f"{leaf} holds {leaf.dtype}, and this growth multiplies it by {odd[0]:.4g} or adds "
+                "noise to it, which only floating-point numbers allow; grow the model in floating "
+                "point, and quantise it afterwards"
+            )
 
 
 def _pair(
@@ -77,7 +111,7 @@ def _pair(
                 "or "
                 "give a target of equal size"
             )
-    same = [dim.parts for dim, _ in ours] == [dim.parts for dim, _ in theirs]
+    same = [dim.folding for dim, _ in ours] == [dim.folding for dim, _ in theirs]
     if ours != theirs and same and not any(axis in maps for axis in there):
         unknown = [axis for axis in there if axis not in target.sizes]
         raise ValueError(
@@ -122,7 +156,10 @@ def _uncaptured(leaf: Leaf) -> str:
     """What to say of a number in a path that its row takes literally."""
     if leaf.stacks or not re.search(r"\d", leaf.path):
         return ""
-    return "; if a number in its path counts layers, let its row capture it: '(?P<layers>\\d+)'"
+    return (
+        "; if a number in its path counts layers, let its row capture it: '(?P<layers>\\d+)'; if "
+        "experts or another axis, by the name of this, '(?P<experts>\\d+)', and give that a kind"
+    )
 
 
 def _plain(leaf: Leaf) -> list[tuple[Dim, int]]:

@@ -11,7 +11,7 @@ head computes Rᵀ S = κ I times the logits.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
@@ -60,6 +60,10 @@ class Kind(Protocol):
 
     def requirements(self, uses: Uses, /) -> Iterator[Need]:
         """What the large model must do differently to keep it."""
+        return iter(())
+
+    def readings(self) -> Iterator["Kind"]:
+        """What a table may have meant instead, for a certificate to try."""
         return iter(())
 
 
@@ -141,6 +145,7 @@ class Residual(Kind):
 
     def violations(self, uses: Uses, /) -> Iterator[Why]:
         yield from self._noticed(uses)
+        yield from uses.factors()
         yield from uses.uncancelled()
 
     def _noticed(self, uses: Uses) -> Iterator[Why]:
@@ -175,6 +180,10 @@ class Residual(Kind):
         if uses.tied and not np.isclose(norm, 1, rtol=1e-12):
             yield "logits", float(1 / norm)
 
+    def readings(self) -> Iterator[Kind]:
+        others = [norm for norm in (RMSNorm(), LayerNorm(), None) if norm != self.norm]
+        return (replace(self, norm=norm) for norm in others)
+
 
 @dataclass(frozen=True)
 class Dot(Kind):
@@ -202,7 +211,7 @@ class Dot(Kind):
         yield from uses.unread()
         made = uses.map
         for leaf, role in uses.roles:
-            if role in ("", "+"):
+            if role in ("", "+", "*"):
                 yield (
                     leaf,
                     "acts elementwise between the projection and the product; no rule is known",
@@ -220,6 +229,12 @@ class Dot(Kind):
     def requirements(self, uses: Uses, /) -> Iterator[Need]:
         if self.rope and not uses.map.identity:
             yield "frequencies", tuple(self._pairs(uses.map)[0].tolist())
+
+    def readings(self) -> Iterator[Kind]:
+        for rope in ("half", "interleaved", None):
+            for scaled in (True, False):
+                if (rope, scaled) != (self.rope, self.scaled):
+                    yield Dot(rope, scaled)
 
     def _pairs(self, grown: AxisMap) -> tuple[Vector, Vector]:
         """For each new pair the old one, as its first and its second half tell it; −1 if new."""
@@ -245,6 +260,7 @@ class Units(Kind):
 
     def violations(self, uses: Uses, /) -> Iterator[Why]:
         yield from uses.unread()
+        yield from uses.acting()
         yield from uses.not_whole(self.activation)
         if uses.silent.any() and self.activation not in self.ZERO_AT_ZERO:
             yield None, f"new entries are 0, and {self.activation} of 0 is not known to be 0"
@@ -259,6 +275,7 @@ class Heads(Kind):
 
     def violations(self, uses: Uses, /) -> Iterator[Why]:
         yield from uses.unread()
+        yield from uses.acting()
         yield from uses.not_whole("attention")
         if uses.silent.any():
             for leaf in self._shared(uses):
@@ -292,6 +309,7 @@ class Channels(Kind):
 
     def violations(self, uses: Uses, /) -> Iterator[Why]:
         yield from uses.unread()
+        yield from uses.acting()
         yield from uses.uncancelled()
 
 
@@ -333,6 +351,27 @@ class Experts(Kind):
     def requirements(self, uses: Uses, /) -> Iterator[Need]:
         if not uses.made and (times := uses.map.new / uses.map.old) != 1:
             yield "top", times
+
+
+@dataclass(frozen=True)
+class LayerTypes(Kind):
+    """The kind of a stack whose layers are of several types in turn, as local and global attention.
+
+    Layers are only ever taken for others of their type.
+    """
+
+    types: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.types, str) or not self.types:
+            raise ValueError(
+                f"LayerTypes takes the types of layers in their order, as ('local', 'global'); it "
+                f"was given {self.types!r}"
+            )
+        object.__setattr__(self, "types", tuple(self.types))
+
+    def violations(self, uses: Uses, /) -> Iterator[Why]:
+        yield None, "is a stack of layers, and no axis of a parameter"
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.algebra.axes import Array, Layout, extent, length
 from lagjax.algebra.kinds import Kind
+from lagjax.algebra.layout import Array, Layout, extent, length
 from lagjax.algebra.maps import AxisMap, Vector, column, divided
 from lagjax.algebra.notation import Dim
 
@@ -74,25 +74,52 @@ def split(array: Array, dims: Sequence[Dim], sizes: Mapping[str, int]) -> tuple[
     parts = [array]
     for axis, dim in enumerate(dims):
         if len(dim.parts) > 1:
-            ends = [0, *itertools.accumulate(extent(part, sizes) for part in dim.parts)]
-            before = (slice(None),) * axis
+            lengths = [extent(part, sizes) for part in _apart(dim)]
+            shape, at = _around(array.shape, dims, sizes, axis, sum(lengths))
+            ends, before = [0, *itertools.accumulate(lengths)], (slice(None),) * at
+            array = array.reshape(shape)
             parts = [array[(*before, slice(a, b))] for a, b in itertools.pairwise(ends)]
     made = pieces_of(tuple(dims))
     return tuple(part.reshape(piece.shape(sizes)) for part, piece in zip(parts, made))
 
 
+def _apart(dim: Dim) -> list[tuple[str | int, ...]]:
+    """The factors of each part of a concatenated axis that the others do not have too."""
+    before, behind = dim.around
+    return [part[before : len(part) - behind] for part in dim.parts]
+
+
+def _around(
+    shape: Sequence[int], dims: Sequence[Dim], sizes: Mapping[str, int], axis: int, size: int
+) -> tuple[tuple[int, ...], int]:
+    """The shape in which the concatenated axis has a dimension of this size, and which one it is.
+
+    What its parts have in common, as the heads of `(heads (qk | v))`, gets dimensions beside it.
+    """
+    before, behind = dims[axis].around
+    part = dims[axis].parts[0]
+    outer, inner = part[:before], part[len(part) - behind :]
+    whole = (extent(outer, sizes), size, extent(inner, sizes))
+    return (*shape[:axis], *whole, *shape[axis + 1 :]), axis + 1
+
+
 def join(parts: Sequence[Array], dims: Sequence[Dim], sizes: Mapping[str, int]) -> Array:
     """Folds what `split` unfolded."""
-    along = next((axis for axis, dim in enumerate(dims) if len(dim.parts) > 1), 0)
-    folded = []
-    for index, part in enumerate(parts):
-        shape = [extent(dim.parts[index if len(dim.parts) > 1 else 0], sizes) for dim in dims]
-        folded.append(part.reshape(shape))
-    if len(folded) == 1:
-        return folded[0]
+    along = next((axis for axis, dim in enumerate(dims) if len(dim.parts) > 1), None)
+    if along is None:
+        return parts[0].reshape([extent(dim.parts[0], sizes) for dim in dims])
+    folded, total = [], 0
+    for index, (part, own) in enumerate(zip(parts, _apart(dims[along]))):
+        shape = [
+            extent(dim.parts[index if at == along else 0], sizes) for at, dim in enumerate(dims)
+        ]
+        wide, at = _around(shape, dims, sizes, along, extent(own, sizes))
+        folded.append(part.reshape(wide))
+        total += shape[along]
     # Masks stay in numpy, under a trace too.
     host = all(isinstance(part, np.ndarray) for part in folded)
-    return np.concatenate(folded, along) if host else jnp.concatenate(folded, along)
+    made: Array = np.concatenate(folded, at) if host else jnp.concatenate(folded, at)
+    return made.reshape([*shape[:along], total, *shape[along + 1 :]])
 
 
 def unfold(
@@ -117,7 +144,7 @@ def rearrange(
     array: Array, old: Sequence[Dim], new: Sequence[Dim], sizes: Mapping[str, int]
 ) -> Array:
     """Brings an array from one codebase's order and folding of axes into another's."""
-    if [dim.parts for dim in old] == [dim.parts for dim in new]:
+    if [dim.folding for dim in old] == [dim.folding for dim in new]:
         return array
     return join(unfold(array, old, new, sizes), new, sizes)
 
@@ -165,9 +192,14 @@ class GrownAxis:
         """`[new]` by what a copied entry is multiplied."""
         if self.reads:
             return divided(self.map.share, self.map.scale) * self.kind.root(self.map)
-        if self.role == "":
-            return (~self.map.fresh).astype(float) * self.kind.gain(self.map)
+        if self.role in ("", "*"):
+            return (~self.map.fresh).astype(float) * self.gain
         return self.map.scale**self.order
+
+    @property
+    def gain(self) -> float:
+        """By what the copies of a norm's scale are multiplied; 1 for any other parameter."""
+        return self.kind.gain(self.map) if self.role == "" else 1.0
 
     @property
     def slope(self) -> Vector:
@@ -180,8 +212,8 @@ class GrownAxis:
             return self.map.scale / self.kind.root(self.map)
         if self.role == "<":
             return (~self.map.fresh).astype(float)
-        if self.role == "":
-            return self.map.even / self.kind.gain(self.map)
+        if self.role in ("", "*"):
+            return self.map.even / self.gain
         return divided(self.map.even, self.map.scale)
 
     @property
@@ -200,8 +232,8 @@ class GrownAxis:
         """`[new]` the factor of the fresh value at a new entry, 1 at a copied one."""
         if self.role == "+":
             filled = np.zeros(self.map.new)
-        elif self.role == "":
-            filled = np.full(self.map.new, self.kind.gain(self.map))
+        elif self.role in ("", "*"):
+            filled = np.full(self.map.new, self.gain)
         elif self.role == "~":
             # Where activations are a mean of others, so is theirs.
             filled = np.where((self.map.mean != 0) & self.averages, 0.0, 1.0)
@@ -275,7 +307,12 @@ class GrownAxis:
 
 
 def parameter(
-    value: Array, later: Array, fresh: Array, axes: Sequence[GrownAxis], key: jax.Array | None
+    value: Array,
+    later: Array,
+    fresh: Array,
+    axes: Sequence[GrownAxis],
+    key: jax.Array | None,
+    offset: float = 0.0,
 ) -> Array:
     """Grows a parameter along its axes: first where it writes, then where it reads what is written.
 
@@ -285,7 +322,12 @@ def parameter(
         fresh: the piece of the large model's initialisation.
         axes: that grow.
         key: draws noise, where a map has any.
+        offset: what the model adds to the values before it multiplies by them.
     """
+    if offset and not all((axis.factor == 1).all() and (axis.fill == 1).all() for axis in axes):
+        # Only where something is multiplied, because the sum rounds.
+        value, later, fresh = value + offset, later + offset, fresh + offset
+        return parameter(value, later, fresh, axes, key) - offset
     size = jnp.sqrt(jnp.mean(jnp.square(value)))
 
     def drawn(axis: GrownAxis, of: float) -> Array:

@@ -7,14 +7,14 @@ has to say where each new layer comes from, and each new entry of an axis.
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lagjax.algebra import fit, pieces, proof, words
-from lagjax.algebra.axes import Array, Layout, Leaf, Params, flatten
+from lagjax.algebra.layout import Array, Layout, Leaf, Params, rescaled
 from lagjax.algebra.maps import AxisMap, Vector, column
 from lagjax.algebra.notation import Dim
 from lagjax.algebra.pieces import GrownAxis
@@ -51,10 +51,12 @@ class Plan:
         fit.check(self.source, self.target, self.words, self.maps, self.invented)
 
     @property
-    def exact(self) -> bool:
-        """Whether the grown model computes the same function, `requires` given.
+    def exact_by_table(self) -> bool:
+        """Whether the grown model computes the same function, if the table tells all that it does.
 
-        Proved from table and plan, never assumed.
+        Proved from table and plan, `requires` given. What no table says, such as a norm that adds 1
+        to its scale where the row has `embed`, no proof can know: `certify` measures it, and a run
+        says so where a candidate does not begin as its table has it.
         """
         return not self.violations
 
@@ -71,8 +73,8 @@ class Plan:
     def params(self, params: Params, fresh: Params) -> Params:
         """The large model's parameters: copies of `params`, and `fresh` where the plan says new."""
         numbers = {leaf.path: number for number, leaf in enumerate(self.target.leaves)}
-        grown = self._values(flatten(params), flatten(fresh), numbers)
-        return jax.tree.unflatten(jax.tree.structure(fresh), list(grown.values()))
+        grown = self._values(self.source.values(params), self.target.values(fresh), numbers)
+        return self.target.tree(grown, fresh)
 
     def state(self, arrays: Mapping[str, Array], fresh: Mapping[str, Array]) -> dict[str, Array]:
         """Grows state that is no parameter, of a plan whose layouts have it (`Axes.with_state`).
@@ -85,8 +87,9 @@ class Plan:
             fresh: the target's.
         """
         numbers = {leaf.path: number for number, leaf in enumerate(self.target.leaves)}
-        same = {path: numbers.get(path.partition("/")[2], numbers[path]) for path in fresh}
-        return self._values(arrays, fresh, same)
+        made, blank = self.source.together(arrays), self.target.together(fresh)
+        same = {path: numbers.get(path.partition("/")[2], numbers[path]) for path in blank}
+        return self.target.apart(self._values(made, blank, same))
 
     def _values(
         self, arrays: Mapping[str, Array], fresh: Mapping[str, Array], numbers: Mapping[str, int]
@@ -105,7 +108,7 @@ class Plan:
                 later = self._unfolded(leaf, arrays, following)[part]
             if key is not None:
                 key = jax.random.fold_in(jax.random.fold_in(key, numbers[leaf.path]), part)
-            return pieces.parameter(value, later, made, axes, key)
+            return pieces.parameter(value, later, made, axes, key, leaf.offset)
 
         def factor(leaf: Leaf, layer: Layer) -> float:
             return layer.scale if leaf.residual else 1.0
@@ -131,34 +134,55 @@ class Plan:
         def factor(leaf: Leaf, layer: Layer) -> float:
             return 1.0 if leaf.residual or layer.source is None else layer.scale**power
 
-        return self._grow(
-            arrays,
-            fresh,
+        grown = self._grow(
+            self.source.together(arrays),
+            self.target.together(fresh),
             factor,
             lambda _, __, value, made, axes: pieces.moment(value, made, axes, power),
+            -power,
         )
+        return self.target.apart(grown)
 
     def chosen(self, leaf: Leaf, arrays: Mapping[str, Array]) -> tuple[Array, ...] | None:
         """The source's values for a leaf of the target, layers chosen and scaled, no axis grown.
 
-        By pieces, with the target's order of axes. In a stack, what a fresh layer has is 0; None
-        for a leaf of a fresh layer, or one that the source lacks.
+        `arrays` by leaf of the source. By pieces, with the target's order of axes. In a stack, what
+        a fresh layer has is 0; None for a leaf of a fresh layer, or one that the source lacks.
         """
         if leaf.name in self.invented or any(self.words[s].fresh[i] for s, i in leaf.layer):
             return None
         found = []
         for piece, value in zip(pieces.pieces_of(leaf.dims), self._unfolded(leaf, arrays)):
             for stack, index in leaf.layer:
-                value = _scaled(value, self.words[stack].scales[index] if leaf.residual else 1.0)
+                scale = self.words[stack].scales[index] if leaf.residual else 1.0
+                value = _scaled(value, scale, leaf.offset)
             for at in piece.stacks:
                 word = self.words[str(piece.names[at])]
                 kept = [
                     0.0 if layer.source is None else layer.scale if leaf.residual else 1.0
                     for layer in word.layers
                 ]
-                value = _scaled(value, column(kept, value.ndim, at))
+                value = _scaled(value, column(kept, value.ndim, at), leaf.offset)
             found.append(value)
         return tuple(found)
+
+    def units(self, leaf: Leaf) -> Vector:
+        """By what a leaf is multiplied because the large model divides it by other sizes.
+
+        Broadcasts against the leaf; 1 in fresh layers.
+        """
+        made = np.ones([1] * len(leaf.shape))
+        if leaf.name not in self.invented:
+            layers = {stack: word.sources for stack, word in self.words.items()}
+            old = self._olds[leaf.name][0]
+            found = rescaled(old, leaf, self.source, self.target, layers)
+            made = made * found.pop("", np.ones(1))[0]
+            for stack, factors in found.items():
+                ones = {one: np.ones(len(word.layers)) for one, word in self.words.items()}
+                kept = np.where(self.words[stack].fresh, 1.0, factors)
+                for by in words.by_layer(leaf, {**ones, stack: kept}):  # type: ignore[dict-item]
+                    made = made * by
+        return made
 
     def grown(self, leaf: Leaf) -> list[tuple[GrownAxis, ...]]:
         """For each piece of a leaf of the target, its axes that grow."""
@@ -170,8 +194,12 @@ class Plan:
         fresh: Mapping[str, Array],
         factor: Callable[[Leaf, Layer], float],
         along: Along,
+        power: int = 1,
     ) -> dict[str, Array]:
-        """Every leaf of the target that `fresh` has, in its dtype, its pieces by `along`."""
+        """Every leaf of the target that `fresh` has, in its dtype, its pieces by `along`.
+
+        `power` is that of a parameter's own factor in what is grown: 1 for itself.
+        """
         made, grown = {stack: word.fresh for stack, word in self.words.items()}, {}
         for leaf in self.target.leaves:
             if leaf.path not in fresh:
@@ -179,24 +207,27 @@ class Plan:
             blank = value = fresh[leaf.path]
             if leaf.name not in self.invented:
                 if not any(made[stack][index] for stack, index in leaf.layer):
-                    value = self._leaf(leaf, arrays, blank, along).astype(blank.dtype)
+                    value = _cast(self._leaf(leaf, arrays, blank, along, power), blank.dtype)
                 factors = {
                     stack: [factor(leaf, layer) for layer in self.words[stack].layers]
                     for stack in leaf.stacks
                 }
+                offset = leaf.offset if power == 1 else 0.0
                 for new, scales in zip(words.by_layer(leaf, made), words.by_layer(leaf, factors)):
                     value = jnp.where(new, blank, value) if new.any() else value
-                    value = _scaled(value, scales)
+                    value = _scaled(value, scales, offset)
             grown[leaf.path] = value
         return grown
 
-    def _leaf(self, leaf: Leaf, arrays: Mapping[str, Array], blank: Array, along: Along) -> Array:
+    def _leaf(
+        self, leaf: Leaf, arrays: Mapping[str, Array], blank: Array, along: Along, power: int
+    ) -> Array:
         """The grown values of one leaf of the target; where the word says new, any."""
         axes, extents = self.grown(leaf), self.target.extents
         if not any(axes):
-            value, dims = self._picked(leaf, arrays)
+            value, dims = self._picked(leaf, arrays, power=power)
             return pieces.rearrange(value, dims, leaf.dims, extents)
-        values = self._unfolded(leaf, arrays)
+        values = self._unfolded(leaf, arrays, power=power)
         made = pieces.split(blank, leaf.dims, extents)
         return pieces.join(
             [along(leaf, part, *one) for part, one in enumerate(zip(values, made, axes))],
@@ -205,16 +236,34 @@ class Plan:
         )
 
     def _picked(
-        self, leaf: Leaf, arrays: Mapping[str, Array], layers: Mapping[str, list[int]] | None = None
+        self,
+        leaf: Leaf,
+        arrays: Mapping[str, Array],
+        layers: Mapping[str, list[int]] | None = None,
+        power: int = 1,
     ) -> tuple[Array, tuple[Dim, ...]]:
+        """The layers that a leaf takes, in its own dtype if that is wider, and in its own unit."""
         layers = layers or {stack: word.sources for stack, word in self.words.items()}
         olds = self._olds[leaf.name]
-        return words.pick(olds, arrays, words.chosen(leaf, layers))
+        value, dims = words.pick(olds, arrays, words.chosen(leaf, layers))
+        value = _cast(value, _wider(value.dtype, leaf.dtype))
+        for stack, factors in rescaled(olds[0], leaf, self.source, self.target, layers).items():
+            if stack in dict(leaf.layer):
+                by: Vector | float = factors[dict(leaf.layer)[stack]]
+            else:
+                at = next((at for at, dim in enumerate(dims) if dim.stack == stack), None)
+                by = factors[0] if at is None else column(factors, value.ndim, at)
+            value = _scaled(value, by**power, leaf.offset if power == 1 else 0.0)
+        return value, dims
 
     def _unfolded(
-        self, leaf: Leaf, arrays: Mapping[str, Array], layers: Mapping[str, list[int]] | None = None
+        self,
+        leaf: Leaf,
+        arrays: Mapping[str, Array],
+        layers: Mapping[str, list[int]] | None = None,
+        power: int = 1,
     ) -> tuple[Array, ...]:
-        value, dims = self._picked(leaf, arrays, layers)
+        value, dims = self._picked(leaf, arrays, layers, power)
         # The stacks inside the leaf are the target's already.
         sizes = {**self.source.sizes, **self.target.stacks}
         return pieces.unfold(value, dims, leaf.dims, sizes)
@@ -228,6 +277,20 @@ class Plan:
         return found
 
 
-def _scaled(value: Array, factors: Vector | float) -> Array:
-    """Multiplies, where there is anything to multiply by."""
-    return value if np.all(factors == 1) else value * jnp.asarray(factors, value.dtype)
+def _scaled(value: Array, factors: Vector | float, offset: float = 0.0) -> Array:
+    """Multiplies value + offset, where there is anything to multiply by."""
+    if np.all(factors == 1):
+        return value
+    made: Array = value * jnp.asarray(factors, value.dtype)
+    return made + jnp.asarray((factors - 1) * offset, value.dtype) if offset else made
+
+
+def _wider(one: Any, other: Any) -> Any:
+    """The dtype to compute in: shares such as 1/3 are not to be rounded to the narrower one."""
+    numbers = all(jnp.issubdtype(dtype, jnp.number) for dtype in (one, other))
+    return jnp.promote_types(one, other) if numbers else one
+
+
+def _cast(value: Array, dtype: Any) -> Array:
+    # Of keys no cast is known, not even to what they are.
+    return value if value.dtype == dtype else value.astype(dtype)

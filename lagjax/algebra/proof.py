@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from lagjax.algebra.axes import Layout, Leaf
+from lagjax.algebra.layout import Layout, Leaf, rescaled
 from lagjax.algebra.maps import AxisMap
 from lagjax.algebra.pieces import pieces_of
 from lagjax.algebra.uses import Part, Uses
@@ -54,7 +54,7 @@ def violations(
     source: Layout, target: Layout, words: Mapping[str, Word], maps: Mapping[str, AxisMap]
 ) -> tuple[Violation, ...]:
     """Why such a plan does not keep the function; none where it does, the requirements met."""
-    found = [*_layers(source, target, words)]
+    found = [*_layers(source, target, words), *_tied(source, target)]
     for uses in _uses(source, target, maps):
         found += _axis(uses, target)
     # Unrolled layers say the same.
@@ -110,10 +110,22 @@ def _added(target: Layout, stack: str, leaf: Leaf) -> Iterator[Violation]:
                 "a layer that adds nothing is the identity in a pre-norm net only; say it by "
                 "kinds: Residual(..., pre=True)",
             )
-        if dim.role == ">" and streams and not dim.residual:
+        if dim.role == ">" and streams and not dim.residual and not dim.multiplied:
             yield Violation(
                 stack, leaf.name, f"writes {dim} without the mark '+', and would not be zeroed"
             )
+
+
+def _tied(source: Layout, target: Layout) -> Iterator[Violation]:
+    """What is divided by a size as an embedding is not so as the head."""
+    olds = {leaf.name: leaf for leaf in source.leaves}
+    for leaf in target.leaves:
+        tied = next((dim for dim in leaf.dims if dim.role == "="), None)
+        if tied is None or leaf.name not in olds:
+            continue
+        if rescaled(olds[leaf.name], leaf, source, target, {}):
+            why = "the table is tied, and as the head it is not divided by what grows"
+            yield Violation(tied.names[0], leaf.name, why)
 
 
 def _axis(uses: Uses, target: Layout) -> Iterator[Violation]:

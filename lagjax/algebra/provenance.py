@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lagjax.algebra.axes import Leaf, Params
+from lagjax.algebra.layout import Leaf, Params
 from lagjax.algebra.maps import Vector, column
 from lagjax.algebra.pieces import GrownAxis, join, pieces_of
 from lagjax.algebra.plan import Plan
@@ -31,7 +31,7 @@ def origins(plan: Plan) -> list[Vector]:
     Scaled is what was multiplied, averaged or given noise; zeroed what starts at 0 for the
     function's sake.
     """
-    return [_origins(plan, leaf) for leaf in plan.target.leaves]
+    return _each(plan, _origins)
 
 
 def tree(plan: Plan, like: Params) -> Params:
@@ -69,10 +69,13 @@ def step_sizes(plan: Plan, normalised: bool = True) -> list[Vector]:
         slope = np.abs(axis.slope)
         return axis.rate if normalised else axis.rate / np.where(slope == 0, 1.0, slope)
 
-    return [
-        _entries(plan, leaf, one, np.multiply, 1.0).astype(np.float32)
-        for leaf in plan.target.leaves
-    ]
+    def sizes(plan: Plan, leaf: Leaf) -> Vector:
+        units = plan.units(leaf) ** (1 if normalised else 2)
+        units = np.where(_fresh(plan, leaf), 1.0, units)
+        made: Vector = _entries(plan, leaf, one, np.multiply, 1.0) * units
+        return made.astype(np.float32)
+
+    return _each(plan, sizes)
 
 
 def unseen(plan: Plan) -> list[Vector]:
@@ -82,15 +85,22 @@ def unseen(plan: Plan) -> list[Vector]:
     """
     fresh = {stack: word.fresh for stack, word in plan.words.items()}
     zeroed = {stack: [scale == 0 for scale in word.scales] for stack, word in plan.words.items()}
-    found = []
-    for leaf in plan.target.leaves:
+
+    def entries(plan: Plan, leaf: Leaf) -> Vector:
         blank = _fresh(plan, leaf) | (leaf.name in plan.invented)
         # No gradient passes zeroed outputs: what lies before them has zero statistics.
         for numbers in (fresh,) if leaf.residual else (fresh, zeroed):
             for layers in by_layer(leaf, numbers):
                 blank = blank | layers
-        found.append(blank)
-    return found
+        return blank
+
+    return _each(plan, entries)
+
+
+def _each(plan: Plan, one: Callable[[Plan, Leaf], Vector]) -> list[Vector]:
+    """What `one` says of every leaf of the target, in the order of `jax.tree.leaves`."""
+    found = {leaf.path: one(plan, leaf) for leaf in plan.target.leaves}
+    return [np.asarray(x) for x in plan.target.apart(found).values()]
 
 
 def _origins(plan: Plan, leaf: Leaf) -> Vector:

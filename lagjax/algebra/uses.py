@@ -64,6 +64,20 @@ class Uses(NamedTuple):
         silent: Vector = self.map.fresh & (self.map.writes == 0) & (self.map.reads != 0)
         return silent
 
+    def acting(self) -> Iterator[Why]:
+        """A norm's scale, on an axis that is said to meet no norm; a factor, on means."""
+        for part in self.parts:
+            roles = dict(part.axes)
+            if roles.get(self.axis) == "" and not set(roles.values()) & {"<", ">", "="}:
+                why = f"is the scale of a norm, and {self.axis!r} is said to meet none"
+                yield part.leaf, f"{why}; if it only multiplies, write '*{self.axis}'"
+        yield from self.factors()
+
+    def factors(self) -> Iterator[Why]:
+        """What multiplies entry by entry allows no means."""
+        if self.map.mean.any() and (leaf := self.first("*")):
+            yield leaf, f"multiplies entry by entry: {MEANS}"
+
     def unread(self) -> Iterator[Why]:
         """What is written and then read must be read by something."""
         if not self.first("<"):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.algebra.axes import Array, LayerKind, Layout, Leaf
+from lagjax.algebra.layout import Array, LayerKind, Layout, Leaf
 from lagjax.algebra.maps import Vector, column
 from lagjax.algebra.notation import Dim
 

@@ -1,15 +1,28 @@
 """Blame: which axis of which parameter breaks what a plan proves."""
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.algebra.axes import Array, Params, flatten
+from lagjax.algebra.layout import Array, Leaf, Params
 from lagjax.algebra.maps import column
-from lagjax.algebra.pieces import GrownAxis, split
+from lagjax.algebra.pieces import GrownAxis, pieces_of, split
 from lagjax.algebra.plan import Plan
 from lagjax.algebra.proof import Violation
+from lagjax.certify import readings
+from lagjax.certify.readings import Tables
+
+
+class Tried(Protocol):
+    """Grows parameters by tables or by a plan, and says how far the models' outputs are apart.
+
+    The large model's outputs are multiplied by `logits` before.
+    """
+
+    def __call__(self, params: Params, by: Tables | Plan, logits: float = 1.0, /) -> float: ...
+
 
 NEAR = 1e-4
 """How far values may be from what they should be, relative to the largest of the leaf."""
@@ -21,7 +34,7 @@ def broken(plan: Plan, params: Params, grown: Params) -> Iterator[Violation]:
     The axis is found by asking which mistake explains the values: a factor that was forgotten along
     it, or entries in another order. Where none does, every grown axis of the leaf is named.
     """
-    values, sources = flatten(grown), flatten(params)
+    values, sources = plan.target.values(grown), plan.source.values(params)
     told: set[tuple[str, str]] = set()
     for leaf in plan.target.leaves:
         # None where the small model has nothing to compare with.
@@ -35,41 +48,98 @@ def broken(plan: Plan, params: Params, grown: Params) -> Iterator[Violation]:
                     yield Violation(axis, leaf.name, why)
 
 
-def unmet(plan: Plan, outputs: Sequence[int]) -> Iterator[Violation]:
-    """Why outputs differ though all parameters are as planned: what was required, or the table.
+def untold(
+    plan: Plan, tables: Tables, params: Params, tried: Tried, near: float
+) -> list[Violation]:
+    """Why outputs differ though all parameters are as planned, found by experiment.
+
+    What the plan requires is blamed where outputs agree once it plays no part, a row or a kind
+    where they agree once the table says another, an axis where they agree once nothing is along it.
+    What no experiment mends is said to be not found.
 
     Args:
         plan: with every parameter as it says.
-        outputs: the shape of the large model's outputs.
+        tables: of the small model and of the large one.
+        params: the small model's.
+        tried: grows small parameters, by tables or a plan, and says how far outputs are apart.
+        near: how far they may be.
     """
-    for one in plan.requires:
-        tied = (
-            leaf.name for leaf in plan.target.leaves if any(dim.role == "=" for dim in leaf.dims)
+    if unmet := [*_unmet(plan, params, tried, near)]:
+        return unmet
+    if other := readings.found(tables, plan, lambda tables: tried(params, tables), near):
+        return other
+    for stack, placed in readings.in_place(plan):
+        if tried(params, placed) <= near:
+            why = "outputs agree once every layer keeps its number: what a layer does depends on it"
+            remedy = f"say kinds={{{stack!r}: LayerTypes(...)}} or, of a factor, '/#{stack}'"
+            return [Violation(stack, None, f"{why}; {remedy}")]
+    for axis in plan.maps:
+        if (without := _without(plan, axis, params)) and tried(without, tables) <= near:
+            needs = [f"the large model must have {x}: " for x in plan.requires if x.axis == axis]
+            alike = plan.target.kind(axis).group == "experts"
+            how = "its entries are alike" if alike else "nothing is read along it"
+            return [Violation(axis, None, f"{''.join(needs)}outputs agree once {how}")]
+    return [
+        Violation(
+            "*",
+            None,
+            "not found: all parameters are as planned, and outputs agree by no other reading of "
+            "the table; it does not tell all that the model does",
         )
-        yield Violation(
-            one.axis,
-            next(tied, None) if one.what == "logits" else None,
-            f"the large model must have {one}, and its outputs say that it does not",
-        )
-    if plan.requires:
-        return
-    for leaf in plan.target.leaves:
-        for dim in leaf.dims:
-            axis = dim.names[0] if dim.names else ""
-            looked_up = dim.role == "<" and plan.target.kind(axis).indexed
-            if looked_up and outputs and plan.target.sizes.get(axis) == outputs[-1]:
-                yield Violation(
-                    axis,
-                    leaf.name,
-                    "is read as an embedding only, yet there are as many outputs; if it is the "
-                    f"head too, mark it tied: '={axis}'",
-                )
-                return
-    yield Violation(
-        "*",
-        None,
-        "all parameters are as planned, but the table does not tell all that the model does",
-    )
+    ]
+
+
+def _unmet(plan: Plan, params: Params, tried: Tried, near: float) -> Iterator[Violation]:
+    """What the plan requires and the large model does not have."""
+    logits = [one for one in plan.requires if one.what == "logits"]
+    epsilon = [one for one in plan.requires if one.what == "epsilon"]
+    for needs in (logits, epsilon, logits + epsilon):
+        if not needs:
+            continue
+        # An epsilon plays no part in a stream that is long.
+        given = _long(plan, params) if needs[-1].what == "epsilon" else params
+        by = float(np.prod([one.value for one in needs if one.what == "logits"]))
+        if tried(given, plan, by) <= near:
+            for one in needs:
+                tied = (leaf.name for leaf in plan.target.leaves if _role(leaf, "="))
+                leaf = next(tied, None) if one.what == "logits" else None
+                why = f"the large model must have {one}: outputs agree once it plays no part"
+                yield Violation(one.axis, leaf, why)
+            return
+
+
+def _role(leaf: Leaf, role: str) -> bool:
+    return any(dim.role == role for dim in leaf.dims)
+
+
+def _long(plan: Plan, params: Params) -> Params:
+    """Parameters that make the residual streams long: of a post-norm net, what comes of norms."""
+    layout, found = plan.source, {}
+    for leaf in layout.leaves:
+        roles = {
+            role
+            for piece in pieces_of(leaf.dims)
+            for name, role in piece.axes
+            if layout.kind(name).stream
+        }
+        pre = all(layout.kind(name).pre for dim in leaf.dims for name in dim.names)
+        found[leaf.path] = 1024.0 if roles & ({">"} if pre else {">", "", "+"}) else 1.0
+    values = layout.values(params)
+    return layout.tree({path: values[path] * by for path, by in found.items()}, params)
+
+
+def _without(plan: Plan, axis: str, params: Params) -> Params | None:
+    """Parameters with which nothing is along an axis, or its experts are alike."""
+    layout, kind, changed = plan.source, plan.source.kind(axis), False
+    values = layout.values(params)
+    for leaf in layout.leaves if not kind.stream else ():
+        for piece in pieces_of(leaf.dims):
+            if kind.group == "experts" and (at := piece.at(axis, "")) is not None:
+                first = jnp.take(values[leaf.path], jnp.zeros(layout.sizes[axis], int), at)
+                values[leaf.path], changed = first, True
+            elif kind.group != "experts" and piece.at(axis, "<") is not None:
+                values[leaf.path], changed = jnp.zeros_like(values[leaf.path]), True
+    return layout.tree(values, params) if changed else None
 
 
 def _mistakes(

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lagjax.algebra.axes import Params, flatten
+from lagjax.algebra.layout import Params, flatten
 from lagjax.algebra.pieces import GrownAxis, split
 from lagjax.algebra.plan import Plan
 from lagjax.algebra.proof import Requirement, Violation
 from lagjax.certify import blame
+from lagjax.certify.readings import Tables
 from lagjax.model import Batch, Growth, Key, Model
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 0.1}
@@ -132,7 +133,7 @@ def certify(
     off = [name for name, x in differences.items() if not x <= TOLERANCE.get(name, 0.1)]
     if plan and not violations and off:
         violations = tuple(blame.broken(plan, params, grown)) or tuple(
-            blame.unmet(plan, _outputs(large, grown, batches[0]).shape)
+            untold(operator, plan, small, large, params, batches[0], key, off[0], factory)
         )
     if not violations:
         kind: Any = "exact given" if requires else "exact"
@@ -156,21 +157,71 @@ def plan_of(operator: Growth, key: Key, small: Model, large: Model, params: Para
     """The operator's plan for two models; None where it has none."""
     if not hasattr(operator, "plan"):
         return None
-    shapes = jax.eval_shape(large.init, key)
-    plan: Plan = operator.plan(key, small.axes.layout(params), large.axes.layout(shapes))
+    plan: Plan = operator.plan(key, small.axes.layout(params), large.layout())
     return plan
 
 
-def difference(small: Model, large: Model, params: Params, grown: Params, batch: Batch) -> float:
+def difference(
+    small: Model,
+    large: Model,
+    params: Params,
+    grown: Params,
+    batch: Batch,
+    logits: float = 1.0,
+) -> float:
     """The largest difference of the two models' outputs, relative to the largest output.
 
-    Where outputs are of different shapes, that of their mean losses.
+    The large model's are multiplied by `logits`. Where outputs are of different shapes, that of
+    their mean losses.
     """
-    one, other = _outputs(small, params, batch), _outputs(large, grown, batch)
+    one, other = _outputs(small, params, batch), _outputs(large, grown, batch) * logits
     if one.shape != other.shape:
         one, other = _mean(small)(params, batch), _mean(large)(grown, batch)
     one, other = (np.asarray(x, np.float64) for x in (one, other))
     return float(np.abs(other - one).max() / np.abs(one).max())
+
+
+def untold(
+    operator: Growth,
+    plan: Plan,
+    small: Model,
+    large: Model,
+    params: Params,
+    batch: Batch,
+    key: Key,
+    precision: str = "float32",
+    factory: Callable[[str], tuple[Model, Model]] | None = None,
+) -> list[Violation]:
+    """Why outputs differ though all parameters are as planned: `blame.untold` on these models.
+
+    In a precision, for whose models a factory is asked where there is one.
+    """
+    near = TOLERANCE.get(precision, 0.1)
+
+    with jax.enable_x64(precision == "float64" or bool(jax.config.read("jax_enable_x64"))):
+        if factory:
+            small, large = factory(precision)
+            params = jax.tree.map(lambda x: np.asarray(x).astype(precision), params)
+
+        def tried(params: Params, by: Tables | Plan, logits: float = 1.0, /) -> float:
+            scales = {logits}
+            try:
+                if isinstance(by, Plan):
+                    grown = by.params(params, large.init(key))
+                else:
+                    read = small._replace(axes=by[0]), large._replace(axes=by[1])
+                    grown = operator(key, params, by[0], read[1])
+                    if found := plan_of(operator, key, *read, params):
+                        # As another reading may require.
+                        scales |= {
+                            float(np.asarray(x.value)) for x in found.requires if x.what == "logits"
+                        }
+            except ValueError:
+                # Tables by which the operator does not grow this model into that.
+                return float("inf")
+            return min(difference(small, large, params, grown, batch, x) for x in scales)
+
+        return blame.untold(plan, (small.axes, large.axes), params, tried, near)
 
 
 def _in_precisions(
@@ -284,7 +335,7 @@ def _trained(
 
 def _written(plan: Plan, params: Params, axis: str) -> Iterator[tuple[np.ndarray, GrownAxis]]:
     """Every array that writes along an axis, as a matrix `[size of the axis, rest]`."""
-    values = flatten(params)
+    values = plan.target.values(params)
     for leaf in plan.target.having(axis):
         array = np.asarray(values[leaf.path], np.float64)
         parts = split(array, leaf.dims, plan.target.extents)

@@ -68,13 +68,13 @@ class Workload(NamedTuple):
         if not hasattr(one.operator, "plan"):
             return None, None
         key = jax.random.key(0)
-        large = one.target.axes.layout(jax.eval_shape(one.target.init, key))
+        large = one.target.layout()
         small = self.task.model.axes.layout(self.task.source.params)
         plan = one.operator.plan(key, small, large)
         words = [str(word) for word in plan.words.values()]
         if len(words) > 1:
             words = [f"{stack}: {word}" for stack, word in zip(plan.words, words)]
-        return "; ".join(words) or None, plan.exact
+        return "; ".join(words) or None, plan.exact_by_table
 
     def fits(self, names: Mapping[str, object]) -> float:
         """FLOPs of making these candidates' operators, and of measuring their moments."""

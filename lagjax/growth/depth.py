@@ -12,7 +12,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from lagjax.algebra.axes import Layout
+from lagjax.algebra.layout import Layout
 from lagjax.algebra.words import Layer, Word
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lagjax.algebra.axes import Layout
+from lagjax.algebra.layout import Layout
 from lagjax.algebra.maps import AxisMap
 from lagjax.algebra.pieces import pieces_of
 

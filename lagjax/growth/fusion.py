@@ -6,17 +6,17 @@ Connections are block diagonal, the head reads the average, and what has no axis
 averaged. Every axis that grows must be n times as large; heads and hidden units that stay as many
 are shared by the models.
 
-A model fused with itself keeps its function where `plan(...).exact` says so and what
+A model fused with itself keeps its function where `plan(...).exact_by_table` says so and what
 `plan(...).requires` names is met. Different models give the average of their outputs only where no
 norm sees the streams of both (`Residual(None, ...)`), all their axes grow, and the head is linear.
 """
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 
-from lagjax.algebra.axes import Array, Axes, Layout, Leaf, Params
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.layout import Array, Layout, Leaf, Params
 from lagjax.algebra.maps import AxisMap, column
 from lagjax.algebra.pieces import join, split
 from lagjax.algebra.plan import Plan
@@ -64,9 +64,12 @@ def fused(plan: Plan, params: Sequence[Params], fresh: Params) -> Params:
             f"{times} times as large as theirs; give {times}, or a target of {len(params)} times "
             "their size"
         )
-    grown = [jax.tree.leaves(plan.params(one, fresh)) for one in params]
-    made = [_fused(plan, leaf, values) for leaf, *values in zip(plan.target.leaves, *grown)]
-    return jax.tree.unflatten(jax.tree.structure(fresh), made)
+    grown = [plan.target.values(plan.params(one, fresh)) for one in params]
+    made = {
+        leaf.path: _fused(plan, leaf, [values[leaf.path] for values in grown])
+        for leaf in plan.target.leaves
+    }
+    return plan.target.tree(made, fresh)
 
 
 def common(params: Sequence[Params], source: Axes) -> Layout:

@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.algebra.axes import Array, Axes, Layout, Leaf, Params, flatten
+from lagjax.algebra.axes import Axes
 from lagjax.algebra.kinds import Units
+from lagjax.algebra.layout import Array, Layout, Leaf, Params
 from lagjax.algebra.pieces import join, pieces_of, split
 from lagjax.algebra.plan import Plan
 from lagjax.fingerprint import digest
@@ -66,7 +67,8 @@ class Given(ByContent):
 
         def init(key: Key) -> Params:
             fresh, given = target.init(key), dict(self.fresh)
-            found = flatten(fresh)
+            layout = target.axes.layout(fresh)
+            found = layout.values(fresh)
             for path, value in given.items():
                 if path not in found or np.shape(found[path]) != np.shape(value):
                     raise ValueError(
@@ -74,11 +76,11 @@ class Given(ByContent):
                         f"target has {np.shape(found[path]) if path in found else 'no parameter'}; "
                         "make it for this target"
                     )
-            made = [
-                jnp.asarray(given[path], value.dtype) if path in given else value
+            made = {
+                path: jnp.asarray(given[path], value.dtype) if path in given else value
                 for path, value in found.items()
-            ]
-            return jax.tree.unflatten(jax.tree.structure(fresh), made)
+            }
+            return layout.tree(made, fresh)
 
         return self.base(key, params, source, target._replace(init=init))
 
@@ -134,7 +136,7 @@ def gradmax(
     Raises ValueError for another axis, where new units without a fan-in are not silent, and where
     all gradients are 0.
     """
-    shapes = jax.eval_shape(target.init, key)
+    shapes = target.shapes()
     old, new = source.layout(params), target.axes.layout(shapes)
     _check(axis, old, new)
     base = Grow(width={axis: ZeroPad()})
@@ -149,7 +151,6 @@ def gradmax(
         {leaf.path: leaf for leaf in new.leaves if _having(leaf, axis, role)} for role in ("<", ">")
     )
     zeros = {leaf.path: np.zeros(leaf.shape, leaf.dtype) for leaf in new.leaves}
-    structure = jax.tree.structure(shapes)
 
     def fresh(fan_outs: Mapping[Site, Array]) -> dict[str, Array]:
         """The readers, their new entries filled from `[layers, new units, fan-out]` by site."""
@@ -193,11 +194,10 @@ def gradmax(
             for site, (layers, width) in sites.items()
         }
         made = {**zeros, **fresh(basis)}
-        grown = flatten(plan.params(params, jax.tree.unflatten(structure, list(made.values()))))
+        grown = new.values(plan.params(params, new.tree(made, shapes)))
 
         def total(written: dict[str, Array]) -> tuple[jax.Array, Array]:
-            leaves = list({**grown, **written}.values())
-            return target.loss(jax.tree.unflatten(structure, leaves), batch, None)
+            return target.loss(new.tree({**grown, **written}, shapes), batch, None)
 
         grads, number = jax.grad(total, has_aux=True)({p: grown[p] for p in writes})
         gradients = gathered(writes, grads, ">")

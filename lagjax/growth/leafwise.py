@@ -21,7 +21,8 @@ from jax.extend.random import define_prng_impl
 from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from lagjax.algebra.axes import Axes, Params
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.layout import Params
 from lagjax.model import Growth, Key, Model
 
 
@@ -110,9 +111,7 @@ class CompiledGrowth:
 
     @property
     def temporary(self) -> int:
-        """The most bytes that a program holds on a device beside its inputs and its leaf, by XLA's
-        own plan.
-        """
+        """The most bytes a program holds beside its inputs and its leaf, by XLA's own plan."""
         plans = [program.run.memory_analysis() for program in self.programs]
         return max(int(plan.temp_size_in_bytes) for plan in plans if plan is not None)
 

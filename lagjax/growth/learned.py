@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lagjax.algebra.axes import Array, Axes, Layout, Leaf, Params, flatten
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.layout import Array, Layout, Leaf, Params
 from lagjax.algebra.maps import AxisMap
 from lagjax.algebra.notation import Dim
 from lagjax.algebra.pieces import join, pieces_of, rearrange, unfold
@@ -152,15 +153,15 @@ class Ligo(ByContent):
 
     def __call__(self, key: Key, params: Params, source: Axes, target: Model, /) -> Params:
         """Raises ValueError where its matrices do not fit source and target."""
-        shapes = jax.eval_shape(target.init, key)
+        shapes = target.shapes()
         old, new = source.layout(params), target.axes.layout(shapes)
         self._check(old, new)
-        values, grown = flatten(params), {}
+        values, grown = old.values(params), {}
         for leaf in new.leaves:
             if leaf.name not in grown:
                 grown[leaf.name] = self._grown(leaf, old, new, values)
-        leaves = [_placed(leaf, new, *grown[leaf.name]) for leaf in new.leaves]
-        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+        made = {leaf.path: _placed(leaf, new, *grown[leaf.name]) for leaf in new.leaves}
+        return new.tree(made, shapes)
 
     def _check(self, source: Layout, target: Layout) -> None:
         wanted = jax.tree.map(np.shape, _selection(source, target))
@@ -236,7 +237,7 @@ def fit_ligo(
     of 2e-4.
     """
     start_key, fit_key = jax.random.split(key)
-    shapes = jax.eval_shape(target.init, key)
+    shapes = target.shapes()
     start = ligo_start(start_key, source.layout(params), target.axes.layout(shapes), noise)
     return fit(
         lambda phi: Ligo(**phi),

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.algebra.axes import Array, Leaf, Params
 from lagjax.algebra.kinds import Kind
+from lagjax.algebra.layout import Array, Leaf, Params
 from lagjax.algebra.maps import AxisMap, Vector, column
 from lagjax.algebra.pieces import GrownAxis, join, split
 from lagjax.algebra.plan import Plan
@@ -55,14 +55,12 @@ def masked(target: Model, plan: Plan) -> Callable[[Mask], Model]:
 
     def at(mask: Mask) -> Model:
         def effective(params: Params) -> Params:
-            leaves, treedef = jax.tree.flatten(params)
-            return jax.tree.unflatten(
-                treedef,
-                [
-                    _masked(plan, leaf, value, mask)
-                    for leaf, value in zip(plan.target.leaves, leaves, strict=True)
-                ],
-            )
+            values = plan.target.values(params)
+            made = {
+                leaf.path: _masked(plan, leaf, values[leaf.path], mask)
+                for leaf in plan.target.leaves
+            }
+            return plan.target.tree(made, params)
 
         apply = target.apply
         return Model(
@@ -130,7 +128,7 @@ def _masked(plan: Plan, leaf: Leaf, value: Array, mask: Mask) -> Array:
     if leaf.residual:
         added = {stack: _added(word) for stack, word in plan.words.items()}
         for layers in by_layer(leaf, added):
-            value = _weighted(value, layers, mask)
+            value = _weighted(value + leaf.offset, layers, mask) - leaf.offset
     if not any(grown := plan.grown(leaf)):
         return value
     parts = list(split(value, leaf.dims, plan.target.extents))

@@ -10,9 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import jax
-
-from lagjax.algebra.axes import Axes, Layout, Params
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.layout import Layout, Params
 from lagjax.algebra.plan import Plan
 from lagjax.algebra.words import Word
 from lagjax.buffers import own
@@ -28,7 +27,7 @@ class Grow:
     """Grows a model: `Grow(depth=Stack())`, `Grow(width={"mlp": Net2Net()})`, or several at once.
 
     What a larger target asks for and no field says is an error that names it. Exact where
-    `plan(...).exact` says so and what `plan(...).requires` names is met.
+    `plan(...).exact_by_table` says so and what `plan(...).requires` names is met.
 
     Attributes:
         depth: a strategy, a word as text (`"0 0* 1 1*"`), or stack → either: `{"encoder": Stack(),
@@ -77,7 +76,7 @@ class Grow:
         if not self.fuse:
             return grow(self, key, params, source, target)
         layout = fusion.common(params, source)
-        plan = self.plan(key, layout, target.axes.layout(jax.eval_shape(target.init, key)))
+        plan = self.plan(key, layout, target.layout())
         return fusion.fused(plan, params, target.init(key))
 
     def plan(self, key: Key, source: Layout, target: Layout, /) -> Plan:
@@ -130,6 +129,5 @@ def grow(operator: Linear, key: Key, params: Params, source: Axes, target: Model
     `target.init` runs whole when called eagerly; under `jax.jit`, fresh values that the plan does
     not use cost nothing.
     """
-    shapes = jax.eval_shape(target.init, key)
-    plan = operator.plan(key, source.layout(params), target.axes.layout(shapes))
+    plan = operator.plan(key, source.layout(params), target.layout())
     return own(plan.params(params, target.init(key)), params)

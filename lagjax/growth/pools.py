@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import jax
 
-from lagjax.algebra.axes import Axes, Params
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.layout import Params
 from lagjax.algebra.proof import Requirement
 from lagjax.growth.depth import (
     Block,
@@ -104,7 +105,7 @@ def width(
     """
     key = jax.random.key(0)
     small = source.layout(params)
-    large = target.axes.layout(jax.eval_shape(target.init, key))
+    large = target.layout()
     pool, reasons = [], []
     for name, kinds in WIDTH.items():
         operator = Grow(depth=deeper, width=kinds)
@@ -135,7 +136,7 @@ def depth(
     """
     key = jax.random.key(0)
     small = source.layout(params)
-    large = target.axes.layout(jax.eval_shape(target.init, key))
+    large = target.layout()
     # A block lies within layers of one kind; of the kinds that grow, the one with the fewest layers
     # sets the limit.
     layers = min(

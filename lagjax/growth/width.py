@@ -12,8 +12,8 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from lagjax.algebra.axes import Layout
 from lagjax.algebra.kinds import Kind
+from lagjax.algebra.layout import Layout
 from lagjax.algebra.maps import AxisMap, Vector
 
 

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.algebra.axes import Axes, Params
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.layout import Params
 from lagjax.fingerprint import digest
 from lagjax.model import Growth, Model
 

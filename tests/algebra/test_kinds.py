@@ -68,7 +68,7 @@ def test_a_tied_table_notices_unequal_copies_by_itself(norm):
         Grow(width={"embed": way}).plan(KEY, small, layout)
         for way, layout in zip((width.Tile(), width.Net2Net()), large, strict=True)
     )
-    assert even.exact
+    assert even.exact_by_table
     (why,) = odd.violations
     assert (why.axis, why.leaf) == ("embed", "table")
     assert "as often as they are copied" in why.why

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from experiments.models import gpt, transformer
-from lagjax.algebra.axes import flatten
 from lagjax.algebra.kinds import LayerNorm, Lookup, Residual, Units
+from lagjax.algebra.layout import flatten
 
 # Sizes differ from axis to axis, so that none can be taken for another. Together these have every
 # choice.

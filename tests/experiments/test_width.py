@@ -127,7 +127,7 @@ def test_arms_are_what_they_are_called(corpus: pathlib.Path) -> None:
         assert abs(spent - experiment.budget) <= experiment.flops[arm.target] / 2
         if "width" in arm.family:
             plan = experiment.plan(arm)
-            assert plan.exact == (arm.family == "width")
+            assert plan.exact_by_table == (arm.family == "width")
 
 
 @pytest.mark.parametrize(

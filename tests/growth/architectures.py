@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lagjax.algebra.axes import Axes, Params
+from lagjax.algebra.axes import Axes
 from lagjax.algebra.kinds import Residual, RMSNorm
+from lagjax.algebra.layout import Params
 
 EMBED, KV, GROUP, QK, V, MLP, EXPERTS = 6, 2, 3, 5, 4, 8, 3
 TOKENS = jnp.zeros((1, 2), jnp.int32)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lagjax.algebra.axes import Axes, Layout, Params, flatten
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.layout import Layout, Params, flatten
 from lagjax.algebra.pieces import join, split
 from lagjax.growth.depth import Fresh, Interleave, Stack
 from lagjax.growth.operator import Grow

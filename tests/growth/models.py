@@ -15,8 +15,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from lagjax.algebra.axes import Axes, Params
+from lagjax.algebra.axes import Axes
 from lagjax.algebra.kinds import Channels, Dot, Heads, LayerNorm, Lookup, Residual, RMSNorm, Units
+from lagjax.algebra.layout import Params
 from lagjax.model import Batch, Key, Model
 
 EMBED, HEADS, HEAD_DIM, MLP, VOCAB, LENGTH = 6, 2, 5, 8, 7, 4

@@ -89,7 +89,7 @@ def test_first_layer_dense_then_experts():
         checks.KEY, layout, arch.DENSE_FIRST.layout(large)
     )
     assert str(plan.words["layers"]) == "0 1 new* 2 new*"
-    assert plan.exact
+    assert plan.exact_by_table
 
 
 def test_kinds_in_turn():

@@ -169,7 +169,7 @@ def test_heads_of_a_group_that_were_scrambled():
             one(KEY, params, small.axes, large) for one in (operator.base, operator)
         )
     )(params)
-    assert plan.exact
+    assert plan.exact_by_table
     assert {(x.axis, x.leaf) for x in blame.broken(plan, params, grown)} == {
         ("kv", "layers/attn/out/kernel")
     }
@@ -216,7 +216,7 @@ def test_a_tie_that_was_forgotten():
     found = certified(Grow(width={"embed": width.Tile()}), embed=8, met=False, axes=untied)
     who, why = blamed(found)
     assert who == {("vocab", "embed")}
-    assert "mark it tied: '=vocab'" in why
+    assert "agree once its row is '=vocab >embed'" in why
 
 
 def test_what_a_certificate_needs():

@@ -136,7 +136,7 @@ def test_equal_size_is_the_identity(how, family):
     small, params, large = models_of(family, (4, 4))
     plan = planned(Grow(depth=how), small, large)
     assert plan.words == {"layers": Word(tuple(Layer(index) for index in range(4)))}
-    assert plan.exact
+    assert plan.exact_by_table
     chex.assert_trees_all_equal(Grow(depth=how)(KEY, params, small.axes, large), params)
 
 
@@ -162,7 +162,7 @@ def losses(family, pair, operator, **kwargs):
             )
         )
         assert before.dtype == after.dtype == np.float64
-        return float(before), float(after), planned(operator, small, large).exact
+        return float(before), float(after), planned(operator, small, large).exact_by_table
 
 
 @each_case

@@ -10,8 +10,8 @@ import pytest
 
 from experiments.models import transformer
 from lagjax import Axes, Model
-from lagjax.algebra.axes import flatten
 from lagjax.algebra.kinds import Channels, Residual, RMSNorm, Units
+from lagjax.algebra.layout import flatten
 from lagjax.growth.gradmax import Given, gradmax
 from lagjax.growth.operator import Grow
 from lagjax.growth.width import RandomIn, ZeroPad
@@ -267,7 +267,7 @@ def test_equal_by_content():
         small.axes.layout(params),
         mlp(9).axes.layout(jax.eval_shape(mlp(9).init, KEY)),
     )
-    assert plan.exact
+    assert plan.exact_by_table
     with pytest.raises(ValueError, match=r"shape \(9, 4\) for 'down', .* \(8, 4\)"):
         one(KEY, params, small.axes, mlp(8))
 

@@ -11,7 +11,8 @@ import optax
 import pytest
 
 from experiments.models import transformer
-from lagjax.algebra.axes import Axes, flatten
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.layout import flatten
 from lagjax.flops import flops
 from lagjax.growth.depth import Stack
 from lagjax.growth.learned import Ligo, fit, fit_ligo, ligo_start

@@ -93,7 +93,7 @@ def test_baselines_grow_nothing():
     layout = toy.AXES.layout(toy.PARAMS)
     chex.assert_trees_all_equal(Same()(KEY, toy.PARAMS, toy.AXES, toy.SMALL), toy.PARAMS)
     plan = Same().plan(KEY, layout, layout)
-    assert plan.exact
+    assert plan.exact_by_table
     moments = {leaf.path: np.ones(leaf.shape, "float32") for leaf in layout.leaves}
     zeros = {path: np.zeros_like(value) for path, value in moments.items()}
     chex.assert_trees_all_equal(plan.moments(moments, zeros, 2), moments)

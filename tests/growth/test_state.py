@@ -10,7 +10,8 @@ import optax
 import pytest
 
 import lagjax
-from lagjax.algebra.axes import Axes, flatten
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.layout import flatten
 from lagjax.algebra.provenance import step_sizes, unseen
 from lagjax.growth import width
 from lagjax.growth.operator import Grow

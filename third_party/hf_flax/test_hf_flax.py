@@ -57,7 +57,7 @@ def test_bert():
     assert len(first) == 16
     # BERT normalises after the addition: not even layers that add nothing keep its function.
     plan = Grow(depth=Fresh(zero=True)).plan(checks.KEY, layout, table.layout(large))
-    assert not plan.exact
+    assert not plan.exact_by_table
 
 
 def test_gpt2():
@@ -78,7 +78,7 @@ def test_gpt2():
         "embed": 8, "heads": 2, "qk": 4, "v": 4, "mlp": 12, "vocab": 13, "positions": 6,
     }  # fmt: skip
     assert layout.stacks == {"layers": 2}
-    assert Grow(depth=Fresh(zero=True)).plan(checks.KEY, layout, table.layout(large)).exact
+    assert Grow(depth=Fresh(zero=True)).plan(checks.KEY, layout, table.layout(large)).exact_by_table
 
 
 @pytest.mark.parametrize("way", [Tile(Noise()), BlockDiagonal(), Average()], ids=str)
@@ -110,7 +110,7 @@ def test_gpt2_grows_wider_and_keeps_its_function(way):
     shape = jax.eval_shape(one.init, checks.KEY)
     params = jax.tree.map(lambda x: draw.normal(0, 0.5, x.shape).astype(x.dtype), shape)
     plan = plan_of(Grow(width=ways), checks.KEY, one, other, params)
-    assert plan.exact
+    assert plan.exact_by_table
     other = model(large, **{x.what: x.value for x in plan.requires})
     grown = jax.jit(lambda p: Grow(width=ways)(checks.KEY, p, one.axes, other))(params)
     tokens = draw.integers(13, size=(3, 5))
@@ -154,4 +154,4 @@ def test_t5(monkeypatch):
     plan = Grow(depth={"enc": "0 0* 1 1*", "dec": "0 new* 0*"}).plan(
         checks.KEY, layout, t5.T5.layout(large)
     )
-    assert plan.exact
+    assert plan.exact_by_table

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import lagjax
-from lagjax.algebra.axes import Params
+from lagjax.algebra.layout import Params
 from lagjax.algebra.plan import Plan
+from lagjax.certify.certify import untold
 from lagjax.model import Linear
 
 
@@ -32,6 +33,32 @@ def grow(
     """The plan, and the large model's parameters."""
     plan = planned(operator, params, axes, target)
     return plan, operator(jax.random.key(0), params, axes, target)
+
+
+def blamed(
+    operator: Linear,
+    params: Params,
+    axes: lagjax.Axes,
+    large: lagjax.Model,
+    outputs: Callable[[Params], jax.Array],
+    precision: str = "float32",
+) -> list[tuple[str, str | None, str]]:
+    """What a certificate gives as the cause of outputs that differ, as axis, parameter and why.
+
+    Args:
+        operator: that grows.
+        params: the small model's parameters.
+        axes: its table.
+        large: the large model, with an `apply`.
+        outputs: the small model's, of its parameters.
+        precision: whose tolerance holds.
+    """
+    small = lagjax.Model(None, None, axes, lambda params, batch: outputs(params))  # type: ignore[arg-type]
+    plan = planned(operator, params, axes, large)
+    assert plan.exact_by_table
+    key, batch = jax.random.key(0), jnp.zeros(())
+    found = untold(operator, plan, small, large, params, batch, key, precision)
+    return [(one.axis, one.leaf, one.why) for one in found]
 
 
 def apart(got: jax.Array, wanted: jax.Array) -> float:

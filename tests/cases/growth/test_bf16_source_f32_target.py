@@ -29,18 +29,13 @@ def rounded():
     }
 
 
-ROUNDED = pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="shares are taken in the source's dtype"
-)
-
-
 @pytest.mark.parametrize(
     ("size", "dtype"),
     [
         (256, jnp.float32),
         (256, jnp.bfloat16),
         (384, jnp.float32),
-        pytest.param(384, jnp.bfloat16, marks=ROUNDED),
+        (384, jnp.bfloat16),
     ],
 )
 def test_computes_the_same(size, dtype):

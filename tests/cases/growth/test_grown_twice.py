@@ -95,7 +95,7 @@ def test_follows_the_small_models_path(times):
     for number in range(times):
         operator = lagjax.Grow(width={"mlp": width.Tile()})
         plan, params, state = grown(operator, params, state, model(8 * 2**number))
-        assert plan.exact
+        assert plan.exact_by_table
         start = 20 * (number + 1)
         params, state = trained(params, state, start, start + 18)
         followed, of_followed = trained(followed, of_followed, start, start + 18)

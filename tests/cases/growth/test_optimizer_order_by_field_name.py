@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import lagjax
-from lagjax.algebra.axes import flatten
+from lagjax.algebra.layout import flatten
 from lagjax.growth import width
 from lagjax.state import carry
 from tests.cases.growth.growing import drawn, grow
@@ -62,7 +62,7 @@ def models():
     """The plan, and both models' parameters with their gradients."""
     params, target = drawn(init(4), 1.0), lagjax.Model(init(8), None, AXES)
     plan, large = grow(lagjax.Grow(width={"mlp": width.Tile()}), params, AXES, target)
-    assert plan.exact
+    assert plan.exact_by_table
     return plan, (params, gradients(params)), (large, gradients(large))
 
 

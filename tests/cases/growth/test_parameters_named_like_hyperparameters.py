@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import lagjax
-from lagjax.algebra.axes import flatten
+from lagjax.algebra.layout import flatten
 from lagjax.growth import width
 from lagjax.state import carry
 from tests.cases.growth.growing import drawn, grow

@@ -6,7 +6,6 @@ table.
 
 import jax
 import jax.numpy as jnp
-import pytest
 
 import lagjax
 
@@ -44,9 +43,6 @@ def test_stacked():
     assert (made["w2"] == 3).all()
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="experts that are modules cannot be said in a table"
-)
 def test_modules_of_their_own():
     one = {"w1": jnp.ones((4, 6)), "w2": jnp.ones((6, 4))}
     moe = {"gate": jnp.ones((4, 3)), "experts": {str(number): one for number in range(3)}}
