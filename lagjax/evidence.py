@@ -27,6 +27,7 @@ class Known(NamedTuple):
             of layers.
         exact: whether it keeps the function, if the table tells all that the model does; None
             without a plan.
+        suspect: what to look at first if it does not, see `certify.readings.suspect`.
         step_flops: FLOPs of one training step.
         evaluation_flops: FLOPs of one evaluation on all shards.
         horizon: steps of its full training.
@@ -36,6 +37,7 @@ class Known(NamedTuple):
     candidate: Candidate
     word: str | None
     exact: bool | None
+    suspect: str | None
     step_flops: float
     evaluation_flops: float
     horizon: int

@@ -16,7 +16,6 @@ import re
 from collections.abc import Iterable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 from jax.typing import ArrayLike
@@ -32,7 +31,7 @@ from lagjax.store.files import write_atomically
 STEPS = 8
 """That are made again where the surroundings have changed."""
 TOLERANCE, OF_HALVES = 1e-3, 1e-2
-"""Of a training loss, relatively, in float32 and in 16 bits: other kernels round otherwise."""
+"""Of a loss, relatively, in float32 and in 16 bits: other kernels round otherwise."""
 
 
 def check(store: Store, work: Workload, names: Iterable[str]) -> None:
@@ -68,6 +67,13 @@ def check(store: Store, work: Workload, names: Iterable[str]) -> None:
                 f"{_difference(path.with_stem(was), text)}; give the same optimizer, schedule, "
                 "loss and model to go on with that run, or another directory for a new one"
             )
+
+
+def tolerance(store: Store, name: str) -> float:
+    """How far a candidate's losses may be from those of the same function, relatively."""
+    path = store.path / "programs" / f"{store.config['programs'][name]}.txt"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return OF_HALVES if re.search(r"\bb?f16\[", text) else TOLERANCE
 
 
 def described(group: Group) -> str:
@@ -125,11 +131,8 @@ def _check_again(store: Store, work: Workload, name: str) -> None:
     was = store.losses.of(trial)[first : first + STEPS]
     with contextlib.closing(Worker(work)) as worker:
         now = worker.again(trial, start, len(was))
-    leaves = jax.tree.leaves(work.groups[name].like)
-    halves = any(jnp.issubdtype(x.dtype, jnp.inexact) and x.dtype.itemsize < 4 for x in leaves)
-    tolerance = OF_HALVES if halves else TOLERANCE
     apart = np.max(np.abs(now - was) / np.maximum(np.abs(was), 1e-6), initial=0.0)
-    if not apart <= tolerance:
+    if not apart <= tolerance(store, name):
         raise ValueError(
             f"{store.path} holds a run in which {name!r} was trained otherwise: its training "
             f"losses from step {first + 1} on were {was.tolist()} and are now {now.tolist()}; "

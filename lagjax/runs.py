@@ -159,6 +159,7 @@ def _configuration(work: Workload, known: Mapping[str, Known]) -> dict[str, obje
             "step": int(task.source.step),
             "position": position,
             "data": digest(data),
+            "valid": digest(list(task.valid)),
             "unit": next(iter(work.groups.values())).engine.unit,
         },
         "pool": [work.entry(each) for each in known.values()],
@@ -231,6 +232,7 @@ def train(
         "seed": seed,
         "shapes": checks.shapes(group.like),
         "data": digest(data),
+        "valid": digest(list(valid)),
         "placement": placed and placed.described(),
     }
     with shown(progress), Store(root, progress.note) as store:

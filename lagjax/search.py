@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from lagjax import checks, identity
+from lagjax import checks, claims, identity
 from lagjax.analysis.ledger import Ledger, ledger
 from lagjax.evidence import Evidence, Known, gather
 from lagjax.executors.workload import Executor, Workload
@@ -78,11 +78,14 @@ def choose(search: Search, policy: Policy) -> tuple[Decision, Evidence]:
             # Who is further already stays there.
             until = {name: step for name, step in until.items() if step > evidence.reached(name)}
             carry_out(search, _jobs(search, until))
-            first = not search.asked
+            first, new = not search.asked, [name for name in until if name not in search.asked]
             for name, step in until.items():
                 search.asked[name] = (*search.asked.get(name, ()), step)
-            if first:
-                checks.check_start(search.evidence(additions).losses(0))
+            if new:
+                begun = search.evidence(additions)
+                if first:
+                    checks.check_start(begun.losses(0))
+                claims.check(search.store, begun, new)
     raise AssertionError("a policy decides, or is refused")
 
 

@@ -14,7 +14,7 @@ SHARDS = 8
 def known(name: str, *, role: str = "candidate", **changes: object) -> Known:
     """Only the costs of a candidate: 10 FLOPs a step, 3 an evaluation, 100 steps."""
     one = Candidate(name, None, None, role)  # type: ignore[arg-type]
-    return Known(one, None, None, 10.0, 3.0, 100)._replace(**changes)
+    return Known(one, None, None, None, 10.0, 3.0, 100)._replace(**changes)
 
 
 def evidence(

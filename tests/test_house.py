@@ -18,7 +18,7 @@ ORDER = re.findall(
     r"[\w.]+",
     """
     __main__ __init__
-    runs search identity executors.serial executors.worker executors.workload checks initial
+    runs search claims identity executors.serial executors.worker executors.workload checks initial
     growth.pools growth.masked growth.gradmax growth.learned growth.leafwise growth.operator
     growth.fusion growth.experts growth.width growth.depth
     certify.certify certify.blame certify.readings state buffers
@@ -52,7 +52,7 @@ LONGER = {
     "state": "moments, counts, schedules, measured statistics and collections",
 }
 """Files over 300 lines, each with its reason; 400 is the most for any."""
-LINES = 12_740
+LINES = 12_830
 """Of all files together: to be lowered as they become fewer."""
 
 

@@ -54,6 +54,27 @@ def found(tables: Tables, plan: Plan, off: Off, near: float) -> list[Violation]:
     return []
 
 
+def suspect(plan: Plan) -> str:
+    """What to look at first where a model does not begin as its plan says, untested."""
+    if needs := [str(need) for need in plan.requires if need.what != "epsilon"]:
+        return f"what the large model must have, {', '.join(needs)}"
+    grown = [
+        (axis, leaf.name)
+        for leaf in plan.target.leaves
+        for axes in plan.grown(leaf)
+        for axis in axes
+    ]
+    for axis, leaf in grown:
+        if axis.gain != 1:
+            return f"the row of {leaf!r}, which is taken for the scale of a norm"
+    if stacks := _growing(plan):
+        return f"what layers of {stacks[0]!r} do that depends on their number or on the depth"
+    for axis, leaf in grown:
+        if axis.reads:
+            return f"the row of {leaf!r} and the kind of {axis.name!r}"
+    return "the table"
+
+
 def in_place(plan: Plan) -> Iterator[tuple[str, Plan]]:
     """For each stack that grows by layers that add nothing: the plan that puts those on top."""
     for stack in _growing(plan):

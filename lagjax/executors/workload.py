@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import jax
 
 from lagjax import checks
+from lagjax.certify import readings
 from lagjax.evidence import Known
 from lagjax.fingerprint import described
 from lagjax.initial import Group
@@ -61,12 +62,12 @@ class Workload(NamedTuple):
         self.candidates.update((one.name, one) for one in candidates)
         return known
 
-    def _planned(self, one: Candidate) -> tuple[str | None, bool | None]:
-        """The word by which a candidate's layers grow, and whether its plan is exact; None where it
-        has none.
+    def _planned(self, one: Candidate) -> tuple[str | None, bool | None, str | None]:
+        """The word by which a candidate's layers grow, whether its plan is exact, and what to doubt
+        first; None where it has none.
         """
         if not hasattr(one.operator, "plan"):
-            return None, None
+            return None, None, None
         key = jax.random.key(0)
         large = one.target.layout()
         small = self.task.model.axes.layout(self.task.source.params)
@@ -74,7 +75,7 @@ class Workload(NamedTuple):
         words = [str(word) for word in plan.words.values()]
         if len(words) > 1:
             words = [f"{stack}: {word}" for stack, word in zip(plan.words, words)]
-        return "; ".join(words) or None, plan.exact_by_table
+        return "; ".join(words) or None, plan.exact_by_table, readings.suspect(plan)
 
     def fits(self, names: Mapping[str, object]) -> float:
         """FLOPs of making these candidates' operators, and of measuring their moments."""

@@ -73,7 +73,9 @@ def candidates(facts: Facts) -> Section | None:
     start = ranks({n: loss for n, loss in facts.at_start.items() if n not in facts.apart})
     ties = [*start.values()]
     columns: dict[str, Callable[[str], str]] = {
-        "Exact": lambda name: EXACT[facts.pool[name].exact],
+        "Exact": lambda name: (
+            "claimed, not kept" if name in facts.unkept else EXACT[facts.pool[name].exact]
+        ),
         "Rank right after growing": lambda name: (
             f"{start[name]}{'=' * (ties.count(start[name]) > 1)}" if name in start else NOTHING
         ),
@@ -88,7 +90,10 @@ def candidates(facts: Facts) -> Section | None:
         "given where the candidate was trained to the end."
     )
     if any(entry.exact is not None for entry in facts.pool.values()):
-        about += " An exact one begins as the very function that the small model is."
+        about += (
+            " An exact one begins as the very function that the small model is, if its table tells "
+            "all that the model does."
+        )
     if facts.seeds > 1:
         about += f" Losses at growing and at the lag are means over {facts.seeds} seeds."
     cells = {heading: [cell(name) for name in names] for heading, cell in columns.items()}
@@ -96,7 +101,8 @@ def candidates(facts: Facts) -> Section | None:
     cells = {heading: found for heading, found in cells.items() if {*found} != {NOTHING}}
     rows = tuple(_candidate(facts, name, rest) for name, *rest in zip(names, *cells.values()))
     table = Table(("Candidate", *cells), rows, ("Status",))
-    return Section("The candidates", about, (table,)) if rows else None
+    told = tuple(f"{text}." for text in facts.unkept.values())
+    return Section("The candidates", about, (*told, table)) if rows else None
 
 
 def training(facts: Facts) -> Section | None:

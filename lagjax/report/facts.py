@@ -59,6 +59,7 @@ class Facts(NamedTuple):
     pool: dict[str, Entry]
     apart: frozenset[str]
     source: Curve | None
+    unkept: Mapping[str, str]
     probes: dict[str, Curve]
     continued: dict[str, Curve]
     seeds: int
@@ -147,6 +148,7 @@ def gather(run: directory.RunData) -> Facts:
         pool=pool,
         apart=apart,
         source=mean_over_seeds(source["source"]) if source else None,
+        unkept=config.get("unkept") or {},
         probes={name: probes[name] for name in pool if name in probes},
         continued={
             name: continuation(probed.get(name, []), found) for name, found in after.items()
