@@ -6,6 +6,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 # Read when JAX starts; all but the tests of placement use the first device.
 os.environ["XLA_FLAGS"] = (
@@ -33,3 +34,10 @@ pytest.register_assert_rewrite("tests.growth.checks")
 # The same examples in every run, however long one takes on a busy machine.
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("steady")
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """In float64, where rounding hides nothing."""
+    with jax.enable_x64(True):
+        yield

@@ -75,7 +75,9 @@ def requirements(
 def _uses(source: Layout, target: Layout, maps: Mapping[str, AxisMap]) -> Iterator[Uses]:
     """Every growing axis as its kind sees it."""
     parts = tuple(
-        Part(leaf.name, piece.axes) for leaf in target.leaves for piece in pieces_of(leaf.dims)
+        Part(leaf.name, piece.axes, leaf.residual)
+        for leaf in target.leaves
+        for piece in pieces_of(leaf.dims)
     )
     for axis, grown in maps.items():
         kind = target.kind(axis)

@@ -22,6 +22,8 @@ class Part(NamedTuple):
 
     leaf: str
     axes: tuple[tuple[str | int, str], ...]
+    residual: bool = False
+    """Whether it is the last one before the addition to a stream."""
 
 
 class Uses(NamedTuple):
@@ -74,9 +76,11 @@ class Uses(NamedTuple):
         yield from self.factors()
 
     def factors(self) -> Iterator[Why]:
-        """What multiplies entry by entry allows no means."""
-        if self.map.mean.any() and (leaf := self.first("*")):
-            yield leaf, f"multiplies entry by entry: {MEANS}"
+        """What acts entry by entry allows no means: a norm before the addition gives none."""
+        for part in self.parts if self.map.mean.any() else ():
+            role = dict(part.axes).get(self.axis)
+            if role == "*" or role in ("", "+") and part.residual:
+                yield part.leaf, f"acts entry by entry on what is added: {MEANS}"
 
     def unread(self) -> Iterator[Why]:
         """What is written and then read must be read by something."""

@@ -11,10 +11,3 @@ def as_users_have_it() -> Iterator[None]:
     """Models of users broadcast between ranks."""
     with jax.numpy_rank_promotion("allow"):
         yield
-
-
-@pytest.fixture
-def double() -> Iterator[None]:
-    """In float64, where rounding hides nothing."""
-    with jax.enable_x64(True):
-        yield
