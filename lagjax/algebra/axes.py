@@ -165,7 +165,9 @@ class Axes:
                         "size is given; name an axis or a stack of the table, or give sizes="
                     )
         paths = tuple(leaf.path for leaf in arrays)
-        return Layout(tuple(leaves), sizes, stacks, kinds, parts, paths)
+        variances = [dim for _, text in self.rows for dim in parse(text).dims if dim.order == 2]
+        normed = frozenset(name for dim in variances for name in dim.names)
+        return Layout(tuple(leaves), sizes, stacks, kinds, normed, parts, paths)
 
     def _matched(
         self, shapes: Mapping[str, jax.ShapeDtypeStruct], state: bool

@@ -77,6 +77,7 @@ class Layout:
             tell, is absent.
         stacks: stack → number of layers.
         kinds: axis → what it meets on the way; stack → its types of layers.
+        batch_normed: the axes over whose entries batches are normed, as rows of variances tell.
         unrolled: path of a leaf → the paths of the arrays that it is of, where these are several.
         paths: of all arrays, in the order of `jax.tree.leaves`.
     """
@@ -85,6 +86,7 @@ class Layout:
     sizes: Mapping[str, int]
     stacks: Mapping[str, int]
     kinds: Mapping[str, Kind]
+    batch_normed: frozenset[str]
     unrolled: Mapping[str, tuple[str, ...]]
     paths: tuple[str, ...]
 

@@ -8,7 +8,8 @@
 ``=x``            tied: written as an embedding, read as the head
 ``x``             the scale of a norm over x
 ``1+x``           the same, stored as its distance from 1, as Gemma does
-``*x``            it multiplies what is along x, and is no norm's scale (LayerScale, a gate)
+``*x``            it multiplies what is along x: LayerScale, a gate, the scale of a batch norm,
+                  which is no norm over x
 ``+x``            it is added along x to what a norm gives (a norm's bias)
 ``~x``            no parameter but a statistic of what is along x: a running mean
 ``~x^2``          a statistic of order 2: a running variance

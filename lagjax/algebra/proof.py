@@ -138,6 +138,9 @@ def _axis(uses: Uses, target: Layout) -> Iterator[Violation]:
         why = f"copies have noise of {grown.jitter:g} of the parameters' size"
         yield Violation(uses.axis, None, why, small=True)
     copied = ~grown.fresh
+    if uses.axis in target.batch_normed and (grown.scale[copied] != 1).any():
+        why = "a batch norm divides by what its copies are multiplied by: they must be whole"
+        yield Violation(uses.axis, None, why)
     shares = np.bincount(grown.source[copied], grown.share[copied], grown.old)
     reader = uses.first("<")
     if reader and not kind.indexed and not np.allclose(shares, 1, rtol=1e-12):

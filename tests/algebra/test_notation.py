@@ -183,6 +183,15 @@ def test_the_scale_of_a_norm_on_an_axis_that_meets_none():
     np.testing.assert_allclose(other, one, rtol=1e-12)
 
 
+def test_a_batch_norm_takes_away_what_copies_are_multiplied_by():
+    rows = {"inp": "<x >embed", "factor": "*embed", "out": "<embed >y", "stats/var": "~embed^2"}
+    axes = Axes(rows, {"embed": Residual(None), "x": Channels(), "y": Channels()})
+    sizes = [{"inp": (6, n), "factor": (n,), "out": (n, 2)} for n in (4, 8)]
+    plan, _, _ = grown(axes, Grow(width={"embed": width.Isometric()}), *sizes)
+    assert "a batch norm divides by what its copies" in str(plan.violations)
+    assert grown(axes, Grow(width={"embed": width.Tile()}), *sizes)[0].exact_by_table
+
+
 @pytest.mark.parametrize("grows", ["turned", "plain"])
 def test_scores_are_divided_by_the_root_of_a_whole_head(grows):
     """Of which a part is rotated and the other is not, as in GPT-NeoX and DeepSeek."""
