@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import tyro
-from rich.console import Console
+
+from lagjax.progress import Terminal
 
 Config = TypeVar("Config")
 
@@ -25,7 +26,7 @@ def command(
     """
 
     def cli() -> int:
-        errors = Console(stderr=True, soft_wrap=True, highlight=False)
+        errors = Terminal(stderr=True, soft_wrap=True, highlight=False)
         try:
             main(tyro.cli(config, description=doc))
         except (ValueError, OSError) as error:

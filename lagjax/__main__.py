@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import lagjax
 from lagjax import report
+from lagjax.progress import Terminal
 from lagjax.store import directory
 
 
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         if given.command == "report":
-            print(report.write(given.run))
+            Terminal().print(str(report.write(given.run)), markup=False, soft_wrap=True)
         elif given.json:
             _print_decision(given.run)
         else:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from typing import NamedTuple, Protocol, Self
+from typing import IO, NamedTuple, Protocol, Self, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -95,6 +95,32 @@ def shown(progress: Progress) -> contextlib.AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
+class Terminal(Console):
+    """The caller's own stream, which shows a question mark where it lacks a sign.
+
+    A terminal of ASCII must cost nobody a table; a test, a notebook may put another stream there.
+    """
+
+    @property  # type: ignore[misc]
+    def file(self) -> IO[str]:
+        """The stream, which is looked up anew each time."""
+        return cast(IO[str], _Lenient(super().file))
+
+
+class _Lenient:
+    """A stream that does not mind signs that it cannot encode."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        return self._stream.write(text.encode(encoding, "replace").decode(encoding))
+
+
 class Silent:
     """Shows nothing but notes."""
 
@@ -102,14 +128,14 @@ class Silent:
         del event
 
     def note(self, text: str, /) -> None:
-        Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+        Terminal(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class Display:
     """One line on a terminal that is kept up to date, and a line every few seconds elsewhere."""
 
     def __init__(self, console: Console | None = None, seconds: float = 10.0) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or Terminal(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._seconds = seconds
         self._phase, self._printed = "", 0.0

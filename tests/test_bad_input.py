@@ -205,6 +205,10 @@ IN_PYTHON: dict[str, tuple[RUN, list[str]]] = {
         lambda p: run(p, **_with({"embed": "=vocab >embed"})),
         ["axes are of type dict", "lagjax.Axes("],
     ),
+    "a row that is no text": (
+        lambda p: Axes({"embed": ("vocab", "embed")}),
+        ["row 'embed': ('vocab', 'embed')", "as text"],
+    ),
     "a batch that is none": (lambda p: run(p, batch=lambda seed, step: None), ["returned None"]),
     "a batch of lists": (
         lambda p: run(p, batch=lambda seed, step: toy.batch(seed, step).tolist()),

@@ -65,6 +65,11 @@ class Axes:
         object.__setattr__(self, "sizes", tuple((sizes or {}).items()))
         named: set[str] = set()
         for pattern, axes in self.rows:
+            if not isinstance(pattern, str) or not isinstance(axes, str):
+                raise ValueError(  # noqa: TRY004
+                    f"row {pattern!r}: {axes!r} is not a pattern and its axes as text; write "
+                    "'layers/up': '#layers <embed >mlp'"
+                )
             try:
                 captures = set(re.compile(pattern).groupindex)
             except re.error as error:

@@ -13,6 +13,7 @@ import pathlib
 
 from rich.console import Console
 
+from lagjax.progress import Terminal
 from lagjax.report import facts, html, terminal
 from lagjax.store import directory
 from lagjax.store.files import write_atomically
@@ -40,4 +41,4 @@ def show(run: str | pathlib.Path, console: Console | None = None) -> None:
 
     Raises ValueError where `run` is no run directory.
     """
-    terminal.show(facts.gather(directory.read(run)), console or Console())
+    terminal.show(facts.gather(directory.read(run)), console or Terminal())

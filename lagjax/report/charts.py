@@ -5,8 +5,10 @@ matplotlib is asked for here only, and only when a page is made: it is the extra
 
 import contextlib
 import html
+import importlib.util
 import io
 import math
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -269,14 +271,19 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 def _axes(
     title: str, height: int = 400, left: int = 58, right: int = NAMES, top: int = 30
 ) -> Iterator["Axes"]:
+    backend = os.environ.get("MPLBACKEND", "").removeprefix("module://").partition(".")[0]
+    if backend.endswith("_inline") and importlib.util.find_spec(backend) is None:
+        # A notebook's, which its processes inherit: the import refuses what is not installed.
+        del os.environ["MPLBACKEND"]
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(
-            "The charts of a report need matplotlib: pip install 'lagjax[report]'"
-        ) from error
-    with matplotlib.rc_context(cast(Any, STYLE)), warnings.catch_warnings():
+        raise ImportError("Charts need matplotlib: pip install 'lagjax[report]'") from error
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # The user's own settings, TeX or a font of theirs, are not for this page.
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(cast(Any, STYLE))
         # A name may hold letters that this font lacks; the browser's fonts have them.
         warnings.filterwarnings("ignore", message="Glyph")
         figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72, facecolor="none")
@@ -343,8 +350,7 @@ def _steps(axes: "Axes", steps: Sequence[int], facts: Facts) -> int:
 
 def _limits(setter: Callable[[float, float], object], values: Sequence[float]) -> None:
     low, high = min(values, default=0.0), max(values, default=1.0)
-    pad = 0.06 * (high - low) or 0.05
-    setter(low - pad, high + pad)
+    setter(low - (pad := 0.06 * (high - low) or 0.05), high + pad)
 
 
 def _line(
@@ -372,9 +378,8 @@ def _column(axes: "Axes", tags: Sequence[Tag]) -> None:
     """Writes the names in a column at the right, each tied to its line's end by a hair line."""
     low, high, edge = axes.bbox.y0, axes.bbox.y1, axes.bbox.x1
     ends = [(*axes.transData.transform((tag.x, tag.y)), tag) for tag in tags]
-    ends = sorted(
-        ((x, float(min(max(y, low), high)), tag) for x, y, tag in ends), key=itemgetter(1)
-    )
+    ends = [(x, float(min(max(y, low), high)), tag) for x, y, tag in ends]
+    ends.sort(key=itemgetter(1))
     places = spread([y for _, y, _ in ends], 1.3 * FONT, low, high + FONT)
     for (x, y, tag), place in zip(ends, places):
         hair = {"arrowstyle": "-", "color": tag.colour, "linewidth": 0.7, "alpha": 0.6}

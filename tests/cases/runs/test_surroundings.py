@@ -4,7 +4,6 @@ usetex in matplotlibrc, a notebook's or a window's backend, ASCII output, anothe
 folder, python -O, 30 columns: each must give the page or the table, without a word on stderr.
 """
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -38,18 +37,6 @@ SURROUNDINGS = {
     "-O, another time zone": ("show", ("-O",), {"TZ": "Asia/Kathmandu"}),
 }
 
-WRONG = {
-    "usetex": "the page is drawn with the user's text.usetex",
-    "ASCII": "a sign that the terminal lacks ends the table",
-    "no UTF-8 mode": "a sign that the terminal lacks ends the table",
-}
-if importlib.util.find_spec("matplotlib_inline") is None:
-    WRONG["a notebook's backend"] = "a backend that is not needed is asked for"
-
-
-def wrong(name, error=AssertionError):
-    return pytest.mark.xfail(strict=True, raises=error, reason=WRONG[name])
-
 
 def finish(path):
     first, *others = toy.pool("stack", "zeroed-stack")
@@ -68,13 +55,7 @@ def folder(tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize(
-    ("name", "flags", "more"),
-    [
-        pytest.param(*given, id=name, marks=[wrong(name)] if name in WRONG else ())
-        for name, given in SURROUNDINGS.items()
-    ],
-)
+@pytest.mark.parametrize(("name", "flags", "more"), SURROUNDINGS.values(), ids=SURROUNDINGS)
 def test_is_shown(name, flags, more, folder):
     environment = {
         key: value
@@ -92,7 +73,6 @@ def test_is_shown(name, flags, more, folder):
     assert (done.returncode, done.stderr.decode(errors="replace").strip()) == (0, "")
 
 
-@wrong("usetex", RuntimeError)
 def test_where_the_process_itself_uses_tex(folder, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with matplotlib.rc_context({"text.usetex": True}):
