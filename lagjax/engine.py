@@ -103,7 +103,8 @@ def from_loss(
 
         def mean(params: Params) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             total, count = sum_and_count(at(state.step).loss(params, batch, key))
-            return total / count, (total, count)
+            # A batch of padding alone has no tokens, and moves nothing.
+            return total / jnp.where(count == 0, 1, count), (total, count)
 
         (_, loss), grads = jax.value_and_grad(mean, has_aux=True)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

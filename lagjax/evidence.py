@@ -195,7 +195,9 @@ class Evidence:
         horizon.
         """
         return {
-            name: min(known.horizon, max(1, round(flops / known.step_flops)))
+            name: known.horizon
+            if flops >= known.horizon * known.step_flops
+            else max(1, round(flops / known.step_flops))
             for name, known in self.known.items()
         }
 

@@ -67,7 +67,8 @@ class Meter:
         self._at |= dict.fromkeys(advance.trials, advance.step)
         self._flops += advance.flops
         self._tokens += advance.tokens
-        elapsed = time.monotonic() - self._began
+        # Clocks may be too coarse to tell a first step from the start.
+        elapsed = max(time.monotonic() - self._began, 1e-9)
         whole = sum(self._until[trial] * cost for trial, cost in self._cost.items())
         done = sum(self._at[trial] * cost for trial, cost in self._cost.items())
         first, *others = advance.trials

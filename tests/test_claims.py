@@ -24,24 +24,13 @@ POOL = [
 ]
 
 
-class Noted:
-    """A progress that keeps what it is told."""
-
-    def __init__(self):
-        self.notes = []
-
-    def __call__(self, event):
-        pass
-
-    def note(self, text):
-        self.notes.append(text)
-
-
 @pytest.mark.parametrize("trained", [True, False], ids=["its own loss", "another's"])
 def test_a_claim_that_is_not_kept_is_told_at_once(tmp_path, trained):
-    task, progress = toy.task(model=SMALL), Noted()
+    task, progress = toy.task(model=SMALL), toy.Told()
     if trained:
-        source = lagjax.train(SMALL, toy.tx(), toy.batch, toy.VALID, 1, tmp_path, progress=Noted())
+        source = lagjax.train(
+            SMALL, toy.tx(), toy.batch, toy.VALID, 1, tmp_path, progress=toy.Told()
+        )
         task = task._replace(source=source)
     lagjax.run(task, POOL, lagjax.FixedLag(1), tmp_path, compare="none", progress=progress)
     unkept = json.loads((tmp_path / "config.json").read_text())["unkept"]

@@ -130,6 +130,36 @@ def test_a_run_carries_collections_and_metrics(tmp_path: pathlib.Path) -> None:
     assert set(lines[-1]["metrics"]) == {"valid_averaged", "valid_accuracy"}
 
 
+def test_where_there_are_no_tokens_nothing_is_divided(tmp_path: pathlib.Path) -> None:
+    """A batch and a shard of padding alone, and a model that multiplies nothing."""
+
+    def loss(params, batch, key):
+        weights, values = batch
+        return (weights * (params["level"] - values) ** 2).sum(), weights.sum()
+
+    def batch(seed, step):
+        return np.full(4, float(step != 1), np.float32), np.arange(4, dtype=np.float32)
+
+    table = lagjax.Axes({"level": ""})
+    model = lagjax.Model(lambda key: {"level": jnp.zeros(())}, loss, table)
+    task = lagjax.Task(
+        model,
+        lagjax.Trained({"level": jnp.ones(())}),
+        optax.sgd(0.1),
+        batch,
+        [batch(0, 0), batch(0, 1)],
+        4,
+    )
+    pool = [lagjax.Candidate("same", lagjax.Same(), model)]
+    found = lagjax.run(task, pool, lagjax.FixedLag(3), tmp_path, progress=toy.Told())
+    assert found.winner == "same"
+    assert found.ledger.overhead == 0
+    losses = [line["valid_loss"] for line in toy.curve(tmp_path, "same")]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
+    train = np.fromfile(tmp_path / "steps" / "same-0.f32", "<f4")
+    assert train[1] == 0 and (train[[0, 2, 3]] > 0).all()
+
+
 def test_what_is_no_sum_and_count() -> None:
     for found in (1.0, (1.0,), (1.0, 2.0, 3.0), (np.ones(2), 2), [1.0, 1.0], {"a": 1.0}):
         with pytest.raises(

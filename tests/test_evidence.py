@@ -89,11 +89,12 @@ def test_margins_of_training_losses() -> None:
 
 
 def test_what_is_left_and_what_flops_buy() -> None:
-    found = evidence({"a": {4: 1.0}}, [known("a"), known("b", step_flops=40.0, horizon=30)])
+    free = known("c", step_flops=0.0)
+    found = evidence({"a": {4: 1.0}}, [known("a"), known("b", step_flops=40.0, horizon=30), free])
     assert (found.left("a"), found.left("b")) == (96 * 10, 30 * 40)
-    assert found.steps_for(0) == {"a": 1, "b": 1}
-    assert found.steps_for(400) == {"a": 40, "b": 10}
-    assert found.steps_for(1e6) == {"a": 100, "b": 30}
+    assert found.steps_for(0) == {"a": 1, "b": 1, "c": 100}
+    assert found.steps_for(400) == {"a": 40, "b": 10, "c": 100}
+    assert found.steps_for(1e6) == {"a": 100, "b": 30, "c": 100}
 
 
 def line(trial: Trial, step: int, status: str = "ok") -> dict:

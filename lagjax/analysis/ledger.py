@@ -37,7 +37,9 @@ def ledger(
     seconds: float,
 ) -> Ledger:
     """Adds the costs up."""
-    overhead = (losers_flops + evaluation_flops + fit_flops) / full_run_flops
+    spent = losers_flops + evaluation_flops + fit_flops
+    # A model of look-ups and sums alone has no FLOPs to compare with.
+    overhead = spent / full_run_flops if full_run_flops else 0.0
     return Ledger(
         overhead,
         (1 + overhead) / candidates,

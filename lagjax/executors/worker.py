@@ -63,8 +63,7 @@ class Tally:
                 before = self.sums.get(name, (0.0, 0.0)) if count else (0.0, 0.0)
                 self.sums[name] = before[0] + float(total), before[1] + float(count)
             total, count = row[names.index("loss")]
-            with np.errstate(invalid="ignore", divide="ignore"):
-                self.losses.append(total / count)
+            self.losses.append(total / count if count else total)
             self.tokens += float(count)
             if self.failed_at < 0 and not np.isfinite(self.losses[-1]):
                 self.failed_at = step + index + 1
@@ -251,8 +250,10 @@ class Worker:
             metrics = {n: x[:, row] if job.at_once > 1 else x for n, x in found.items()}
             sums, counts = metrics.pop("loss")
             tokens = tuple(counts.tolist())
-            with np.errstate(invalid="ignore", divide="ignore"):
-                shards, loss = sums / counts, sums.sum() / counts.sum()
+            with np.errstate(invalid="ignore"):
+                # A shard without tokens has no weight either; without any there is no loss.
+                shards = sums / np.where(counts == 0, 1, counts)
+                loss = sums.sum() / counts.sum() if counts.any() else np.nan
             failed = tally.failed_at >= 0 or not np.isfinite(loss)
             at = tally.failed_at if tally.failed_at >= 0 else step
             means = tally.means()
