@@ -126,7 +126,7 @@ def main(config: Config) -> None:
             "seeds": seeds,
             "corpus": corpus.digest,
             "files": corpus.files,
-            "left_out": corpus.skipped,
+            "left_out": [*corpus.left_out] or corpus.skipped,
         },
         "checkpoint_seconds": config.checkpoint_seconds,
         "mesh": devices(config.mesh),

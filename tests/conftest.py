@@ -2,7 +2,6 @@
 error.
 """
 
-import atexit
 import os
 import shutil
 import tempfile
@@ -15,7 +14,6 @@ os.environ["XLA_FLAGS"] = (
 # Many tests compile the same programs. Each process of the suite has a folder of its own, and
 # starts with nothing.
 _compiled = tempfile.mkdtemp(prefix="lagjax-compiled-")
-atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Tests spend most of their time compiling, and next to none in what was compiled: XLA is quick
@@ -41,3 +39,8 @@ def double() -> Iterator[None]:
     """In float64, where rounding hides nothing."""
     with jax.enable_x64(True):
         yield
+
+
+def pytest_unconfigure() -> None:
+    # Not at exit: the suite's workers leave without.
+    shutil.rmtree(_compiled, ignore_errors=True)

@@ -1,7 +1,9 @@
 """Runs: what the run directory holds, resuming, failures, groups, what stays and what goes."""
 
 import json
+import logging
 import pathlib
+import re
 import shutil
 from collections import namedtuple
 from itertools import pairwise
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 import lagjax
-from lagjax import initial, report
+from lagjax import report
 from lagjax.engine import TrainState
 from lagjax.jobs import Trial, evaluation_steps
 from lagjax.store import directory
@@ -461,14 +463,13 @@ def test_moments_grow_and_the_schedule_continues(tmp_path: pathlib.Path) -> None
 
 
 def test_one_compilation_for_a_group(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Every candidate, seed, round and segment of a group goes through one compiled function."""
-    compiled = []
-    original = initial.program
-    monkeypatch.setattr(initial, "program", lambda *args: compiled.append(args) or original(*args))
-    go(tmp_path / "run", seeds=2, compare="all")
-    assert len(compiled) == 1
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
+        go(tmp_path / "run", seeds=2, compare="all")
+    compiled = re.findall(r"^Compiling jit\((\w+)\)", "\n".join(caplog.messages), re.MULTILINE)
+    assert (compiled.count("advance"), compiled.count("evaluate")) == (1, 1)
 
 
 def test_a_live_directory_is_refused(tmp_path: pathlib.Path) -> None:
