@@ -65,7 +65,7 @@ def advanced(count: int, of: Mesh | None, fully_sharded: bool = False):
 
 @pytest.mark.parametrize(
     ("name", "fully_sharded"),
-    [(name, False) for name in MESHES] + [("data", True), ("both", True)],
+    [("candidates", False), ("both", False), ("both", True)],
 )
 def test_eight_devices_compute_what_one_does(name: str, fully_sharded: bool) -> None:
     count = 1 if name == "data" else 8
@@ -166,7 +166,7 @@ def alone(
     return path, run(path, candidates_at_once=1)
 
 
-@pytest.mark.parametrize("fully_sharded", [False, True])
+@pytest.mark.parametrize("fully_sharded", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_over_eight_devices(
     alone: tuple[pathlib.Path, lagjax.Decision],
     tmp_path: pathlib.Path,

@@ -180,7 +180,14 @@ def interrupted(
     return len(at)
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Those that need the most of what is on record; the others at every event, with -m slow.
+        name if name in ("racing", "proposing") else pytest.param(name, marks=pytest.mark.slow)
+        for name in POLICIES
+    ],
+)
 def test_interrupted_at_some_events(
     name: str, tmp_path: pathlib.Path, events: Callable[[int | None], list[int]]
 ) -> None:

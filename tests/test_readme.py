@@ -126,6 +126,7 @@ def test_your_own_model(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch)
     assert of(at_lag.params) == pytest.approx(decision.losses_at_lag[decision.winner], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_your_own_model_in_nnx(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the words of the README's sentence on nnx; with its baselines, which are no candidates."""
     split, merge, init, whole = re.findall(

@@ -185,6 +185,7 @@ def test_a_trial_that_fails_is_set_aside(
             assert line["valid_loss"] == pytest.approx(expected["valid_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_failure_between_evaluations(tmp_path: pathlib.Path) -> None:
     """The step whose loss was lost is told, though it is seen at the next evaluation."""
     marked = lagjax.Candidate("marked", Marked(), toy.LARGE)

@@ -47,6 +47,7 @@ def run(monkeypatch: pytest.MonkeyPatch, data: pathlib.Path, *more: str, **sizes
     return width.cli()
 
 
+@pytest.mark.slow
 def test_rows_of_equal_cost_that_are_made_once(
     corpus: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -198,6 +198,7 @@ def grow(small, params, large, operator):
     return jax.jit(lambda p: operator(KEY, p, small.axes, large))(params)
 
 
+@pytest.mark.slow
 def test_each_layer_has_its_own():
     small, params, large = transformers("scanned", mlp=11)
     result = in_layers("scanned")

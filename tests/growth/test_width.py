@@ -111,7 +111,7 @@ def test_any_map_is_undone(more, random):
     np.testing.assert_allclose(written.contract(written.grow(w)), w, rtol=1e-5)
 
 
-@settings(max_examples=8)
+@settings(max_examples=3)
 @given(st.sampled_from([(1, 2), (2, 2), (2, 3)]), st.sampled_from([2, 3]))
 def test_composition_is_sequence(factors, size):
     """Growing twice is growing once by the product."""
