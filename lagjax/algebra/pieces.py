@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from lagjax.algebra.axes import Array, Layout, extent, length
 from lagjax.algebra.kinds import Kind
@@ -321,10 +322,16 @@ def parameter(
     return value
 
 
-def moment(value: Array, fresh: Array, axes: Sequence[GrownAxis], power: int) -> Array:
+def powered(slope: ArrayLike, power: int, odd: bool) -> Vector:
+    """What a gradient's factor does to statistics of an order; odd ones change sign with it."""
+    made: Vector = np.abs(slope) ** power * (np.sign(slope) if odd else 1.0)
+    return made
+
+
+def moment(value: Array, fresh: Array, axes: Sequence[GrownAxis], power: int, odd: bool) -> Array:
     """Grows statistics of the gradient along their parameter's axes."""
     for axis in axes:
-        value = axis.copies(value, axis.slope**power)
+        value = axis.copies(value, powered(axis.slope, power, odd))
     blank = new_entries(axes, value.ndim)
     return jnp.where(blank, fresh.astype(value.dtype), value) if blank.any() else value
 

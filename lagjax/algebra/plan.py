@@ -113,7 +113,11 @@ class Plan:
         return self._grow(arrays, fresh, factor, along)
 
     def moments(
-        self, arrays: Mapping[str, Array], fresh: Mapping[str, Array], power: int
+        self,
+        arrays: Mapping[str, Array],
+        fresh: Mapping[str, Array],
+        power: int,
+        odd: bool | None = None,
     ) -> dict[str, Array]:
         """Grows statistics of the gradient: of order `power`, 1 for a mean, 2 for one of squares.
 
@@ -125,17 +129,21 @@ class Plan:
             arrays: the source's statistics by parameter path; may hold some of the parameters only.
             fresh: the target's statistics by parameter path before the first step; the result has
                 their dtypes.
-            power: the order of the statistics.
+            power: the order of the statistics; 0 for those of updates whose scale is gone.
+            odd: whether they change sign with the gradient; as the power is, unless said.
         """
+        flips = power % 2 == 1 if odd is None else odd
 
         def factor(leaf: Leaf, layer: Layer) -> float:
-            return 1.0 if leaf.residual or layer.source is None else layer.scale**power
+            if leaf.residual or layer.source is None:
+                return 1.0
+            return float(pieces.powered(layer.scale, power, flips))
 
         return self._grow(
             arrays,
             fresh,
             factor,
-            lambda _, __, value, made, axes: pieces.moment(value, made, axes, power),
+            lambda _, __, value, made, axes: pieces.moment(value, made, axes, power, flips),
         )
 
     def chosen(self, leaf: Leaf, arrays: Mapping[str, Array]) -> tuple[Array, ...] | None:
