@@ -16,7 +16,7 @@ from lagjax.algebra.plan import Plan
 from lagjax.algebra.provenance import step_sizes
 from lagjax.buffers import own
 from lagjax.model import Batch, Key, Model
-from lagjax.optimizer.places import Place, boxed_as, leaves_of, nodes, places
+from lagjax.optimizer.places import Place, boxed_as, leaves_of, nodes, places, replanted
 from lagjax.optimizer.reading import read
 from lagjax.optimizer.rules import OptState, Rule
 from lagjax.optimizer.scaling import ScaleByGrowthState, scale_by_growth, told
@@ -57,13 +57,19 @@ def carry(
         ValueError: for a part of the state that has no rule, by its name and with the reason; and
             where the structure of the state is not `tx`'s.
     """
-    fresh = tx.init(large)
+    try:
+        fresh, rules = tx.init(large), None
+    except (ValueError, TypeError, KeyError):
+        # Its labels or its mask are a tree of the small model.
+        if plan is None:
+            raise
+        fresh, rules = _of_the_small(plan, tx, params, large)
     if plan is None and schedule == "restart":
         return boxed_as(own(fresh, state, params, large), state)
     old, begun = leaves_of(state), leaves_of(fresh)
     before, after = places(state, params), places(fresh, large)
     _check_made_alike(before, after, state)
-    rules, made = read(tx, large), dict[Keys, Array]()
+    rules, made = read(tx, large) if rules is None else rules, dict[Keys, Array]()
     if plan is not None:
         for node in nodes(fresh)[0]:
             made |= _told(plan, node, (old, before), (begun, after))
@@ -180,6 +186,26 @@ def _by_path(trees: Mapping[str, Params]) -> dict[str, Array]:
     }
 
 
+def _of_the_small(
+    plan: Plan, tx: optax.GradientTransformation, params: Params, large: Params
+) -> tuple[OptState, dict[Keys, Rule]]:
+    """The large model's first state, and its rules, from those of the small one."""
+    sources = {leaf.path: plan.source_of(leaf) for leaf in plan.target.leaves}
+    source = {path: None if leaf is None else leaf.path for path, leaf in sources.items()}
+    begun = tx.init(params)
+    fresh, rules = replanted(begun, params, large, source), read(tx, params)
+    by_place = dict[tuple[Keys, str | None], Rule]()
+    for keys, place in places(begun, params).items():
+        if keys in rules:
+            by_place[place.part, place.parameter] = by_place[place.part, None] = rules[keys]
+    made = {}
+    for keys, place in places(fresh, large).items():
+        at = None if place.parameter is None else source[place.parameter]
+        if (place.part, at) in by_place:
+            made[keys] = by_place[place.part, at]
+    return fresh, made
+
+
 Leaves: TypeAlias = tuple[Mapping[Keys, Array], Mapping[Keys, Place]]
 
 
@@ -221,10 +247,10 @@ def _grown(
 ) -> dict[str, Array]:
     try:
         return plan.moments(found, fresh, rule.power, odd=rule.odd)
-    except KeyError as error:
+    except ValueError as error:
         raise ValueError(
-            f"the source's optimizer state has no {path_of(part)!r} of {error.args[0]!r}, which "
-            "the target's has; give both models the same masks and labels, or reset the moments"
+            f"the optimizer state {path_of(part)!r}: {error}; give both models the same masks and "
+            "labels, or reset the moments"
         ) from None
 
 

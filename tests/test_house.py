@@ -21,7 +21,8 @@ ORDER = re.findall(
     runs search identity executors.serial executors.worker executors.workload checks initial
     growth.pools growth.masked growth.gradmax growth.learned growth.leafwise growth.operator
     growth.fusion growth.experts growth.width growth.depth
-    certify.certify certify.blame state buffers
+    certify.certify certify.blame state optimizer.reading optimizer.places optimizer.rules
+    optimizer.scaling buffers
     report.__init__ report.terminal report.html report.content report.charts report.sentences
     report.facts
     select.fixed select.decision evidence task
@@ -49,7 +50,6 @@ LONGER = {
     "report.facts": "all that pages of unfinished and failed runs must not stumble over",
     "store.directory": "opening, configuring and committing, with what each refuses",
     "runs": "what `run`, `train` and `load` promise, in full",
-    "state": "moments, counts, schedules, measured statistics and collections",
 }
 """Files over 300 lines, each with its reason; 400 is the most for any."""
 LINES = 11_920

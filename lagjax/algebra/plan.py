@@ -172,6 +172,14 @@ class Plan:
         """For each piece of a leaf of the target, its axes that grow."""
         return [piece.grown(self.target, self.maps) for piece in pieces.pieces_of(leaf.dims)]
 
+    def source_of(self, leaf: Leaf) -> Leaf | None:
+        """The source's parameter that a leaf of the target copies, its first where it stacks
+        several; None for an invented one.
+        """
+        olds = {old.layer: old for old in self._olds.get(leaf.name, ())}
+        layer = tuple((stack, self.words[stack].sources[index]) for stack, index in leaf.layer)
+        return olds.get(layer, next(iter(olds.values()), None))
+
     def _grow(
         self,
         arrays: Mapping[str, Array],

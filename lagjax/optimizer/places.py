@@ -5,10 +5,13 @@ it: its path is the place, and the same in the small and in the large model's st
 a name, so that a hyperparameter `b1` is not taken for the bias `b1`.
 """
 
-import collections
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import optax
 from flax import nnx
 from flax.nnx.training.optimizer import to_opt_state
 
@@ -44,27 +47,84 @@ def leaves_of(state: OptState) -> dict[Keys, Array]:
 
 def places(state: OptState, params: Params) -> dict[Keys, Place]:
     """The place of every leaf of a state of these parameters; arrays or their shapes."""
-    shapes: dict[Keys, tuple[str, tuple[int, ...]]] = {}
-    for keys, x in jax.tree_util.tree_flatten_with_path(params)[0]:
-        shapes[_unboxed(keys)] = path_of(keys), tuple(x.shape)
-    leaves = leaves_of(state)
-    under: dict[Keys, int] = collections.Counter()
-    mirrored: dict[Keys, int] = collections.Counter()
+    shapes = _by_keys(params)
+    leaves, found = leaves_of(state), {}
+    for keys, part in _parts(list(leaves), shapes).items():
+        path, shape = shapes[keys[len(part) :]] if part is not None else (None, None)
+        at = keys if part is None else part
+        found[keys] = Place(at, path, tuple(leaves[keys].shape) == shape)
+    return found
+
+
+def replanted(
+    state: OptState, params: Params, large: Params, source: Mapping[str, str | None]
+) -> OptState:
+    """The state of a larger model before its first step, made of that of the small model's.
+
+    For a transformation that can make the small model's only, because its labels or its mask are
+    trees: each parameter is masked if its source is.
+
+    Args:
+        state: of the small model before its first step.
+        params: the small model's parameters.
+        large: the large model's.
+        source: path of a large model's parameter → that of the small model's it is made of.
+    """
+    shapes = _by_keys(params)
+    found = jax.tree_util.tree_flatten_with_path(state, is_leaf=_masked)[0]
+    parts = set(_parts([_unboxed(keys) for keys, _ in found], shapes).values())
+
+    def planted(keys: Keys, node: OptState) -> OptState:
+        if _unboxed(keys) not in parts:
+            return node
+        inside = jax.tree_util.tree_flatten_with_path(node, is_leaf=_masked)[0]
+        olds = {shapes[_unboxed(keys)]: x for keys, x in inside}
+        values = {path: (x, shape) for (path, shape), x in olds.items()}
+
+        def one(keys: Keys, new: Array) -> OptState:
+            old, shape = values[source[path_of(keys)] or next(iter(values))]
+            if _masked(old):
+                return old
+            whole = tuple(old.shape) == shape
+            return jnp.full(new.shape if whole else old.shape, old.reshape(-1)[0], old.dtype)
+
+        return jax.tree_util.tree_map_with_path(one, large)
+
+    return jax.tree_util.tree_map_with_path(
+        planted, state, is_leaf=lambda keys, _: _unboxed(keys) in parts, is_leaf_takes_path=True
+    )
+
+
+def _by_keys(params: Params) -> dict[Keys, tuple[str, tuple[int, ...]]]:
+    """The path and shape of each parameter."""
+    found = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {_unboxed(keys): (path_of(keys), tuple(x.shape)) for keys, x in found}
+
+
+def _parts(leaves: Sequence[Keys], params: Collection[Keys]) -> dict[Keys, Keys | None]:
+    """The path of the statistic that each leaf is of; None where it is of none."""
+    under: dict[Keys, int] = Counter()
+    mirrored: dict[Keys, int] = Counter()
     for keys in leaves:
         for start in range(len(keys) + 1):
             under[keys[:start]] += 1
-            mirrored[keys[:start]] += keys[start:] in shapes
-    found = {}
-    for keys, leaf in leaves.items():
-        found[keys] = Place(keys, None, False)
-        for start in range(len(keys) + 1):
-            part = keys[:start]
-            # All that is there must be of parameters: hyperparameters have others beside them.
-            if keys[start:] in shapes and mirrored[part] == under[part]:
-                path, shape = shapes[keys[start:]]
-                found[keys] = Place(part, path, tuple(leaf.shape) == shape)
-                break
-    return found
+            mirrored[keys[:start]] += keys[start:] in params
+    return {
+        keys: next(
+            (
+                keys[:start]
+                for start in range(len(keys) + 1)
+                # All that is there must be of parameters: hyperparameters have others beside them.
+                if keys[start:] in params and mirrored[keys[:start]] == under[keys[:start]]
+            ),
+            None,
+        )
+        for keys in leaves
+    }
+
+
+def _masked(node: object) -> bool:
+    return isinstance(node, optax.MaskedNode)
 
 
 def nodes(state: OptState) -> tuple[set[Keys], dict[Keys, Ruled]]:
@@ -95,7 +155,7 @@ def boxed_as(made: OptState, state: OptState) -> OptState:
 
     boxes = [x for x in jax.tree.leaves(state, is_leaf=boxed) if boxed(x)]
     if any(isinstance(box, nnx.OptState) for box in boxes):
-        return to_opt_state(made)
+        return to_opt_state(made)  # type: ignore[no-untyped-call]
     if not boxes and any(map(boxed, jax.tree.leaves(made, is_leaf=boxed))):
         return nnx.as_pure(made)
     return made

@@ -126,7 +126,7 @@ def _behaviour(
                 if runs.first["plain"].keys() >= found.keys():
                     return _rules(runs, found, shapes)
                 why = "it depends on sizes"
-        except Exception as error:  # of the user's transformation: any
+        except Exception as error:  # noqa: BLE001 (a user's transformation may raise any)
             said = str(error).strip().partition("\n")[0]
             why = f"it does not run on gradients alone ({type(error).__name__}: {said})"
     return {keys: _unread(place, found, shapes[keys], why) for keys, place in found.items()}
@@ -153,7 +153,7 @@ class _Runs:
         self.paths = [
             path_of(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(tree.abstract)[0]
         ]
-        self.numbers = [np.asarray(self._drawn(draw, *x)) for x in tree.shapes]
+        self.numbers = [self._drawn(draw, *x) for x in tree.shapes]
         self.params = self._as_params(self.numbers)
         self.gradients = [[self._drawn(draw, *one) for one in tree.shapes] for _ in range(MORE)]
         self.times = [
@@ -176,7 +176,7 @@ class _Runs:
         """Between ½ and 1½, of either sign; nothing for what is no number."""
         if not jnp.issubdtype(dtype, jnp.inexact):
             return np.zeros(shape)
-        return draw.uniform(0.5, 1.5, shape) * draw.choice([-1.0, 1.0], shape)
+        return np.asarray(draw.uniform(0.5, 1.5, shape) * draw.choice([-1.0, 1.0], shape))
 
     def _as_params(self, leaves: Sequence[Numbers], size: float = 1.0) -> Params:
         made = [jnp.asarray(size * x, dtype) for x, (_, dtype) in zip(leaves, self.tree.shapes)]

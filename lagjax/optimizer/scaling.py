@@ -123,11 +123,11 @@ def told(
     paths = [leaf.path for leaf in plan.target.leaves]
     sizes = dict(zip(paths, step_sizes(plan, dtype=np.float64)))
     new = dict(zip(paths, unseen(plan)))
-    multiplied = {
+    multiplied: dict[str, Array] = {
         path: x * jnp.asarray(sizes[path], x.dtype)
         for path, x in plan.moments(factors, fresh[0], 0, odd=False).items()
     }
-    births = {
+    births: dict[str, Array] = {
         path: jnp.where(new[path], jnp.asarray(steps, x.dtype), x)
         for path, x in plan.moments(born, fresh[1], 0, odd=False).items()
     }
