@@ -21,8 +21,8 @@ ORDER = re.findall(
     runs search identity executors.serial executors.worker executors.workload checks initial
     growth.pools growth.masked growth.gradmax growth.learned growth.leafwise growth.operator
     growth.fusion growth.experts growth.width growth.depth
-    certify.certify certify.blame state optimizer.reading optimizer.places optimizer.rules
-    optimizer.scaling buffers
+    certify.certify certify.blame state optimizer.reading optimizer.course optimizer.places
+    optimizer.rules optimizer.scaling buffers
     report.__init__ report.terminal report.html report.content report.charts report.sentences
     report.facts
     select.fixed select.decision evidence task
