@@ -27,7 +27,7 @@ import optax.contrib
 from rich.console import Console
 
 from experiments.cli import command
-from experiments.rows import RESULTS, Row
+from experiments.rows import RESULTS, Row, markdown
 from lagjax.algebra.axes import Axes, path_of
 from lagjax.algebra.kinds import Units
 from lagjax.fingerprint import versions
@@ -42,14 +42,14 @@ from lagjax.store.directory import write_atomically
 AXES = Axes({"up": "<inp >mlp", "bias": ">mlp", "down": "<mlp >out"}, {"mlp": Units("tanh")})
 KEY = jax.random.key(0)
 ADAM = optax.adam(1e-3)
+MATRICES = {"up": True, "bias": False, "down": True}
 GIVEN: dict[str, Any] = {
     **dict.fromkeys(("learning_rate", "decay_rate", "weight_decay"), 1e-3),
-    **dict.fromkeys(("inner", "optimizer", "base_optimizer", "tx", "opt", "inner_factory"), ADAM),
-    **dict.fromkeys(("fast_optimizer", "adv_optimizer"), ADAM),
+    **dict.fromkeys(("inner", "optimizer", "base_optimizer", "tx", "opt"), ADAM),
+    "fast_optimizer": ADAM,
     **dict.fromkeys(("clipping", "max_delta", "threshold", "max_norm", "l2_norm_clip"), 1.0),
     **dict.fromkeys(("sync_period", "max_consecutive_errors", "every_k_schedule"), 3),
     **dict.fromkeys(("max_backtracking_steps", "max_linesearch_steps"), 3),
-    **dict.fromkeys(("mask", "freeze_mask"), {"up": True, "bias": False, "down": True}),
     "adv_optimizer": optax.sgd(1e-3),
     "decay": 0.9,
     "eta": 0.0,
@@ -62,9 +62,10 @@ GIVEN: dict[str, Any] = {
     "should_transform_fn": lambda step: True,
     "inner_factory": optax.adam,
     "transforms": {True: ADAM, False: optax.sgd(1e-3, momentum=0.9)},
-    "param_labels": {"up": True, "bias": False, "down": True},
+    **{name: MATRICES for name in ("mask", "freeze_mask", "param_labels")},
     "measure_name": "norm",
-    "measure": optax.global_norm,
+    "measure": optax.tree.norm,
+    "measures": {"norm": optax.tree.norm},
     "f": lambda updates, params: updates,
 }
 """What is given where a factory asks for it, by the argument's name; noise of size 0."""
@@ -83,15 +84,12 @@ def factories() -> dict[str, Callable[..., Any]]:
     found = {}
     for module, prefix in ((optax, ""), (optax.contrib, "contrib.")):
         for name, value in sorted(vars(module).items()):
-            if name.startswith("_") or not callable(value):
-                continue
-            if inspect.isclass(value):
-                gives = hasattr(value, "gradient_transformation")
-            else:
+            gives = inspect.isclass(value) and hasattr(value, "gradient_transformation")
+            if inspect.isfunction(value):
                 # One of them, monitor, does not say it.
                 said = str(inspect.signature(value).return_annotation)
                 gives = "GradientTransformation" in said or name == "monitor"
-            if gives:
+            if gives and not name.startswith("_"):
                 found[prefix + name] = value
     return found
 

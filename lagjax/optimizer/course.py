@@ -62,59 +62,63 @@ class Courses:
     of other losses.
     """
 
-    def __init__(self, tx: optax.GradientTransformation, tree: Tree) -> None:
+    def __init__(self, tx: optax.GradientTransformation, tree: Tree, with_value: bool) -> None:
         self.tree, draw = tree, np.random.default_rng(0)
         self.paths = [
             path_of(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(tree.abstract)[0]
         ]
-        self.gradients = [[self._drawn(draw, *one) for one in tree.shapes] for _ in range(MORE)]
-        self.walk = [[self._drawn(draw, *one) for one in tree.shapes]]
-        for moves in self.gradients[::-1]:
-            self.walk.append([x + 0.1 * move for x, move in zip(self.walk[-1], moves)])
         self.times = [
             np.resize(np.roll(TIMES, number), shape)
             for number, (shape, _) in enumerate(tree.shapes)
         ]
-        with_value = not isinstance(tx, optax.GradientTransformation) or isinstance(
-            tx, optax.GradientTransformationExtraArgs
-        )
+        self._gradients = [self._drawn(draw, *one) for one in tree.shapes]
+        self._walk = [
+            x[:1] + 0.02 * np.cumsum(self._drawn(draw, *one), 0)
+            for x, one in zip(self._gradients, tree.shapes)
+        ]
 
         def step(grads: Params, state: OptState, params: Params, value: Any) -> Any:
             more = {"value": value} if with_value else {}
             return tx.update(grads, state, params, **more)
 
-        self.step, self.init, self.steps = jax.jit(step), tx.init, STEPS
+        def one(state: OptState, met: tuple[Any, ...]) -> Any:
+            updates, new = step(met[0], state, *met[1:])
+            # Some states change their dtype at the first step.
+            new = jax.tree.map(lambda x, old: jnp.asarray(x).astype(old.dtype), new, state)
+            return new, (updates, new)
+
+        self._step, self._init, self.steps = step, tx.init, STEPS
+        self._run = jax.jit(lambda state, met: jax.lax.scan(one, state, met))
         self.growing = bool(nodes(jax.eval_shape(tx.init, tree.abstract))[0])
         self._found: dict[float, dict[str, Series]] = {}
-        _, self.last = self._course(SIZES[0])
+        self.last = self._run(self._begun(), self._met(SIZES[0]))[0]
 
     def _drawn(self, draw: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Numbers:
-        """Between ½ and 1½, of either sign; nothing for what is no number."""
+        """Of every step, between ½ and 1½, of either sign; 0 for what is no number."""
+        shape = (MORE, *shape)
         if not jnp.issubdtype(dtype, jnp.inexact):
             return np.zeros(shape)
         return np.asarray(draw.uniform(0.5, 1.5, shape) * draw.choice([-1.0, 1.0], shape))
 
-    def _as_params(
-        self, leaves: Sequence[Numbers], size: float = 1.0, factors: Factors | None = None
-    ) -> Params:
+    def _as_params(self, leaves: Sequence[Numbers], factors: Factors | None) -> Params:
         if factors is not None:
-            leaves = [x * factor for x, factor in zip(leaves, factors)]
-        made = [jnp.asarray(size * x, dtype) for x, (_, dtype) in zip(leaves, self.tree.shapes)]
-        return self.tree.filled(made)
+            leaves = [x * factor[None] for x, factor in zip(leaves, factors)]
+        dtypes = [dtype for _, dtype in self.tree.shapes]
+        return self.tree.filled([jnp.asarray(x, dtype) for x, dtype in zip(leaves, dtypes)])
 
     def at(self, size: float) -> dict[str, Series]:
         """The courses under gradients of one size."""
         if size not in self._found:
             made = {
-                "plain": self._course(size)[0],
-                "times": self._course(size, grads=self.times)[0],
-                "params": self._course(size, params=self.times)[0],
+                "plain": self._course(size),
+                "times": self._course(size, grads=self.times),
+                "params": self._course(size, params=self.times),
             }
             if self.growing:
-                made["growth"] = self._course(size, growth=[np.abs(x) for x in self.times])[0]
+                made["growth"] = self._course(size, growth=[np.abs(x) for x in self.times])
             if size == SIZES[0]:
-                made["none"] = self._course(0.0)[0]
-                made["value"] = self._course(size, losses=0.1)[0]
+                made["none"] = self._course(0.0)
+                made["value"] = self._course(size, losses=0.1)
             self._found[size] = made
         return self._found[size]
 
@@ -130,16 +134,24 @@ class Courses:
         params: Factors | None = None,
         growth: Factors | None = None,
         losses: float = -0.1,
-    ) -> tuple[Series, OptState]:
-        state = self._begun(params, growth)
-        met = [_numbers(state)]
-        for number in range(self.steps):
-            gradient = self._as_params(self.gradients[number], size, grads)
-            value = jnp.float32(2.0 + losses * number)
-            at = self._as_params(self.walk[number + 1], 1.0, params)
-            _, state = self.step(gradient, state, at, value)
-            met.append(_numbers(state))
-        return {keys: np.stack([one[keys] for one in met]) for keys in met[0]}, state
+    ) -> Series:
+        begun = self._begun(params, growth)
+        _, (_, met) = self._run(begun, self._met(size, grads, params, losses))
+        first, after = _numbers(begun), _numbers(met)
+        return {keys: np.concatenate([first[keys][None], after[keys]]) for keys in first}
+
+    def _met(
+        self,
+        size: float,
+        grads: Factors | None = None,
+        params: Factors | None = None,
+        losses: float = -0.1,
+    ) -> tuple[Params, Params, jax.Array]:
+        """The gradients, parameters and losses of the steps."""
+        gradients = [size * x[: self.steps] for x in self._gradients]
+        values = jnp.asarray(2.0 + losses * np.arange(self.steps), jnp.float32)
+        walk = [x[: self.steps] for x in self._walk]
+        return self._as_params(gradients, grads), self._as_params(walk, params), values
 
     def _begun(self, params: Factors | None = None, growth: Factors | None = None) -> OptState:
         """The state before the first step."""
@@ -153,7 +165,8 @@ class Courses:
             )
             return node._replace(factors=found)
 
-        state = self.init(self._as_params(self.walk[0], 1.0, params))
+        first = jax.tree.map(lambda x: x[0], self._as_params(self._walk, params))
+        state = self._init(first)
         return jax.tree.map(scaled, state, is_leaf=of_growth) if growth else state
 
     def shape(self, keys: Keys) -> tuple[int, ...]:
@@ -162,25 +175,27 @@ class Courses:
 
     def untouched(self, keys: Keys) -> bool:
         """Whether a step hands a leaf on as it is."""
-        begun, params = self._begun(), self._as_params(self.walk[0])
-        made = jax.make_jaxpr(self.step)(params, begun, params, jnp.float32(1.0)).jaxpr
-        inner = made.eqns[0].params["jaxpr"].jaxpr
+        begun, params = self._begun(), self.tree.abstract
+        made = jax.make_jaxpr(self._step)(params, begun, params, jnp.float32(1.0)).jaxpr
         # Gradients and updates, of which there are as many, come first in both.
         at = len(self.paths) + list(leaves_of(begun)).index(keys)
-        return inner.invars[at] is inner.outvars[at]
+        return made.invars[at] is made.outvars[at]
 
     def unread(self, keys: set[Keys]) -> bool:
         """Whether what comes after does not depend on these leaves' values."""
-        begun = leaves_of(self._begun())
-        leaves = [begun[k] if k in keys else x for k, x in leaves_of(self.last).items()]
+        leaves = [_other(x) if k in keys else x for k, x in leaves_of(self.last).items()]
         other = jax.tree.unflatten(jax.tree.structure(self.last), leaves)
-        gradient = self._as_params(self.gradients[0], SIZES[0])
-        params = self._as_params(self.walk[-1])
         one, two = (
-            _numbers(self.step(gradient, state, params, jnp.float32(1.0)))
-            for state in (self.last, other)
+            _numbers(self._run(state, self._met(SIZES[0]))[1]) for state in (self.last, other)
         )
         return all(map(np.array_equal, one.values(), two.values()))
+
+
+def _other(x: Any) -> Any:
+    """Another value of a leaf."""
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        return x * 1.5 + 0.25
+    return ~x if x.dtype == bool else x + 1
 
 
 def _numbers(state: OptState) -> dict[Keys, Numbers]:

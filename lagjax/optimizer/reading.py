@@ -87,13 +87,15 @@ def _behaviour(
 ) -> dict[Keys, Rule]:
     why = ""
     # A transformation may hold arrays of the model's own shapes, or mask by size.
-    for one in (tree.cut, tree):
+    for one, with_value in itertools.product((tree.cut, tree), (True, False)):
+        if with_value and type(tx) is optax.GradientTransformation:
+            continue
         if sum(int(np.prod(shape)) for shape, _ in one.shapes) > LARGEST:
             why = f"it works on the model's own size only, which is too large to try ({why})"
             break
         try:
             with jax.ensure_compile_time_eval():
-                runs = Courses(tx, one)
+                runs = Courses(tx, one, with_value)
                 if leaves_of(runs.last).keys() == shapes.keys():
                     return _rules(runs, found, shapes)
                 why = "it depends on sizes"
@@ -141,6 +143,7 @@ def _rules(runs: Courses, found: Mapping[Keys, Place], shapes: Shapes) -> dict[K
         keys
         for keys, place in found.items()
         if made[keys].kind == "refused" or (place.parameter is not None and not place.whole)
+        if not jnp.issubdtype(shapes[keys].dtype, jax.dtypes.extended)
     }
     if left and runs.unread(left):
         made |= {keys: Rule("anew") for keys in left}
@@ -173,6 +176,9 @@ def _statistic(keys: Keys, parameter: str, runs: Courses) -> Rule:
     if none[0].any() and not kept:
         return Rule("refused", why="the value that it starts with is still in it")
     why = "it follows neither the gradient, nor its square, nor its sign alone, entry by entry"
+    first = runs.at(SIZES[0])
+    if not _close(first["params"][keys], first["plain"][keys]):
+        why = "it follows the parameters too, as with weight decay in the gradient"
     return Rule("refused", why=why)
 
 
