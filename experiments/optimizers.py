@@ -190,22 +190,27 @@ def _apart(found: Any, expected: Any) -> float:
 
 
 def table(rows: list[Row]) -> str:
-    """A line for each optimizer that has a state and runs on gradients alone."""
-    lines = []
+    """A line for all optimizers whose states are alike, those without any left out."""
+    alike: dict[tuple[str, str], list[Row]] = {}
     for one in rows:
-        if one["outcome"] in ("no state", "not run"):
-            continue
-        apart = one["difference"]
-        rules = [f"{part}: {rule}" for part, rule in one["rules"].items()]
-        lines.append(
-            (
-                one["optimizer"],
-                one["outcome"],
-                f"{apart:.0e}" if apart is not None else "–",
-                "; ".join(rules),
-            )
-        )
-    return markdown(("Optimizer", "State", "from measured", "Parts"), lines)
+        if one["outcome"] != "no state":
+            # Where a part stands in a chain tells nothing of it.
+            parts = {f"{part.split('/')[-1]} {rule}" for part, rule in one["rules"].items()}
+            said = ", ".join(sorted(parts))
+            if one["why"]:
+                said = str(one["why"]).partition("\n")[0].partition(";")[0]
+            if one["outcome"] == "refused":
+                said = said.partition("': ")[2] or said.partition(":")[0]
+            alike.setdefault((one["outcome"], said), []).append(one)
+    lines = []
+    for outcome in ("carried", "anew", "refused", "not run"):
+        for (kind, said), mine in alike.items():
+            if kind == outcome:
+                apart = [one["difference"] for one in mine if one["difference"] is not None]
+                names = ", ".join(one["optimizer"] for one in mine)
+                far = f"{max(apart):.0e}" if apart else "–"
+                lines.append((names, outcome, said, far))
+    return markdown(("Optimizer", "state", "how its parts grow, or why not", "off by"), lines)
 
 
 def main(arguments: Arguments) -> None:

@@ -38,7 +38,8 @@ class Rule(NamedTuple):
     why: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind} of order {self.power}" if self.kind == "statistic" else self.kind
+        orders = ("by its sign" if self.odd else "as it is", "by c", "by c²")
+        return orders[self.power] if self.kind == "statistic" else self.kind
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["state"], meta_fields=["rules"])
