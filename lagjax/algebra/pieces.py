@@ -172,18 +172,18 @@ class GrownAxis:
 
     @property
     def slope(self) -> Vector:
-        """`[new]` the gradient of a copied entry over that of its source, if shares are even.
+        """`[new]` the gradient of a copied entry over that of its source.
 
-        What is written along an axis receives its gradient through the readers, and what reads sees
-        what is written.
+        What is written along an axis receives its gradient through the readers, by their share, and
+        what reads sees what is written.
         """
         if self.reads:
             return self.map.scale / self.kind.root(self.map)
         if self.role == "<":
             return (~self.map.fresh).astype(float)
         if self.role == "":
-            return self.map.even / self.kind.gain(self.map)
-        return divided(self.map.even, self.map.scale)
+            return self.map.share / self.kind.gain(self.map)
+        return divided(self.map.share, self.map.scale)
 
     @property
     def rate(self) -> Vector:
