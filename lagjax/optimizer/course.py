@@ -18,7 +18,7 @@ from lagjax.optimizer.places import leaves_of, nodes
 from lagjax.optimizer.rules import OptState
 from lagjax.optimizer.scaling import ScaleByGrowthState, of_growth
 
-SIZES = 0.2, 0.02, 0.002, 0.0002
+SIZES = 0.2, 0.02, 0.002, 0.0002, 0.00002
 """Of the gradients: where something is clipped at one, the next is tried."""
 STEPS, MORE = 6, 70
 """How many are taken, and how many where something did not move, as under accumulation."""
