@@ -16,7 +16,7 @@ from lagjax.algebra.plan import Plan
 from lagjax.algebra.provenance import step_sizes
 from lagjax.buffers import own
 from lagjax.model import Batch, Key, Model
-from lagjax.optimizer.places import Place, boxed_as, leaves_of, nodes, places, replanted
+from lagjax.optimizer.places import Place, alike, boxed_as, leaves_of, nodes, places, replanted
 from lagjax.optimizer.reading import read
 from lagjax.optimizer.rules import OptState, Rule
 from lagjax.optimizer.scaling import ScaleByGrowthState, scale_by_growth, told
@@ -68,7 +68,12 @@ def carry(
         return boxed_as(own(fresh, state, params, large), state)
     old, begun = leaves_of(state), leaves_of(fresh)
     before, after = places(state, params), places(fresh, large)
-    _check_made_alike(before, after, state)
+    if not alike(before, after):
+        raise ValueError(
+            "the source's optimizer state was not made by tx.init for the source's parameters: "
+            f"found\n  {jax.tree.structure(state)}\nGive the transformation that made it, or "
+            "reset the moments"
+        )
     rules, made = read(tx, large) if rules is None else rules, dict[Keys, Array]()
     if plan is not None:
         for node in nodes(fresh)[0]:
@@ -130,7 +135,7 @@ def measure(
         kept[keys] if keys in rules and rules[keys].kind == "schedule" else x
         for keys, x in leaves_of(found).items()
     ]
-    return jax.tree.unflatten(jax.tree.structure(found), leaves)
+    return own(jax.tree.unflatten(jax.tree.structure(found), leaves), state, params)
 
 
 def collections(
@@ -159,7 +164,7 @@ def collections(
     row nor parameter.
     """
     if plan is None:
-        return dict(fresh)
+        return own(dict(fresh), found, fresh)
     if lacking := fresh.keys() - found.keys():
         raise ValueError(
             f"the large model has the collections {sorted(fresh)}, the small one {sorted(found)}; "
@@ -172,12 +177,13 @@ def collections(
         invented=plan.invented | {f"{name}/{one}" for name in fresh for one in plan.invented},
     )
     grown = whole.state(_by_path(found), _by_path(fresh))
-    return {
+    made = {
         name: jax.tree.unflatten(
             jax.tree.structure(tree), [grown[f"{name}/{path}"] for path in flatten(tree)]
         )
         for name, tree in fresh.items()
     }
+    return own(made, found, fresh)
 
 
 def _by_path(trees: Mapping[str, Params]) -> dict[str, Array]:
@@ -281,27 +287,6 @@ def _kept(old: Mapping[Keys, Array], begun: Mapping[Keys, Array], keys: Keys, at
         has = "none" if value is None else f"the shape {value.shape}"
         raise ValueError(_no_rule(at, f"the source has {has}, the target {begun[keys].shape}"))
     return jnp.asarray(value)
-
-
-def _check_made_alike(
-    before: Mapping[Keys, Place], after: Mapping[Keys, Place], state: OptState
-) -> None:
-    """Masks and labels may differ, all else not."""
-
-    def single(places: Mapping[Keys, Place]) -> set[Keys]:
-        return {keys for keys, place in places.items() if place.parameter is None}
-
-    def parts(places: Mapping[Keys, Place]) -> set[Keys]:
-        return {place.part for place in places.values() if place.parameter is not None}
-
-    if single(before) != single(after) or (
-        parts(before) != parts(after) and not (parts(before) and parts(after))
-    ):
-        raise ValueError(
-            "the source's optimizer state was not made by tx.init for the source's parameters: "
-            f"found\n  {jax.tree.structure(state)}\nGive the transformation that made it, or "
-            "reset the moments"
-        )
 
 
 def _no_rule(place: Place, why: str) -> str:

@@ -56,6 +56,19 @@ def places(state: OptState, params: Params) -> dict[Keys, Place]:
     return found
 
 
+def alike(one: Mapping[Keys, Place], other: Mapping[Keys, Place]) -> bool:
+    """Whether two states have the same parts; masks and labels may leave some of them out."""
+
+    def parts(places: Mapping[Keys, Place], single: bool) -> set[Keys]:
+        found = places.values()
+        return {place.part for place in found if (place.parameter is None) is single}
+
+    if parts(one, True) != parts(other, True):
+        return False
+    both = parts(one, False), parts(other, False)
+    return both[0] == both[1] or all(both)
+
+
 def replanted(
     state: OptState, params: Params, large: Params, source: Mapping[str, str | None]
 ) -> OptState:

@@ -36,7 +36,13 @@ def read(tx: optax.GradientTransformation, params: Params) -> dict[Keys, Rule]:
     the time of tracing if there is any.
     """
     leaves, structure = jax.tree.flatten(params)
-    return _read(tx, Tree(structure, tuple((tuple(x.shape), x.dtype) for x in leaves)))
+    tree = Tree(structure, tuple((tuple(x.shape), x.dtype) for x in leaves))
+    try:
+        hash((tx, tree))
+    except TypeError:
+        # Of an optimizer, or of boxes, that cannot be told from others.
+        return _read.__wrapped__(tx, tree)
+    return _read(tx, tree)
 
 
 @functools.lru_cache(maxsize=64)
