@@ -57,6 +57,8 @@ def carry(
         ValueError: for a part of the state that has no rule, by its name and with the reason; and
             where the structure of the state is not `tx`'s.
     """
+    if isinstance(schedule, str) and schedule not in ("restart", "continue"):
+        raise ValueError(f"schedule is {schedule!r}; expected 'restart', 'continue' or a step")
     try:
         fresh, rules = tx.init(large), None
     except (ValueError, TypeError, KeyError):
@@ -88,7 +90,7 @@ def carry(
             or (rule.kind == "kept" and plan is not None)
         ):
             made[keys] = _kept(old, begun, keys, after[keys])
-        if rule.counts and isinstance(schedule, int):
+        if rule.counts and not isinstance(schedule, str):
             made[keys] = jnp.full_like(begun[keys], schedule)
     leaves = [made.get(keys, x) for keys, x in begun.items()]
     grown = jax.tree.unflatten(jax.tree.structure(fresh), leaves)
