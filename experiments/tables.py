@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from experiments import audit, benchmark, scale, width_findings
+from experiments import audit, benchmark, optimizers, scale, width_findings
 from experiments.cli import command
 from experiments.rows import HERE, RESULTS, Row, markdown, read, store
 from lagjax.store import directory
@@ -32,7 +32,11 @@ SECTIONS: dict[str, Callable[[list[Row]], list[str]]] = {
     "scale": scale.sections,
 }
 """What makes the parts of a file of rows, in the order of the page."""
-MARKS = "<!-- operators -->", "<!-- end of operators -->"
+FRONT: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
+    "operators": ("conformance", lambda rows: _operators(rows)),
+    "optimizers": ("optimizers", optimizers.table),
+}
+"""The tables of the front page: the name in its marks → the file of rows, what makes it of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Arguments:
     readme: Path = HERE / "README.md"
     """Where the tables go."""
     front: Path = HERE.parent / "README.md"
-    """Where the table of operators goes, between its marks."""
+    """Where the tables of operators and optimizers go, between their marks."""
 
 
 def main(arguments: Arguments) -> None:
@@ -55,9 +59,10 @@ def main(arguments: Arguments) -> None:
     if added := [row for run in arguments.runs for row in audit.rows_of(run)]:
         store(arguments.results / "audit.jsonl", added)
     directory.write_atomically(arguments.readme, render(arguments.results))
-    if found := read(arguments.results / "conformance.jsonl"):
-        text = with_operators(arguments.front.read_text(), found)
-        directory.write_atomically(arguments.front, text)
+    for name, (file, _) in FRONT.items():
+        if found := read(arguments.results / f"{file}.jsonl"):
+            text = with_table(name, arguments.front.read_text(), found)
+            directory.write_atomically(arguments.front, text)
 
 
 def render(results: Path) -> str:
@@ -68,16 +73,16 @@ def render(results: Path) -> str:
     return "\n".join(parts)
 
 
-def with_operators(text: str, rows: list[Row]) -> str:
-    """A text with the table of operators between its marks; raises ValueError where it has none."""
-    before, found, rest = text.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not found or not end:
+def with_table(name: str, text: str, rows: list[Row]) -> str:
+    """A text with a table between its marks; raises ValueError where it has none."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
         raise ValueError(
-            f"the text has no marks {MARKS[0]} and {MARKS[1]}; put them where the table of "
-            "operators is to go"
+            f"the text has no marks {begin} and {end}; put them where the table of {name} is to go"
         )
-    return f"{before}{MARKS[0]}\n{_operators(rows)}{MARKS[1]}{after}"
+    return f"{before}{begin}\n{FRONT[name][1](rows)}{end}{after}"
 
 
 def _operators(rows: list[Row]) -> str:

@@ -27,6 +27,7 @@ from lagjax.growth.learned import fit, fit_ligo
 from lagjax.growth.masked import masked
 from lagjax.growth.operator import FromScratch, Grow, Same
 from lagjax.model import Model
+from lagjax.optimizer.rules import grown_by
 from lagjax.runs import load, run, train
 from lagjax.select.decision import Add, Decision, Probe, decide
 from lagjax.select.fixed import FixedLag
@@ -67,6 +68,7 @@ __all__ = [
     "fit_ligo",
     "from_loss",
     "gradmax",
+    "grown_by",
     "leafwise",
     "load",
     "masked",

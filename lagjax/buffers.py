@@ -1,5 +1,6 @@
 """Buffers: trees whose arrays no one else holds, so that they may be donated."""
 
+import contextlib
 from typing import TypeVar
 
 import jax
@@ -17,15 +18,30 @@ def own(tree: Tree, *others: object) -> Tree:
     donates its state fails on the second, and deletes the small model. Under `jax.jit` results have
     buffers of their own, and nothing is copied here.
     """
-    held = {id(leaf) for leaf in jax.tree.leaves(others)}
+    held = {place for leaf in jax.tree.leaves(others) for place in _places(leaf)}
 
     def owned(leaf: object) -> object:
         if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
             return leaf
-        if id(leaf) in held:
+        places = _places(leaf)
+        if places & held:
             return jnp.copy(leaf)
-        held.add(id(leaf))
+        held.update(places)
         return leaf
 
     made: Tree = jax.tree.map(owned, tree)
     return made
+
+
+def _places(leaf: object) -> set[int]:
+    """What tells an array's memory from others': two arrays may be of one buffer."""
+    found = {id(leaf)}
+    if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+            return found
+        # Not every device tells; there arrays are told apart.
+        with contextlib.suppress(RuntimeError):
+            found |= {
+                x.data.unsafe_buffer_pointer() for x in leaf.addressable_shards if x.data.size
+            }
+    return found

@@ -1,101 +1,30 @@
 """The optimizer state of a grown model: grown by the parameters' Plan, measured, or reset.
 
 State of the model that is no parameter grows by it too: `collections`.
-
-Adam's steps are free of the gradient's scale, so that a matrix of which each copy is read for a
-half moves the function twice as far as before; and a statistic that starts at 0 under an old step
-count makes the first steps of what is new several times too long. `scale_by_growth` at the end of a
-chain mends both: `carry` tells it of the growth.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from lagjax.algebra.axes import Axes
-from lagjax.algebra.layout import Array, Keys, Layout, Params, flatten, path_of
+from lagjax.algebra.layout import Array, Keys, Params, flatten, path_of
 from lagjax.algebra.plan import Plan
-from lagjax.algebra.provenance import step_sizes, unseen
+from lagjax.algebra.provenance import step_sizes
 from lagjax.buffers import own
 from lagjax.model import Batch, Key, Model
+from lagjax.optimizer.places import Place, alike, boxed_as, leaves_of, nodes, places, replanted
+from lagjax.optimizer.reading import read
+from lagjax.optimizer.rules import OptState, Rule
+from lagjax.optimizer.scaling import ScaleByGrowthState, scale_by_growth, told
 
-OptState: TypeAlias = Any
+__all__ = ["ScaleByGrowthState", "carry", "collections", "measure", "scale_by_growth"]
+
 Schedule: TypeAlias = Literal["restart", "continue"] | int
-
-ORDER = {
-    "mu": 1,
-    "trace": 1,
-    "acc_grads": 1,
-    "ema": 1,
-    "nu": 2,
-    "nu_max": 2,
-    "sum_of_squares": 2,
-}
-"""Fields of optax states, one array a parameter → the order of the gradient's moment in them."""
-
-
-class ScaleByGrowthState(NamedTuple):
-    """Steps since growing, and before; each parameter's factor; which ones have no statistics."""
-
-    steps: jax.Array
-    before: jax.Array
-    factors: Params
-    unseen: Params
-
-
-def scale_by_growth(
-    follow: bool = True,
-    betas: tuple[float, float] | None = (0.9, 0.999),
-    warmup: int = 0,
-) -> optax.GradientTransformation:
-    """Scales the steps of a grown model: `optax.chain(optax.adam(1e-3), scale_by_growth())`.
-
-    Before growing it changes nothing; `carry` fills its state. Put it before decoupled weight
-    decay, which would be scaled too.
-
-    Args:
-        follow: multiply each parameter's steps so that training goes on as the small model's did:
-            1/k for a matrix whose inputs were copied k times, the rule of µP (Yang et al. 2022,
-            arXiv 2203.03466).
-        betas: of Adam: what is new is corrected for its own number of steps, in place of the old
-            count; None for optimizers without such a correction.
-        warmup: steps over which what is new comes to its full rate.
-
-    The optimizer's steps must be free of the gradient's scale, as Adam's are and SGD's are not: for
-    those see `provenance.step_sizes`.
-    """
-
-    def init(params: Params) -> ScaleByGrowthState:
-        return ScaleByGrowthState(
-            jnp.zeros((), jnp.int32),
-            jnp.zeros((), jnp.int32),
-            jax.tree.map(lambda x: jnp.ones(x.shape, jnp.float32), params),
-            jax.tree.map(lambda x: jnp.zeros(x.shape, bool), params),
-        )
-
-    def update(
-        updates: optax.Updates, state: optax.OptState, params: Params | None = None
-    ) -> tuple[optax.Updates, optax.OptState]:
-        del params
-        found: ScaleByGrowthState = state
-        steps = (found.steps + 1).astype(jnp.float32)
-        young = jnp.minimum(1.0, steps / warmup) if warmup else jnp.ones(())
-        if betas is not None:
-            counted = steps + found.before.astype(jnp.float32)
-            young = young * _correction(betas, steps) / _correction(betas, counted)
-
-        def scaled(x: jax.Array, factor: jax.Array, new: jax.Array) -> jax.Array:
-            own = jnp.where(new, young, 1.0)
-            return x * (own * factor if follow else own).astype(x.dtype)
-
-        made = jax.tree.map(scaled, updates, found.factors, found.unseen)
-        return made, found._replace(steps=found.steps + 1)
-
-    return optax.GradientTransformation(init, update)
 
 
 def carry(
@@ -108,39 +37,65 @@ def carry(
 ) -> OptState:
     """The state of `tx` with which the large model begins.
 
+    Statistics grow as `optimizer.reading` finds that they follow the gradient, or by the rules of
+    `grown_by`; what only counts their steps goes with them. What counts or keeps anything else
+    belongs to a schedule.
+
     Args:
         plan: maps the statistics of gradients, with their step counts; None starts them anew.
-        state: the small model's optimizer state, of the same transformation as `tx`.
+        state: the small model's optimizer state, pure or as `nnx.Optimizer` holds it. Its
+            transformation is `tx`, or differs from it in trees of labels and masks only.
         params: the small model's parameters.
         large: the large model's parameters.
         tx: the transformation that trains the large model.
-        schedule: "restart" begins the learning-rate schedules of `tx` at 0; "continue" at the small
-            model's step; a number at that step, so that a schedule is rewound to where a model of
-            this loss would be (Shen et al. 2022, arXiv 2203.06211).
+        schedule: "restart" begins the schedules of `tx` at 0, of rates, decay, accumulation and
+            all others; "continue" at the small model's step; a number at that step, so that a
+            schedule is rewound to where a model of this loss would be (Shen et al. 2022,
+            arXiv 2203.06211). What is no step count, such as a rate cut on a plateau, goes on at
+            a number as at "continue".
 
     Raises:
-        ValueError: for a state that has no rule, by its name; and where the structure of the state
-            is not `tx`'s.
+        ValueError: for a part of the state that has no rule, by its name and with the reason; and
+            where the structure of the state is not `tx`'s.
     """
-    fresh = tx.init(large)
-    wanted: object = jax.tree.structure(jax.eval_shape(tx.init, params))
-    if wanted != jax.tree.structure(state):
+    if isinstance(schedule, str) and schedule not in ("restart", "continue"):
+        raise ValueError(f"schedule is {schedule!r}; expected 'restart', 'continue' or a step")
+    try:
+        fresh, rules = tx.init(large), None
+    except (ValueError, TypeError, KeyError):
+        # Its labels or its mask are a tree of the small model.
+        if plan is None:
+            raise
+        fresh, rules = _of_the_small(plan, tx, params, large)
+    if plan is None and schedule == "restart":
+        return boxed_as(own(fresh, state, params, large), state)
+    old, begun = leaves_of(state), leaves_of(fresh)
+    before, after = places(state, params), places(fresh, large)
+    if not alike(before, after):
         raise ValueError(
             "the source's optimizer state was not made by tx.init for the source's parameters: "
             f"found\n  {jax.tree.structure(state)}\nGive the transformation that made it, or "
             "reset the moments"
         )
-    grown = fresh if plan is None else _moments(plan, state, params, large, fresh)
-    if isinstance(schedule, int):
-        made = _rewound(grown, schedule)
-    else:
-        made = _schedules(grown, state if schedule == "continue" else fresh)
-    return own(made, state, params, large)
-
-
-def _correction(betas: tuple[float, float], steps: jax.Array) -> jax.Array:
-    """By what Adam multiplies the ratio of its statistics after so many steps."""
-    return jnp.sqrt(1 - betas[1] ** steps) / (1 - betas[0] ** steps)
+    rules, made = read(tx, large) if rules is None else rules, dict[Keys, Array]()
+    if plan is not None:
+        for node in nodes(fresh)[0]:
+            made |= _told(plan, node, (old, before), (begun, after))
+        made |= _statistics(plan, rules, (old, before), (begun, after))
+    for keys, rule in rules.items():
+        if rule.kind == "refused" and plan is not None:
+            raise ValueError(_no_rule(after[keys], rule.why))
+        if (
+            rule.kind == "schedule"
+            and schedule != "restart"
+            or (rule.kind == "kept" and plan is not None)
+        ):
+            made[keys] = _kept(old, begun, keys, after[keys])
+        if rule.counts and not isinstance(schedule, str):
+            made[keys] = jnp.full_like(begun[keys], schedule)
+    leaves = [made.get(keys, x) for keys, x in begun.items()]
+    grown = jax.tree.unflatten(jax.tree.structure(fresh), leaves)
+    return boxed_as(own(grown, state, params, large), state)
 
 
 def measure(
@@ -168,7 +123,7 @@ def measure(
 
     def mean(params: Params, batch: Batch, key: Key) -> jax.Array:
         total, count = model.loss(params, batch, key)
-        return total / count
+        return total / jnp.where(count == 0, 1, count)
 
     def step(found: OptState, numbered: tuple[jax.Array, Batch]) -> tuple[OptState, None]:
         number, batch = numbered
@@ -178,7 +133,12 @@ def measure(
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
     numbers = jnp.arange(len(batches))
     found, _ = jax.lax.scan(step, tx.init(params), (numbers, stacked))
-    return _schedules(found, state)
+    kept, rules = leaves_of(state), read(tx, params)
+    leaves = [
+        kept[keys] if keys in rules and rules[keys].kind == "schedule" else x
+        for keys, x in leaves_of(found).items()
+    ]
+    return own(jax.tree.unflatten(jax.tree.structure(found), leaves), state, params)
 
 
 def collections(
@@ -207,7 +167,7 @@ def collections(
     row nor parameter.
     """
     if plan is None:
-        return dict(fresh)
+        return own(dict(fresh), found, fresh)
     if lacking := fresh.keys() - found.keys():
         raise ValueError(
             f"the large model has the collections {sorted(fresh)}, the small one {sorted(found)}; "
@@ -220,12 +180,13 @@ def collections(
         invented=plan.invented | {f"{name}/{one}" for name in fresh for one in plan.invented},
     )
     grown = whole.state(_by_path(found), _by_path(fresh))
-    return {
+    made = {
         name: jax.tree.unflatten(
             jax.tree.structure(tree), [grown[f"{name}/{path}"] for path in flatten(tree)]
         )
         for name, tree in fresh.items()
     }
+    return own(made, found, fresh)
 
 
 def _by_path(trees: Mapping[str, Params]) -> dict[str, Array]:
@@ -234,129 +195,108 @@ def _by_path(trees: Mapping[str, Params]) -> dict[str, Array]:
     }
 
 
-def _of_growth(node: object) -> bool:
-    return isinstance(node, ScaleByGrowthState)
+def _of_the_small(
+    plan: Plan, tx: optax.GradientTransformation, params: Params, large: Params
+) -> tuple[OptState, dict[Keys, Rule]]:
+    """The large model's first state, and its rules, from those of the small one."""
+    source: dict[str, str | None] = {}
+    for leaf in plan.target.leaves:
+        old = plan.source_of(leaf)
+        arrays = plan.target.unrolled.get(leaf.path, (leaf.path,))
+        source |= dict.fromkeys(arrays, None if old is None else old.path)
+    begun = tx.init(params)
+    fresh, rules = replanted(begun, params, large, source), read(tx, params)
+    by_place = dict[tuple[Keys, str | None], Rule]()
+    for keys, place in places(begun, params).items():
+        if keys in rules:
+            by_place[place.part, place.parameter] = by_place[place.part, None] = rules[keys]
+    made = {}
+    for keys, place in places(fresh, large).items():
+        at = None if place.parameter is None else source[place.parameter]
+        if (place.part, at) in by_place:
+            made[keys] = by_place[place.part, at]
+    return fresh, made
 
 
-def _told(plan: Plan, old: ScaleByGrowthState, fresh: ScaleByGrowthState) -> ScaleByGrowthState:
-    """The state of `scale_by_growth` right after growing."""
-    like = jax.tree.structure(fresh.factors)
-    return ScaleByGrowthState(
-        jnp.zeros((), jnp.int32),
-        old.steps + old.before,
-        jax.tree.unflatten(like, [jnp.asarray(x, jnp.float32) for x in step_sizes(plan)]),
-        jax.tree.unflatten(like, [jnp.asarray(x) for x in unseen(plan)]),
-    )
+Leaves: TypeAlias = tuple[Mapping[Keys, Array], Mapping[Keys, Place]]
 
 
-def _moments(
-    plan: Plan, state: OptState, params: Params, large: Params, fresh: OptState
-) -> OptState:
-    """Grows what is shaped like the parameters, field by field, and carries the rest."""
-    old_paths, new_paths = _keys(params), _keys(large)
-    sources: dict[Keys, dict[str, Array]] = {}
-    rest: dict[Keys, Any] = {}
-    for keys, value in jax.tree_util.tree_flatten_with_path(state, is_leaf=_of_growth)[0]:
-        prefix, path = _owner(keys, old_paths)
-        if path is None:
-            rest[keys] = value
-        else:
-            _check_shape(keys, value, plan.source, path)
-            sources.setdefault(prefix, {})[path] = value
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(fresh, is_leaf=_of_growth)
-    wanted: dict[Keys, dict[str, Array]] = {}
-    for keys, value in leaves:
-        prefix, path = _owner(keys, new_paths)
-        if path is not None:
-            wanted.setdefault(prefix, {})[path] = value
-    made = {
-        prefix: plan.moments(sources.get(prefix, {}), group, _order(prefix))
-        for prefix, group in wanted.items()
-    }
-    values: list[Any] = []
-    for keys, value in leaves:
-        prefix, path = _owner(keys, new_paths)
-        if path is not None:
-            values.append(made[prefix][path])
-        elif _of_growth(value):
-            values.append(_told(plan, rest[keys], value))
-        elif keys in rest and rest[keys].shape == value.shape:
-            values.append(rest[keys])
-        else:
-            raise ValueError(_no_rule(keys))
-    return jax.tree.unflatten(treedef, values)
+def _parts(leaves: Leaves) -> dict[Keys, dict[str, Array]]:
+    """What has its parameter's shape, by the path of the statistic and of the parameter."""
+    found: dict[Keys, dict[str, Array]] = {}
+    for keys, place in leaves[1].items():
+        if place.whole and place.parameter is not None:
+            found.setdefault(place.part, {})[place.parameter] = leaves[0][keys]
+    return found
 
 
-def _keys(params: Params) -> dict[Keys, str]:
-    return {keys: path_of(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(params)[0]}
+def _statistics(
+    plan: Plan, rules: Mapping[Keys, Rule], small: Leaves, large: Leaves
+) -> dict[Keys, Array]:
+    """Grows what follows the gradient, each part by its rule."""
+    sources, groups = _parts(small), dict[tuple[Keys, Rule], dict[str, Keys]]()
+    sizes: dict[str, Array] = {}
+    if any(rule.growth for rule in rules.values()):
+        sizes = dict(zip(plan.target.paths, step_sizes(plan)))
+    for keys, rule in rules.items():
+        if rule.kind == "statistic":
+            place = large[1][keys]
+            groups.setdefault((place.part, rule), {})[str(place.parameter)] = keys
+    made = {}
+    for (part, rule), wanted in groups.items():
+        found = {path: _less(x, rule.start) for path, x in sources.get(part, {}).items()}
+        fresh = {path: _less(large[0][keys], rule.start) for path, keys in wanted.items()}
+        for path, x in _grown(plan, part, found, fresh, rule).items():
+            if rule.growth:
+                x = x * jnp.asarray(sizes[path] ** rule.growth, x.dtype)
+            made[wanted[path]] = _less(x, -rule.start)
+    return made
 
 
-def _owner(keys: Keys, paths: dict[Keys, str]) -> tuple[Keys, str | None]:
-    """Splits the path of a state's leaf into the field that holds it and its parameter's path."""
-    for start in range(len(keys) + 1):
-        if keys[start:] in paths and start:
-            return keys[:start], paths[keys[start:]]
-    return keys, None
-
-
-def _check_shape(keys: Keys, value: Array, source: Layout, path: str) -> None:
-    leaf = next(leaf for leaf in source.leaves if leaf.path == path)
-    if tuple(value.shape) != leaf.shape:
+def _grown(
+    plan: Plan, part: Keys, found: dict[str, Array], fresh: dict[str, Array], rule: Rule
+) -> dict[str, Array]:
+    try:
+        return plan.moments(found, fresh, rule.power, odd=rule.odd)
+    except ValueError as error:
         raise ValueError(
-            f"{_no_rule(keys)}; it has shape {tuple(value.shape)}, its parameter {leaf.shape}"
-        )
+            f"the optimizer state {path_of(part)!r}: {error}; give both models the same masks and "
+            "labels, or reset the moments"
+        ) from None
 
 
-def _order(prefix: Keys) -> int:
-    field = next(
-        (key.name for key in reversed(prefix) if isinstance(key, jax.tree_util.GetAttrKey)),
-        None,
-    )
-    if field not in ORDER:
-        raise ValueError(_no_rule(prefix))
-    return ORDER[field]
+def _less(x: Array, start: float) -> Array:
+    return x - jnp.asarray(start, x.dtype) if start else x
 
 
-def _no_rule(keys: Keys) -> str:
+def _told(plan: Plan, node: Keys, small: Leaves, large: Leaves) -> dict[Keys, Array]:
+    """The state of `scale_by_growth` at a node right after growing."""
+    name = jax.tree_util.GetAttrKey
+    factors, born = (*node, name("factors")), (*node, name("born"))
+    steps = (*node, name("steps"))
+    old, fresh = _parts(small), _parts(large)
+    new = fresh.get(factors, {}), fresh.get(born, {})
+    found = told(plan, small[0][steps], old.get(factors, {}), old.get(born, {}), new)
+    values = {factors: found[0], born: found[1]}
+    made = {
+        keys: values[place.part][str(place.parameter)]
+        for keys, place in large[1].items()
+        if place.part in values
+    }
+    return made | {steps: small[0][steps]}
+
+
+def _kept(old: Mapping[Keys, Array], begun: Mapping[Keys, Array], keys: Keys, at: Place) -> Array:
+    value = old.get(keys)
+    if value is None or value.shape != begun[keys].shape:
+        has = "none" if value is None else f"the shape {value.shape}"
+        raise ValueError(_no_rule(at, f"the source has {has}, the target {begun[keys].shape}"))
+    return jnp.asarray(value)
+
+
+def _no_rule(place: Place, why: str) -> str:
     return (
-        f"no rule grows the optimizer state {path_of(keys)!r}; reset the moments, or use a "
-        f"transformation whose statistics are among {', '.join(ORDER)}"
+        f"no rule grows the optimizer state {path_of(place.part)!r}"
+        + (f" of {place.parameter!r}" if place.parameter else "")
+        + f": {why}; reset the moments, or give a rule by lagjax.grown_by"
     )
-
-
-def _rewound(state: OptState, step: int) -> OptState:
-    """The state with its schedules at a step."""
-
-    def rewind(one: Any) -> Any:
-        if isinstance(one, optax.InjectStatefulHyperparamsState):
-            one = one._replace(
-                inner_state=_rewound(one.inner_state, step),
-                # Of its schedules, which hold nothing but their count.
-                hyperparams_states=jax.tree.map(
-                    lambda x: jnp.asarray(step, x.dtype), one.hyperparams_states
-                ),
-            )
-        return one._replace(count=jnp.asarray(step, jnp.int32)) if _scheduled(one) else one
-
-    return jax.tree.map(rewind, state, is_leaf=_scheduled)
-
-
-def _scheduled(node: object) -> bool:
-    return isinstance(node, optax.ScaleByScheduleState | optax.InjectStatefulHyperparamsState)
-
-
-def _schedules(state: OptState, like: OptState) -> OptState:
-    """The state with its schedules' step counts and values taken from another."""
-    # By path, because the parameters inside the two states may be of different depth.
-    others = dict(jax.tree_util.tree_flatten_with_path(like, is_leaf=_scheduled)[0])
-
-    def swap(keys: Keys, one: Any) -> Any:
-        if not _scheduled(one):
-            return one
-        if isinstance(one, optax.InjectStatefulHyperparamsState):
-            return others[keys]._replace(
-                inner_state=_schedules(one.inner_state, others[keys].inner_state)
-            )
-        return others[keys]
-
-    return jax.tree_util.tree_map_with_path(swap, state, is_leaf=_scheduled)

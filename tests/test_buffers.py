@@ -12,7 +12,7 @@ import pytest
 
 import lagjax
 from lagjax.buffers import own
-from lagjax.state import carry
+from lagjax.state import carry, collections, measure
 
 AXES = lagjax.Axes(
     {
@@ -103,3 +103,30 @@ def test_only_what_is_held_twice_is_copied() -> None:
     assert made["c"] is not one and made["d"] is not three
     pointers = {made[name].unsafe_buffer_pointer() for name in "abcd"}
     assert len(pointers | {three.unsafe_buffer_pointer()}) == 5
+
+
+def test_one_buffer_may_have_two_arrays() -> None:
+    one = jnp.ones(3)
+    other = jax.device_put(one, jax.devices()[0])
+    assert other is not one
+    assert own([other], one)[0].unsafe_buffer_pointer() != one.unsafe_buffer_pointer()
+
+
+def test_what_is_measured_or_begun_anew_shares_nothing() -> None:
+    params = SMALL.init(KEY)
+    state = TX.init(params)
+    batches = [jnp.ones((2, 5))]
+    found = (
+        measure(SMALL, params, state, batches, TX, KEY),
+        carry(None, state, params, params, TX, "continue"),
+    )
+    average = {"average": params}
+    layout = AXES.layout(params)
+    plan = lagjax.Grow(depth="0 1").plan(KEY, layout, layout)
+    for how in (None, plan):
+        found += (collections(how, average, average, AXES, AXES),)
+    for made in found:
+        given = jax.tree.leaves((params, state))
+        pointers = [x.unsafe_buffer_pointer() for x in [*jax.tree.leaves(made), *given]]
+        shared = len(given) - len({x.unsafe_buffer_pointer() for x in given})
+        assert len(pointers) - len(set(pointers)) == shared

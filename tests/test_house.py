@@ -21,7 +21,9 @@ ORDER = re.findall(
     runs search claims identity executors.serial executors.worker executors.workload checks initial
     growth.pools growth.masked growth.gradmax growth.learned growth.leafwise growth.operator
     growth.fusion growth.experts growth.width growth.depth
-    certify.certify certify.blame certify.readings state buffers
+    certify.certify certify.blame certify.readings
+    state optimizer.reading optimizer.course optimizer.places optimizer.rules optimizer.scaling
+    buffers
     report.__init__ report.terminal report.html report.content report.charts report.sentences
     report.facts
     select.fixed select.decision evidence task
@@ -38,6 +40,7 @@ ORDER = re.findall(
 LONGER = {
     "algebra.axes": "the notation's rules and their messages, each with its remedy",
     "algebra.kinds": "a dataclass for each kind of axis, with all of its rules",
+    "algebra.plan": "parameters, moments and other state by one plan, each in its unit and dtype",
     "algebra.pieces": "what becomes of one part of an array, for every role",
     "certify.certify": "proof and five measurements, which share what they compile",
     "executors.worker": "a job's course, what is measured on the way, and its checkpoints",
@@ -48,11 +51,11 @@ LONGER = {
     "report.content": "every section of the page, once",
     "report.facts": "all that pages of unfinished and failed runs must not stumble over",
     "store.directory": "opening, configuring and committing, with what each refuses",
+    "state": "carrying, measuring and collections, with what is refused",
     "runs": "what `run`, `train` and `load` promise, in full",
-    "state": "moments, counts, schedules, measured statistics and collections",
 }
 """Files over 300 lines, each with its reason; 400 is the most for any."""
-LINES = 12_900
+LINES = 13_760
 """Of all files together: to be lowered as they become fewer."""
 
 

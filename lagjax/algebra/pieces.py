@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from lagjax.algebra.kinds import Kind
 from lagjax.algebra.layout import Array, Layout, extent, length
@@ -203,18 +204,18 @@ class GrownAxis:
 
     @property
     def slope(self) -> Vector:
-        """`[new]` the gradient of a copied entry over that of its source, if shares are even.
+        """`[new]` the gradient of a copied entry over that of its source.
 
-        What is written along an axis receives its gradient through the readers, and what reads sees
-        what is written.
+        What is written along an axis receives its gradient through the readers, by their share, and
+        what reads sees what is written.
         """
         if self.reads:
             return self.map.scale / self.kind.root(self.map)
         if self.role == "<":
             return (~self.map.fresh).astype(float)
         if self.role in ("", "*"):
-            return self.map.even / self.gain
-        return divided(self.map.even, self.map.scale)
+            return self.map.share / self.gain
+        return divided(self.map.share, self.map.scale)
 
     @property
     def rate(self) -> Vector:
@@ -363,10 +364,16 @@ def parameter(
     return value
 
 
-def moment(value: Array, fresh: Array, axes: Sequence[GrownAxis], power: int) -> Array:
+def powered(slope: ArrayLike, power: int, odd: bool) -> Vector:
+    """What a gradient's factor does to statistics of an order; odd ones change sign with it."""
+    made: Vector = np.abs(slope) ** power * (np.sign(slope) if odd else 1.0)
+    return made
+
+
+def moment(value: Array, fresh: Array, axes: Sequence[GrownAxis], power: int, odd: bool) -> Array:
     """Grows statistics of the gradient along their parameter's axes."""
     for axis in axes:
-        value = axis.copies(value, axis.slope**power)
+        value = axis.copies(value, powered(axis.slope, power, odd))
     blank = new_entries(axes, value.ndim)
     return jnp.where(blank, fresh.astype(value.dtype), value) if blank.any() else value
 

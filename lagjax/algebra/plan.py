@@ -20,6 +20,8 @@ from lagjax.algebra.notation import Dim
 from lagjax.algebra.pieces import GrownAxis
 from lagjax.algebra.words import Layer, Word
 
+Dtype: TypeAlias = Any
+"""As JAX takes them."""
 Along: TypeAlias = Callable[[Leaf, int, Array, Array, tuple[GrownAxis, ...]], Array]
 """What becomes of one piece along its axes: `(leaf, number of the piece, value, fresh, axes)`."""
 
@@ -116,7 +118,11 @@ class Plan:
         return self._grow(arrays, fresh, factor, along)
 
     def moments(
-        self, arrays: Mapping[str, Array], fresh: Mapping[str, Array], power: int
+        self,
+        arrays: Mapping[str, Array],
+        fresh: Mapping[str, Array],
+        power: int,
+        odd: bool | None = None,
     ) -> dict[str, Array]:
         """Grows statistics of the gradient: of order `power`, 1 for a mean, 2 for one of squares.
 
@@ -128,17 +134,21 @@ class Plan:
             arrays: the source's statistics by parameter path; may hold some of the parameters only.
             fresh: the target's statistics by parameter path before the first step; the result has
                 their dtypes.
-            power: the order of the statistics.
+            power: the order of the statistics; 0 for those of updates whose scale is gone.
+            odd: whether they change sign with the gradient; as the power is, unless said.
         """
+        flips = power % 2 == 1 if odd is None else odd
 
         def factor(leaf: Leaf, layer: Layer) -> float:
-            return 1.0 if leaf.residual or layer.source is None else layer.scale**power
+            if leaf.residual or layer.source is None:
+                return 1.0
+            return float(pieces.powered(layer.scale, power, flips))
 
         grown = self._grow(
             self.source.together(arrays),
             self.target.together(fresh),
             factor,
-            lambda _, __, value, made, axes: pieces.moment(value, made, axes, power),
+            lambda _, __, value, made, axes: pieces.moment(value, made, axes, power, flips),
             -power,
         )
         return self.target.apart(grown)
@@ -188,6 +198,14 @@ class Plan:
         """For each piece of a leaf of the target, its axes that grow."""
         return [piece.grown(self.target, self.maps) for piece in pieces.pieces_of(leaf.dims)]
 
+    def source_of(self, leaf: Leaf) -> Leaf | None:
+        """The source's parameter that a leaf of the target copies, its first where it stacks
+        several; None for an invented one.
+        """
+        olds = {old.layer: old for old in self._olds.get(leaf.name, ())}
+        layer = tuple((stack, self.words[stack].sources[index]) for stack, index in leaf.layer)
+        return olds.get(layer, next(iter(olds.values()), None))
+
     def _grow(
         self,
         arrays: Mapping[str, Array],
@@ -225,9 +243,9 @@ class Plan:
         """The grown values of one leaf of the target; where the word says new, any."""
         axes, extents = self.grown(leaf), self.target.extents
         if not any(axes):
-            value, dims = self._picked(leaf, arrays, power=power)
+            value, dims = self._picked(leaf, arrays, power=power, dtype=blank.dtype)
             return pieces.rearrange(value, dims, leaf.dims, extents)
-        values = self._unfolded(leaf, arrays, power=power)
+        values = self._unfolded(leaf, arrays, power=power, dtype=blank.dtype)
         made = pieces.split(blank, leaf.dims, extents)
         return pieces.join(
             [along(leaf, part, *one) for part, one in enumerate(zip(values, made, axes))],
@@ -241,12 +259,13 @@ class Plan:
         arrays: Mapping[str, Array],
         layers: Mapping[str, list[int]] | None = None,
         power: int = 1,
+        dtype: Dtype | None = None,
     ) -> tuple[Array, tuple[Dim, ...]]:
-        """The layers that a leaf takes, in its own dtype if that is wider, and in its own unit."""
+        """The layers that a leaf takes, in its own unit and in the wider of two dtypes."""
         layers = layers or {stack: word.sources for stack, word in self.words.items()}
         olds = self._olds[leaf.name]
         value, dims = words.pick(olds, arrays, words.chosen(leaf, layers))
-        value = _cast(value, _wider(value.dtype, leaf.dtype))
+        value = _cast(value, _wider(value.dtype, dtype or leaf.dtype))
         for stack, factors in rescaled(olds[0], leaf, self.source, self.target, layers).items():
             if stack in dict(leaf.layer):
                 by: Vector | float = factors[dict(leaf.layer)[stack]]
@@ -262,8 +281,9 @@ class Plan:
         arrays: Mapping[str, Array],
         layers: Mapping[str, list[int]] | None = None,
         power: int = 1,
+        dtype: Dtype | None = None,
     ) -> tuple[Array, ...]:
-        value, dims = self._picked(leaf, arrays, layers, power)
+        value, dims = self._picked(leaf, arrays, layers, power, dtype)
         # The stacks inside the leaf are the target's already.
         sizes = {**self.source.sizes, **self.target.stacks}
         return pieces.unfold(value, dims, leaf.dims, sizes)
@@ -285,12 +305,12 @@ def _scaled(value: Array, factors: Vector | float, offset: float = 0.0) -> Array
     return made + jnp.asarray((factors - 1) * offset, value.dtype) if offset else made
 
 
-def _wider(one: Any, other: Any) -> Any:
+def _wider(one: Dtype, other: Dtype) -> Dtype:
     """The dtype to compute in: shares such as 1/3 are not to be rounded to the narrower one."""
     numbers = all(jnp.issubdtype(dtype, jnp.number) for dtype in (one, other))
     return jnp.promote_types(one, other) if numbers else one
 
 
-def _cast(value: Array, dtype: Any) -> Array:
+def _cast(value: Array, dtype: Dtype) -> Array:
     # Of keys no cast is known, not even to what they are.
     return value if value.dtype == dtype else value.astype(dtype)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from numpy.typing import DTypeLike
 
 from lagjax.algebra.layout import Leaf, Params
 from lagjax.algebra.maps import Vector, column
@@ -53,7 +54,7 @@ def only(like: Params, *kinds: Origin) -> optax.GradientTransformation:
     )
 
 
-def step_sizes(plan: Plan, normalised: bool = True) -> list[Vector]:
+def step_sizes(plan: Plan, normalised: bool = True, dtype: DTypeLike = np.float32) -> list[Vector]:
     """By what the target's steps are multiplied so that training goes on as the small model's did.
 
     For each leaf, in its shape. Where copies are alike a grown parameter is a times its source; its
@@ -63,6 +64,7 @@ def step_sizes(plan: Plan, normalised: bool = True) -> list[Vector]:
     Args:
         plan: of the growth.
         normalised: the optimizer's steps are free of the gradient's scale.
+        dtype: of the result.
     """
 
     def one(axis: GrownAxis) -> Vector:
@@ -73,7 +75,7 @@ def step_sizes(plan: Plan, normalised: bool = True) -> list[Vector]:
         units = plan.units(leaf) ** (1 if normalised else 2)
         units = np.where(_fresh(plan, leaf), 1.0, units)
         made: Vector = _entries(plan, leaf, one, np.multiply, 1.0) * units
-        return made.astype(np.float32)
+        return made.astype(dtype)
 
     return _each(plan, sizes)
 

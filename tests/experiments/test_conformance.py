@@ -106,7 +106,7 @@ def test_committed_rows_are_complete_and_true():
 
 def test_the_readme_shows_the_committed_rows():
     readme = (HERE.parent / "README.md").read_text()
-    assert tables.with_operators(readme, ROWS) == readme
+    assert tables.with_table("operators", readme, ROWS) == readme
     assert readme.count("| tile | 12 of 12 |") == 1
     with pytest.raises(ValueError, match="has no marks <!-- operators -->"):
-        tables.with_operators("nothing", ROWS)
+        tables.with_table("operators", "nothing", ROWS)

@@ -19,6 +19,8 @@ from tests.growth import models
 from tests.growth.models import BATCH, FAMILIES
 
 KEY = jax.random.key(1)
+# One for all: how its state follows the gradient is read once for each family.
+TX = optax.adamw(optax.constant_schedule(1e-3))
 PAIRS = [(2, 4), (3, 5), (1, 3), (6, 7)]
 CASES = [("scanned", pair) for pair in PAIRS] + [("unrolled", (2, 4)), ("nnx", (2, 4))]
 STRATEGIES = pools.DEPTH | pools.CONTROLS
@@ -122,14 +124,13 @@ def test_gradient_is_finite_and_reaches_the_source(operator, family):
 @each
 def test_optimizer_state_fits(operator, family):
     small, params, large = models_of(family, (2, 4))
-    tx = optax.adamw(optax.constant_schedule(1e-3))
 
     def carry(params):
         grown = operator(KEY, params, small.axes, large)
         plan = planned(operator, small, large)
-        return state.carry(plan, tx.init(params), params, grown, tx, "continue")
+        return state.carry(plan, TX.init(params), params, grown, TX, "continue")
 
-    expected = jax.eval_shape(lambda: tx.init(large.init(KEY)))
+    expected = jax.eval_shape(lambda: TX.init(large.init(KEY)))
     chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(carry, params), expected)
 
 

@@ -36,15 +36,10 @@ def same(state):
     return state
 
 
-REFUSED = pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="nnx wraps the arrays of the state in OptVariable"
-)
-
-
 @pytest.mark.parametrize(
     "given",
     [
-        pytest.param(same, id="as the optimizer holds it", marks=REFUSED),
+        pytest.param(same, id="as the optimizer holds it"),
         pytest.param(nnx.as_pure, id="pure"),
     ],
 )

@@ -36,9 +36,6 @@ OTHERS = {
     "adopt": optax.contrib.adopt(1e-3),
     "lars": optax.lars(1e-3),
 }
-BY_NAME = pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="the order is told from the field's name"
-)
 
 
 def init(size):
@@ -77,10 +74,7 @@ def shown(tx, params, all_of_them):
 
 @pytest.mark.parametrize(
     ("name", "tx"),
-    [
-        *TRANSFORMATIONS.items(),
-        *(pytest.param(name, tx, marks=BY_NAME) for name, tx in OTHERS.items()),
-    ],
+    [*TRANSFORMATIONS.items(), *OTHERS.items()],
     ids=[*TRANSFORMATIONS, *OTHERS],
 )
 def test_grown_statistics_are_those_of_the_grown_model(name, tx):

@@ -37,9 +37,6 @@ def parts(matrix):
 
 
 OWN = optax.chain(optax.adam(1e-3), lagjax.scale_by_growth())
-MADE_OF_ALL = pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="factors are made for all parameters, masked ones too"
-)
 TRANSFORMATIONS = {
     "chain": OWN,
     "partition": parts(OWN),
@@ -50,13 +47,7 @@ TRANSFORMATIONS = {
 }
 
 
-@pytest.mark.parametrize(
-    "tx",
-    [
-        pytest.param(tx, id=name, marks=[MADE_OF_ALL] if name in ("partition", "masked") else ())
-        for name, tx in TRANSFORMATIONS.items()
-    ],
-)
+@pytest.mark.parametrize("tx", TRANSFORMATIONS.values(), ids=TRANSFORMATIONS)
 def test_is_told_of_the_growth(tx):
     params, target = drawn(init(4)), lagjax.Model(init(8), None, AXES)
     plan, large = grow(lagjax.Grow(width={"mlp": width.Tile()}), params, AXES, target)
