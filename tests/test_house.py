@@ -55,7 +55,7 @@ LONGER = {
     "runs": "what `run`, `train` and `load` promise, in full",
 }
 """Files over 300 lines, each with its reason; 400 is the most for any."""
-LINES = 13_760
+LINES = 13_780
 """Of all files together: to be lowered as they become fewer."""
 
 

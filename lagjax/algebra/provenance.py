@@ -47,11 +47,12 @@ def only(like: Params, *kinds: Origin) -> optax.GradientTransformation:
     leaf instead: `jax.tree.map(lambda x: (x == Origin.FRESH).any(), tree)`.
     """
     masks = jax.tree.map(lambda x: np.isin(x, [int(kind) for kind in kinds]), like)
-    return optax.stateless(
-        lambda updates, params: jax.tree.map(
-            lambda update, mask: jnp.where(mask, update, 0), updates, masks
-        )
-    )
+
+    def masked(update: jax.Array, mask: Vector) -> jax.Array:
+        # An optimizer's rules are read on a model whose sizes are cut down.
+        return jnp.where(mask[tuple(map(slice, update.shape))], update, 0)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(masked, updates, masks))
 
 
 def step_sizes(plan: Plan, normalised: bool = True, dtype: DTypeLike = np.float32) -> list[Vector]:

@@ -22,6 +22,8 @@ SIZES = 0.2, 0.02, 0.002, 0.0002, 0.00002
 """Of the gradients: where something is clipped at one, the next is tried."""
 STEPS, MORE = 6, 70
 """How many are taken, and how many where something did not move, as under accumulation."""
+SMALL = 2**16
+"""Parameters with which so many are taken; memory holds every step's."""
 TIMES = -0.5, 2.0, -2.0, 0.5
 """By what entries are multiplied: powers of 2, which round nothing."""
 
@@ -64,6 +66,8 @@ class Courses:
 
     def __init__(self, tx: optax.GradientTransformation, tree: Tree, with_value: bool) -> None:
         self.tree, draw = tree, np.random.default_rng(0)
+        sizes = sum(int(np.prod(shape)) for shape, _ in tree.shapes)
+        self._most = MORE if sizes <= SMALL else STEPS
         self.paths = [
             path_of(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(tree.abstract)[0]
         ]
@@ -95,7 +99,7 @@ class Courses:
 
     def _drawn(self, draw: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Numbers:
         """Of every step, between ½ and 1½, of either sign; 0 for what is no number."""
-        shape = (MORE, *shape)
+        shape = (self._most, *shape)
         if not jnp.issubdtype(dtype, jnp.inexact):
             return np.zeros(shape)
         return np.asarray(draw.uniform(0.5, 1.5, shape) * draw.choice([-1.0, 1.0], shape))
@@ -124,8 +128,8 @@ class Courses:
 
     def further(self) -> None:
         """Takes more steps than before."""
-        if self.steps < MORE:
-            self.steps, self._found = MORE, {}
+        if self.steps < self._most:
+            self.steps, self._found = self._most, {}
 
     def _course(
         self,

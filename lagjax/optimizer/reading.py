@@ -22,7 +22,7 @@ from lagjax.optimizer.course import SIZES, Courses, Numbers, Series, Tree
 from lagjax.optimizer.places import Place, leaves_of, nodes, places
 from lagjax.optimizer.rules import Given, Rule, Ruled
 
-LARGEST = 2**22
+LARGEST = 2**20
 """Parameters of a model that is run at its own size, where `tx` works on no other."""
 ORDERS = (1, True), (2, False), (0, True), (0, False), (1, False), (2, True)
 """Powers of the gradient, and whether its sign goes along; the usual ones first."""

@@ -12,6 +12,7 @@ import lagjax
 from lagjax.algebra.axes import Axes
 from lagjax.algebra.kinds import Units
 from lagjax.algebra.layout import path_of
+from lagjax.algebra.provenance import Origin, only
 from lagjax.growth import width
 from lagjax.optimizer.reading import read
 from lagjax.state import carry, scale_by_growth
@@ -113,6 +114,13 @@ def test_a_transformation_that_holds_arrays_of_its_model_is_run_on_them():
         optax.GradientTransformation(half.init, lambda *_: 1 / 0), optax.trace(0.9)
     )
     assert "ZeroDivisionError" in rules(broken)["trace"].why
+
+
+def test_a_mask_of_origins_fits_the_small_model_that_is_run():
+    like = {"w": np.broadcast_to(np.int8(Origin.FRESH), (3000, 3000))}
+    params = {"w": jax.ShapeDtypeStruct((3000, 3000), jnp.float32)}
+    tx = optax.chain(optax.adam(1e-3), only(like, Origin.FRESH))
+    assert {str(rule) for rule in read(tx, params).values()} == {"kept", "by c", "by c²"}
 
 
 def test_statistics_behind_the_growths_factors_have_them_too():

@@ -213,6 +213,8 @@ def test_a_state_of_another_transformation():
     ):
         with pytest.raises(ValueError, match="not made by tx.init for the source's parameters"):
             one.carry(state=other)
+    with pytest.raises(ValueError, match="schedule is 'rewind'; expected 'restart', 'continue'"):
+        one.carry(schedule="rewind")
 
 
 BATCHES = [
