@@ -204,7 +204,7 @@ def test_two_commands_of_one_line_each() -> None:
     first, second = block.strip().splitlines()
     assert first.startswith("python3 -m venv .venv ") and "experiments.quickstart" in first
     assert second.startswith("python3 -m venv .venv-test ") and second.endswith(
-        "pytest -n 2 --dist worksteal --cov"
+        "pytest -n 2 --dist worksteal"
     )
 
 
