@@ -228,6 +228,7 @@ def test_layers_unrolled():
         np.testing.assert_allclose(one, sign * other, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_heads():
     """A head's fan-out is a matrix; all that writes the head counts as its fan-in."""
     small, params, large = transformers("scanned", kv=3)

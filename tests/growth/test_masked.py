@@ -130,7 +130,9 @@ def test_the_function_is_kept_at_0(operator, changes):
     assert change(apply(0.1, params), expected) > 1e-4
 
 
-@pytest.mark.parametrize("implementation", ["scanned", "unrolled"])
+@pytest.mark.parametrize(
+    "implementation", ["scanned", pytest.param("unrolled", marks=pytest.mark.slow)]
+)
 def test_everything_at_once(implementation):
     plan, large, params = everything(implementation)
     source = dataclasses.replace(SMALL, implementation=implementation)

@@ -80,7 +80,11 @@ def small():
     return trained(params, TX.init(params), 0, 20)
 
 
-@pytest.mark.parametrize("times", [1, 2], ids=["grown once", "grown twice"])
+@pytest.mark.parametrize(
+    "times",
+    [pytest.param(1, marks=pytest.mark.slow), 2],
+    ids=["grown once", "grown twice"],
+)
 def test_follows_the_small_models_path(times):
     params, state = followed, of_followed = small()
     for number in range(times):

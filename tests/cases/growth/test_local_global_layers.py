@@ -149,6 +149,7 @@ def test_types_that_the_table_does_not_tell_are_found():
     assert why == "outputs agree once its kind is LayerTypes(types=('0', '1'))"
 
 
+@pytest.mark.slow
 def test_a_word_that_disregards_types_is_found():
     ((stack, leaf, why),) = causes("window", "0 0* 1 1*")
     assert (stack, leaf) == ("layers", None)
