@@ -5,7 +5,11 @@ It must go on, now and later, and leave whole lines in curves.jsonl.
 
 import json
 import os
+import pathlib
+import random
 import subprocess
+import sys
+import time
 
 import pytest
 
@@ -14,6 +18,7 @@ from tests import quick, toy
 from tests.cases.runs import small
 
 no_page = quick.no_page
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -58,3 +63,33 @@ def test_goes_on_when_there_is_room_again(disk):
         assert decision.winner
     lines = (disk / "run" / "curves.jsonl").read_text().splitlines()
     assert all(isinstance(json.loads(line), dict) for line in lines)
+
+
+def go(path):
+    """The run that is killed; ends in its decision."""
+    shards = [toy.batch(99, index) for index in range(96)]
+    options = {"horizon": 64, "valid": shards, "checkpoint_seconds": 0.0}
+    return small.search(path, lagjax.Trained(toy.PARAMS), "stack", "lidas", **options)
+
+
+@pytest.mark.slow
+def test_killed_while_the_disk_is_full(disk, tmp_path_factory):
+    alone = tmp_path_factory.mktemp("alone") / "run"
+    decision = go(alone)
+    program = "import sys; from tests.cases.runs import test_disk_full as t; t.go(sys.argv[1])"
+    command = [sys.executable, "-c", program, str(disk / "run")]
+    lines, draw = disk / "run" / "curves.jsonl", random.Random(0)
+    for wanted in (1, 3, 6):
+        # Until there are so many evaluations; then there is no room, and then no process.
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        while process.poll() is None and (
+            not lines.exists() or len(lines.read_bytes().splitlines()) < wanted
+        ):
+            time.sleep(0.01)
+        fill(disk / "other")
+        time.sleep(draw.uniform(0, 0.2))
+        process.kill()
+        process.wait()
+        (disk / "other").unlink()
+    assert go(disk / "run")[:-1] == decision[:-1]
+    assert toy.without_times(disk / "run") == toy.without_times(alone)
