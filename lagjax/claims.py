@@ -47,7 +47,7 @@ def _claimed(evidence: Evidence, name: str) -> float | None:
 def _reference(store: Store, evidence: Evidence) -> tuple[str, float] | None:
     """Where the small model stands on the same shards, and how that is known."""
     trained, task = store.config.get("source"), store.config["task"]
-    if trained and trained["valid"] == task["valid"] and trained["steps"] == task["step"]:
+    if trained and trained.get("valid") == task["valid"] and trained["steps"] == task["step"]:
         for line in store.curves:
             if line["candidate"] == SOURCE and line["step"] == task["step"]:
                 counts = evidence.counts / evidence.counts.sum()

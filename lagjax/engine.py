@@ -9,7 +9,7 @@ import optax
 from jax.extend.core import Var
 
 from lagjax.algebra.layout import Params
-from lagjax.model import Batch, Key, Model
+from lagjax.model import Batch, Key, Model, mean_loss
 
 OptState: TypeAlias = optax.OptState
 State: TypeAlias = Any
@@ -103,8 +103,7 @@ def from_loss(
 
         def mean(params: Params) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             total, count = sum_and_count(at(state.step).loss(params, batch, key))
-            # A batch of padding alone has no tokens, and moves nothing.
-            return total / jnp.where(count == 0, 1, count), (total, count)
+            return mean_loss(total, count), (total, count)
 
         (_, loss), grads = jax.value_and_grad(mean, has_aux=True)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

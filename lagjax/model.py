@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
+import jax.numpy as jnp
 
 from lagjax.algebra.axes import Axes
 from lagjax.algebra.layout import Layout, Params
@@ -46,6 +47,11 @@ class Model(NamedTuple):
     def layout(self) -> Layout:
         """Its axes table, bound to these shapes."""
         return self.axes.layout(self.shapes())
+
+
+def mean_loss(total: jax.Array, count: jax.Array) -> jax.Array:
+    """A loss from its sum and count; 0 of nothing, as a batch of padding alone is."""
+    return jnp.asarray(total / jnp.where(count == 0, 1, count))
 
 
 class Growth(Protocol):

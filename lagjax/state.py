@@ -16,7 +16,7 @@ from lagjax.algebra.layout import Array, Keys, Params, flatten, path_of
 from lagjax.algebra.plan import Plan
 from lagjax.algebra.provenance import step_sizes
 from lagjax.buffers import own
-from lagjax.model import Batch, Key, Model
+from lagjax.model import Batch, Key, Model, mean_loss
 from lagjax.optimizer.places import Place, alike, boxed_as, leaves_of, nodes, places, replanted
 from lagjax.optimizer.reading import read
 from lagjax.optimizer.rules import OptState, Rule
@@ -122,8 +122,7 @@ def measure(
     """
 
     def mean(params: Params, batch: Batch, key: Key) -> jax.Array:
-        total, count = model.loss(params, batch, key)
-        return total / jnp.where(count == 0, 1, count)
+        return mean_loss(*model.loss(params, batch, key))
 
     def step(found: OptState, numbered: tuple[jax.Array, Batch]) -> tuple[OptState, None]:
         number, batch = numbered

@@ -65,7 +65,13 @@ def advanced(count: int, of: Mesh | None, fully_sharded: bool = False):
 
 @pytest.mark.parametrize(
     ("name", "fully_sharded"),
-    [("candidates", False), ("both", False), ("both", True)],
+    [
+        ("candidates", False),
+        ("both", False),
+        ("both", True),
+        pytest.param("data", False, marks=pytest.mark.slow),
+        pytest.param("data", True, marks=pytest.mark.slow),
+    ],
 )
 def test_eight_devices_compute_what_one_does(name: str, fully_sharded: bool) -> None:
     count = 1 if name == "data" else 8

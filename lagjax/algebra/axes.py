@@ -164,6 +164,11 @@ class Axes:
         sizes, stacks = sizes_of(leaves, dict(self.sizes)), stacks_of(leaves)
         for leaf in leaves:
             for divisor in leaf.divisors:
+                if divisor.number and divisor.names[0] not in leaf.stacks:
+                    raise ValueError(
+                        f"{leaf} is divided by the number of its layer, {divisor}, but is part of "
+                        f"the stacks {list(leaf.stacks)}; name one of these"
+                    )
                 if lacking := set(divisor.names) - sizes.keys() - stacks.keys():
                     raise ValueError(
                         f"{leaf} is divided by {divisor}, but no row has {sorted(lacking)}, and no "

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from lagjax.algebra.kinds import Kind, Unknown
+from lagjax.algebra.kinds import Kind, LayerTypes, Unknown
 from lagjax.algebra.maps import Vector
 from lagjax.algebra.notation import Dim, Divisor
 
@@ -131,7 +131,8 @@ class Layout:
         """For each layer of the stack its type and the names of its parameters, equal for layers of
         a kind.
         """
-        types = getattr(self.kinds.get(stack), "types", None)
+        told = self.kinds.get(stack)
+        types = told.types if isinstance(told, LayerTypes) else ()
         found: list[set[tuple[str, Place]]] = [
             {(f"type {types[index % len(types)]}", ())} if types else set()
             for index in range(self.stacks[stack])
@@ -179,6 +180,7 @@ def extent(part: Sequence[str | int], sizes: Mapping[str, int]) -> int:
 
 
 def stacks_of(leaves: Sequence[Leaf]) -> dict[str, int]:
+    """The number of layers of every stack; raises ValueError where leaves contradict each other."""
     captured: dict[str, dict[int, str]] = {}
     for leaf in leaves:
         for stack, index in leaf.layer:
@@ -247,7 +249,13 @@ def rescaled(
     By sizes, under an empty name, and by the number of its layer.
     """
     sizes = [
-        np.prod([one.by(layout.extents) for one in leaf.divisors if not one.number])
+        np.prod(
+            [
+                float(sum(extent(part, layout.extents) for part in one.parts)) ** one.power
+                for one in leaf.divisors
+                if not one.number
+            ]
+        )
         for leaf, layout in ((new, target), (old, source))
     ]
     found = {"": np.array([sizes[0] / sizes[1]])} if sizes[0] != sizes[1] else {}

@@ -37,9 +37,8 @@ was, and their variance, of order 2, is multiplied by the squares of R's factors
 """
 
 import functools
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 Part: TypeAlias = tuple[str | int, ...]
@@ -111,13 +110,6 @@ class Divisor(NamedTuple):
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(x for part in self.parts for x in part if isinstance(x, str))
-
-    def by(self, sizes: Mapping[str, int]) -> float:
-        """The size to its power."""
-        total = sum(
-            math.prod(x if isinstance(x, int) else sizes[x] for x in part) for part in self.parts
-        )
-        return float(total**self.power)
 
     def __str__(self) -> str:
         inner = " | ".join(" ".join(map(str, part)) for part in self.parts)

@@ -107,7 +107,7 @@ class Plan:
         ) -> Array:
             later, key = value, self.key
             if any(axis.map.ahead.any() for axis in axes):
-                later = self._unfolded(leaf, arrays, following)[part]
+                later = self._unfolded(leaf, self._picked(leaf, arrays, following))[part]
             if key is not None:
                 key = jax.random.fold_in(jax.random.fold_in(key, numbers[leaf.path]), part)
             return pieces.parameter(value, later, made, axes, key, leaf.offset)
@@ -162,7 +162,9 @@ class Plan:
         if leaf.name in self.invented or any(self.words[s].fresh[i] for s, i in leaf.layer):
             return None
         found = []
-        for piece, value in zip(pieces.pieces_of(leaf.dims), self._unfolded(leaf, arrays)):
+        for piece, value in zip(
+            pieces.pieces_of(leaf.dims), self._unfolded(leaf, self._picked(leaf, arrays))
+        ):
             for stack, index in leaf.layer:
                 scale = self.words[stack].scales[index] if leaf.residual else 1.0
                 value = _scaled(value, scale, leaf.offset)
@@ -242,10 +244,10 @@ class Plan:
     ) -> Array:
         """The grown values of one leaf of the target; where the word says new, any."""
         axes, extents = self.grown(leaf), self.target.extents
+        picked = self._picked(leaf, arrays, power=power, dtype=blank.dtype)
         if not any(axes):
-            value, dims = self._picked(leaf, arrays, power=power, dtype=blank.dtype)
-            return pieces.rearrange(value, dims, leaf.dims, extents)
-        values = self._unfolded(leaf, arrays, power=power, dtype=blank.dtype)
+            return pieces.rearrange(*picked, leaf.dims, extents)
+        values = self._unfolded(leaf, picked)
         made = pieces.split(blank, leaf.dims, extents)
         return pieces.join(
             [along(leaf, part, *one) for part, one in enumerate(zip(values, made, axes))],
@@ -275,18 +277,10 @@ class Plan:
             value = _scaled(value, by**power, leaf.offset if power == 1 else 0.0)
         return value, dims
 
-    def _unfolded(
-        self,
-        leaf: Leaf,
-        arrays: Mapping[str, Array],
-        layers: Mapping[str, list[int]] | None = None,
-        power: int = 1,
-        dtype: Dtype | None = None,
-    ) -> tuple[Array, ...]:
-        value, dims = self._picked(leaf, arrays, layers, power, dtype)
+    def _unfolded(self, leaf: Leaf, picked: tuple[Array, tuple[Dim, ...]]) -> tuple[Array, ...]:
         # The stacks inside the leaf are the target's already.
         sizes = {**self.source.sizes, **self.target.stacks}
-        return pieces.unfold(value, dims, leaf.dims, sizes)
+        return pieces.unfold(*picked, leaf.dims, sizes)
 
     @functools.cached_property
     def _olds(self) -> dict[str, list[Leaf]]:

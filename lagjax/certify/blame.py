@@ -8,7 +8,7 @@ import numpy as np
 
 from lagjax.algebra.layout import Array, Leaf, Params
 from lagjax.algebra.maps import column
-from lagjax.algebra.pieces import GrownAxis, pieces_of, split
+from lagjax.algebra.pieces import GrownAxis, join, pieces_of, split
 from lagjax.algebra.plan import Plan
 from lagjax.algebra.proof import Violation
 from lagjax.certify import readings
@@ -41,7 +41,14 @@ def broken(plan: Plan, params: Params, grown: Params) -> Iterator[Violation]:
         if (chosen := plan.chosen(leaf, sources)) is None:
             continue
         found = split(values[leaf.path], leaf.dims, plan.target.extents)
-        for value, source, axes in zip(found, chosen, plan.grown(leaf)):
+        unfolded = zip(pieces_of(leaf.dims), found, chosen, plan.grown(leaf))
+        for piece, value, source, axes in unfolded:
+            # Factors are those of what the model multiplies by.
+            value, source = value + leaf.offset, source + leaf.offset
+            for at in piece.stacks:
+                # Fresh layers may hold anything.
+                fresh = column(plan.words[str(piece.names[at])].fresh, value.ndim, at)
+                value = jnp.where(fresh, 0, value)
             for axis, why in _mistakes(value, source, axes):
                 if (axis, leaf.name) not in told:
                     told.add((axis, leaf.name))
@@ -112,6 +119,10 @@ def _role(leaf: Leaf, role: str) -> bool:
     return any(dim.role == role for dim in leaf.dims)
 
 
+def _names(leaf: Leaf) -> list[str]:
+    return [name for dim in leaf.dims for name in dim.names]
+
+
 def _long(plan: Plan, params: Params) -> Params:
     """Parameters that make the residual streams long: of a post-norm net, what comes of norms."""
     layout, found = plan.source, {}
@@ -122,7 +133,7 @@ def _long(plan: Plan, params: Params) -> Params:
             for name, role in piece.axes
             if layout.kind(name).stream
         }
-        pre = all(layout.kind(name).pre for dim in leaf.dims for name in dim.names)
+        pre = all(kind.pre for kind in map(layout.kind, _names(leaf)) if kind.stream)
         found[leaf.path] = 1024.0 if roles & ({">"} if pre else {">", "", "+"}) else 1.0
     values = layout.values(params)
     return layout.tree({path: values[path] * by for path, by in found.items()}, params)
@@ -130,15 +141,16 @@ def _long(plan: Plan, params: Params) -> Params:
 
 def _without(plan: Plan, axis: str, params: Params) -> Params | None:
     """Parameters with which nothing is along an axis, or its experts are alike."""
-    layout, kind, changed = plan.source, plan.source.kind(axis), False
+    layout, kind = plan.source, plan.source.kind(axis)
+    role, changed = "" if kind.group == "experts" else "<", False
     values = layout.values(params)
     for leaf in layout.leaves if not kind.stream else ():
-        for piece in pieces_of(leaf.dims):
-            if kind.group == "experts" and (at := piece.at(axis, "")) is not None:
-                first = jnp.take(values[leaf.path], jnp.zeros(layout.sizes[axis], int), at)
-                values[leaf.path], changed = first, True
-            elif kind.group != "experts" and piece.at(axis, "<") is not None:
-                values[leaf.path], changed = jnp.zeros_like(values[leaf.path]), True
+        parts = list(split(values[leaf.path], leaf.dims, layout.extents))
+        for number, piece in enumerate(pieces_of(leaf.dims)):
+            if (at := piece.at(axis, role)) is not None:
+                changed, first = True, jnp.take(parts[number], jnp.array([0]), at)
+                parts[number] = jnp.broadcast_to(first if not role else 0, parts[number].shape)
+        values[leaf.path] = join(parts, leaf.dims, layout.extents)
     return layout.tree(values, params) if changed else None
 
 

@@ -15,7 +15,7 @@ from lagjax.algebra.plan import Plan
 from lagjax.algebra.proof import Requirement, Violation
 from lagjax.certify import blame
 from lagjax.certify.readings import Tables
-from lagjax.model import Batch, Growth, Key, Model
+from lagjax.model import Batch, Growth, Key, Model, mean_loss
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 0.1}
 """How far outputs may be apart, relative to their scale, where a plan is exact."""
@@ -260,8 +260,7 @@ def _outputs(model: Model, params: Params, batch: Batch) -> Any:
 @functools.lru_cache(maxsize=64)
 def _mean_of(loss: Any) -> Any:
     def mean(params: Params, batch: Batch) -> jax.Array:
-        total, count = loss(params, batch, None)
-        return jnp.asarray(total / count)
+        return mean_loss(*loss(params, batch, None))
 
     return jax.jit(mean)
 

@@ -28,7 +28,7 @@ from lagjax.fingerprint import digest
 from lagjax.flops import flops
 from lagjax.growth.depth import Stack, words
 from lagjax.growth.width import maps
-from lagjax.model import Batch, Growth, Key, Model
+from lagjax.model import Batch, Growth, Key, Model, mean_loss
 
 Phi: TypeAlias = Any
 """A pytree of arrays: the parameters of an operator."""
@@ -83,8 +83,7 @@ def fit(
     ) -> tuple[Phi, optax.OptState, jax.Array]:
         def mean(phi: Phi) -> jax.Array:
             grown = make(phi)(key, params, source, target)
-            total, count = target.loss(grown, batch, jax.random.fold_in(key, number))
-            return total / count
+            return mean_loss(*target.loss(grown, batch, jax.random.fold_in(key, number)))
 
         loss, grads = jax.value_and_grad(mean)(phi)
         updates, state = tx.update(grads, state, phi)

@@ -271,8 +271,8 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 def _axes(
     title: str, height: int = 400, left: int = 58, right: int = NAMES, top: int = 30
 ) -> Iterator["Axes"]:
-    backend = os.environ.get("MPLBACKEND", "").removeprefix("module://").partition(".")[0]
-    if backend.endswith("_inline") and importlib.util.find_spec(backend) is None:
+    scheme, _, module = os.environ.get("MPLBACKEND", "").partition("://")
+    if scheme == "module" and importlib.util.find_spec(module.partition(".")[0]) is None:
         # A notebook's, which its processes inherit: the import refuses what is not installed.
         del os.environ["MPLBACKEND"]
     try:
@@ -288,9 +288,8 @@ def _axes(
         warnings.filterwarnings("ignore", message="Glyph")
         figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72, facecolor="none")
         width, bottom = WIDTH - left - right, 58
-        axes = figure.add_axes(
-            (left / WIDTH, bottom / height, width / WIDTH, 1 - (bottom + top) / height)
-        )
+        box = (left / WIDTH, bottom / height, width / WIDTH, 1 - (bottom + top) / height)
+        axes = figure.add_axes(box)
         axes.set_title(title, loc="left", x=-left / width)
         yield axes
 
@@ -350,7 +349,8 @@ def _steps(axes: "Axes", steps: Sequence[int], facts: Facts) -> int:
 
 def _limits(setter: Callable[[float, float], object], values: Sequence[float]) -> None:
     low, high = min(values, default=0.0), max(values, default=1.0)
-    setter(low - (pad := 0.06 * (high - low) or 0.05), high + pad)
+    pad = 0.06 * (high - low) or 0.05
+    setter(low - pad, high + pad)
 
 
 def _line(

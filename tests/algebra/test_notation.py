@@ -93,6 +93,11 @@ def test_a_divisor_names_an_axis_of_the_table():
         ValueError, match=r"x \(3,\) is divided by /heads, but no row has \['heads'"
     ):
         Axes({"x": ">embed /heads"}).layout(shapes({"x": (3,)}))
+    rows = {r"w(?P<layers>\d)": "<embed >y", "x": ">y /#layers"}
+    with pytest.raises(
+        ValueError, match=r"number of its layer, /#layers, but is part of the stacks \[\]"
+    ):
+        Axes(rows).layout(shapes({"w0": (3, 2), "x": (2,)}))
 
 
 def test_parts_within_a_flattened_axis():

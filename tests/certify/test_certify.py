@@ -4,16 +4,19 @@ import dataclasses
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.models import transformer
 from lagjax.algebra.axes import Axes
+from lagjax.algebra.kinds import Channels, Experts, Residual, RMSNorm, Units
 from lagjax.certify import blame
-from lagjax.certify.certify import certify
+from lagjax.certify.certify import certify, untold
 from lagjax.growth import width
 from lagjax.growth.depth import Stack
 from lagjax.growth.operator import Grow
+from lagjax.model import Model
 from tests.growth import models
 from tests.growth.test_width import small_config, values
 
@@ -217,6 +220,101 @@ def test_a_tie_that_was_forgotten():
     who, why = blamed(found)
     assert who == {("vocab", "embed")}
     assert "agree once its row is '=vocab >embed'" in why
+
+
+def plain(rows, kinds, shapes, outputs):
+    """A model of matrices, whose outputs are a function of them."""
+
+    def init(key):
+        keys = jax.random.split(key, len(shapes))
+        return {n: jax.random.normal(k, shapes[n]) for n, k in zip(sorted(shapes), keys)}
+
+    return Model(init, None, Axes(rows, kinds), lambda params, batch: outputs(params))
+
+
+def cause(operator, small, large):
+    """What the experiments say, from parameters drawn at random."""
+    params = small.init(KEY)
+    plan = operator.plan(KEY, small.layout(), large.layout())
+    assert plan.exact_by_table
+    (one,) = untold(operator, plan, small, large, params, np.zeros(()), KEY)
+    grown = operator(KEY, params, small.axes, large)
+    return (one.axis, one.leaf, one.why), list(blame.broken(plan, params, grown))
+
+
+X = np.random.default_rng(5).normal(size=(8, 4)).astype(np.float32)
+
+
+def test_experts_of_whom_as_few_are_taken_as_before():
+    rows = {"gate": "<x >experts", "w": "experts <x >y"}
+    kinds = {"x": Channels(), "y": Channels(), "experts": Experts(top=2)}
+
+    def outputs(params):
+        logits, chosen = jax.lax.top_k(X @ params["gate"], 2)
+        each = jnp.einsum("nx,nexy->ney", X, params["w"][chosen])
+        return jnp.einsum("ne,ney->ny", jax.nn.softmax(logits), each)
+
+    small, large = (plain(rows, kinds, {"gate": (4, n), "w": (n, 4, 3)}, outputs) for n in (3, 6))
+    (axis, leaf, why), _ = cause(Grow(width={"experts": width.Tile()}), small, large)
+    assert (axis, leaf) == ("experts", None)
+    assert (
+        why
+        == "the large model must have top × 2 (experts): outputs agree once its entries are alike"
+    )
+
+
+def test_fresh_layers_may_hold_anything():
+    rows = {"in": "<x >embed", "norm": "#layers 1+embed", "up": "#layers <embed >mlp"}
+    axes = Axes(
+        rows | {"down": "#layers <mlp >embed+", "out": "<embed >y"},
+        {"embed": Residual(RMSNorm()), "mlp": Units("relu"), "x": Channels(), "y": Channels()},
+    )
+
+    def sown(layers, embed, mlp, seed):
+        shapes = {"in": (4, embed), "norm": (layers, embed), "up": (layers, embed, mlp)}
+        shapes |= {"down": (layers, mlp, embed), "out": (embed, 3)}
+        draw = np.random.default_rng(seed)
+        return {n: jnp.asarray(draw.normal(size=x), jnp.float32) for n, x in shapes.items()}
+
+    small, fresh = sown(2, 4, 5, 0), sown(3, 8, 10, 1)
+    operator = Grow(depth="0 new* 1", width={"embed": width.ZeroPad(), "mlp": width.Tile()})
+    plan = operator.plan(KEY, axes.layout(small), axes.layout(fresh))
+    grown = plan.params(small, fresh)
+    assert plan.exact_by_table
+    assert not list(blame.broken(plan, small, grown))
+    wrong = grown | {"up": grown["up"] * jnp.array([1.0, 1.0, 2.0])[:, None, None]}
+    assert {one.leaf for one in blame.broken(plan, small, wrong)} == {"up"}
+
+
+def test_what_no_reading_mends_is_not_found():
+    rows, kinds = {"up": "<x >mlp", "down": "<mlp >y"}, {"mlp": Units("relu")}
+
+    def outputs(size):
+        # Of the large model's own: no table and no axis has to do with it.
+        return lambda p: jax.nn.relu(X @ p["up"]) @ p["down"] + (size - 5)
+
+    small, large = (plain(rows, kinds, {"up": (4, n), "down": (n, 3)}, outputs(n)) for n in (5, 10))
+    (axis, _, why), _ = cause(Grow(width={"mlp": width.Tile()}), small, large)
+    assert axis == "*"
+    assert why.startswith("not found")
+
+
+def test_a_scale_stored_as_a_distance_is_not_blamed_for_an_epsilon():
+    rows = {"in": "<x >embed", "norm": "1+embed", "out": "<embed >y"}
+    kinds = {"embed": Residual(RMSNorm()), "x": Channels(), "y": Channels()}
+
+    def outputs(p):
+        h = X @ p["in"]
+        h = h * jax.lax.rsqrt(jnp.mean(h * h, -1, keepdims=True) + 1.0)
+        return (h * (1 + p["norm"])[None]) @ p["out"]
+
+    small, large = (
+        plain(rows, kinds, {"in": (4, n), "norm": (n,), "out": (n, 3)}, outputs) for n in (4, 8)
+    )
+    (axis, leaf, why), mistakes = cause(Grow(width={"embed": width.ZeroPad()}), small, large)
+    assert not mistakes
+    assert (axis, leaf) == ("embed", None)
+    assert "must have epsilon × 0.5" in why
 
 
 def test_what_a_certificate_needs():
