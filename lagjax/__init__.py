@@ -17,6 +17,7 @@ from lagjax.algebra.kinds import (
     RMSNorm,
     Units,
 )
+from lagjax.averages import Ema, Tail
 from lagjax.certify.certify import Certificate, certify
 from lagjax.engine import Engine, Trained, from_loss
 from lagjax.evidence import Evidence
@@ -29,19 +30,21 @@ from lagjax.growth.operator import FromScratch, Grow, Same
 from lagjax.model import Model
 from lagjax.optimizer.rules import grown_by
 from lagjax.runs import load, run, train
-from lagjax.select.decision import Add, Decision, Probe, decide
+from lagjax.select.decision import Add, Anneal, Decision, Probe, decide
 from lagjax.select.fixed import FixedLag
 from lagjax.state import scale_by_growth
 from lagjax.task import Candidate, Task, Transfer
 
 __all__ = [
     "Add",
+    "Anneal",
     "Axes",
     "Candidate",
     "Certificate",
     "Channels",
     "Decision",
     "Dot",
+    "Ema",
     "Engine",
     "Evidence",
     "Experts",
@@ -57,6 +60,7 @@ __all__ = [
     "RMSNorm",
     "Residual",
     "Same",
+    "Tail",
     "Task",
     "Trained",
     "Transfer",

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from lagjax import arguments
+from lagjax import arguments, averages
 from lagjax.algebra.axes import Axes
 from lagjax.algebra.layout import Params, flatten
 from lagjax.arguments import inside, whole
@@ -18,7 +18,7 @@ from lagjax.evidence import Evidence
 from lagjax.initial import Group
 from lagjax.jobs import SOURCE
 from lagjax.model import Batch
-from lagjax.select.decision import Add, Answer, Decision, Policy, Probe
+from lagjax.select.decision import Add, Anneal, Answer, Decision, Policy, Probe
 from lagjax.store.checkpoints import KEPT, Checkpoints, nested
 from lagjax.task import Candidate, Task, Transfer
 
@@ -59,6 +59,7 @@ def checked(task: Task, pool: Sequence[Candidate]) -> Task:
         seeds=whole(task.seeds, "the task's seeds"),
         seed=whole(task.seed, "the task's seed", least=None),
     )
+    averages.check(task.averages)
     _check_transfer("the task", task.transfer, task)
     for candidate in pool:
         if candidate.transfer is not None:
@@ -174,10 +175,22 @@ def check_answer(policy: object, answer: Answer, evidence: Evidence) -> None:
                 f"asks for {steps} and {before}: it would ask for ever; let it ask for a later "
                 "step or answer decide(evidence)"
             )
+    elif isinstance(answer, Anneal):
+        try:
+            share = arguments.real(answer.share, "the share of an annealing")
+            steps = answer.steps(evidence)
+        except ValueError as error:
+            raise refuse(str(error)) from None
+        if not 0 < share or not steps:
+            raise refuse(
+                f"answers {answer}; expected a share above 0, and candidates that have been trained"
+            )
+        if again := [name for name in steps if evidence.annealed(name, evidence.reached(name))]:
+            raise refuse(f"anneals {again} where it has seen them annealed; it would ask for ever")
     else:
         raise refuse(
-            f"answers {answer!r}; expected Probe(until), Add(candidates) or a Decision, as "
-            "decide(evidence) makes one"
+            f"answers {answer!r}; expected Probe(until), Anneal(), Add(candidates) or a Decision, "
+            "as decide(evidence) makes one"
         )
 
 

@@ -50,8 +50,10 @@ def _reference(store: Store, evidence: Evidence) -> tuple[str, float] | None:
     if trained and trained.get("valid") == task["valid"] and trained["steps"] == task["step"]:
         for line in store.curves:
             if line["candidate"] == SOURCE and line["step"] == task["step"]:
+                # On those shards that the candidates were evaluated on.
                 counts = evidence.counts / evidence.counts.sum()
-                return "the small model ended", float(np.dot(line["valid_loss_shards"], counts))
+                shards = line["valid_loss_shards"][: len(counts)]
+                return "the small model ended", float(np.dot(shards, counts))
     for name, known in evidence.known.items():
         loss = evidence.loss(name, 0)
         if isinstance(known.candidate.operator, Same) and loss is not None:

@@ -21,6 +21,13 @@ reading, such as a learning rate: it is recorded as it stands, everything else a
 number x, but for the loss, counts as (x, 1)."""
 
 
+class Averaged(NamedTuple):
+    """Running averages of a model's parameters, and of what floats in its collections."""
+
+    params: Params
+    collections: Mapping[str, Any] = {}
+
+
 class Trained(NamedTuple):
     """A model that has been trained: what a search takes in and gives out. A pytree of arrays and
     nothing else.
@@ -33,6 +40,8 @@ class Trained(NamedTuple):
             one that mirrors a parameter grows as it does.
         step: steps made, as schedules count them.
         position: batches seen: a trial with seed s goes on with `batch(s, position)`.
+        averages: name → averages that were kept of it (`Task.averages`). They are not grown: a
+            grown model begins its own.
     """
 
     params: Params
@@ -40,6 +49,7 @@ class Trained(NamedTuple):
     collections: Mapping[str, Any] = {}
     step: jax.Array | int = 0
     position: jax.Array | int = 0
+    averages: Mapping[str, Averaged] = {}
 
 
 class Engine(NamedTuple):
@@ -166,16 +176,21 @@ class Parts:
     Args:
         engine: what trains.
         like: the shapes of a state.
+
+    Attributes:
+        places: for each array of the trained model which one of the state it is; -1 where it is
+            computed.
     """
+
+    places: Trained
 
     def __init__(self, engine: Engine, like: State) -> None:
         closed, self._shape = jax.make_jaxpr(engine.trained, return_shape=True)(like)
-        places = {var: index for index, var in enumerate(closed.jaxpr.invars)}
-        # For each array of the trained model the one of the state that it is; None where it is
-        # computed.
+        given = {var: index for index, var in enumerate(closed.jaxpr.invars)}
         self._passed = [
-            places.get(var) if isinstance(var, Var) else None for var in closed.jaxpr.outvars
+            given.get(var, -1) if isinstance(var, Var) else -1 for var in closed.jaxpr.outvars
         ]
+        self.places = jax.tree.unflatten(jax.tree.structure(self._shape), self._passed)
         self._engine, self._structure = engine, jax.tree.structure(like)
 
     def apart(self, state: State) -> tuple[Trained, dict[str, Any]]:
@@ -184,7 +199,7 @@ class Parts:
         abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
         made, structure = jax.tree.flatten(self._shape if abstract else self._engine.trained(state))
         trained = [
-            leaf if at is None else leaves[at] for at, leaf in zip(self._passed, made, strict=True)
+            leaf if at < 0 else leaves[at] for at, leaf in zip(self._passed, made, strict=True)
         ]
         rest = {str(at): leaf for at, leaf in enumerate(leaves) if at not in self._passed}
         return jax.tree.unflatten(structure, trained), rest
@@ -193,6 +208,6 @@ class Parts:
         """The state that was cut."""
         found = {int(at): leaf for at, leaf in rest.items()}
         for at, leaf in zip(self._passed, jax.tree.leaves(trained), strict=True):
-            if at is not None:
+            if at >= 0:
                 found[at] = leaf
         return jax.tree.unflatten(self._structure, [found[at] for at in sorted(found)])

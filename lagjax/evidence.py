@@ -4,8 +4,9 @@ Cut there, because a resumed run must see what it saw: a record may go further t
 far.
 """
 
+import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lagjax.analysis.margin import Margin, margin, steps_margin
-from lagjax.jobs import Line, Trial
+from lagjax.jobs import ANNEAL, RAW, Line, Trial, evaluated
 from lagjax.store.directory import Store
 from lagjax.task import Candidate, Task
 
@@ -54,12 +55,17 @@ class Evidence:
     """All that was measured up to what was asked for: a function of the record and of the answers
     so far.
 
+    Losses are of the weights that are named: "raw", themselves; a name of the task's averages; or
+    "anneal", those of a copy that was annealed at the step.
+
     Attributes:
         known: name → what is known of a candidate, in the pool's order.
         asked: name → the step that it was last asked to be probed to; a candidate that was not
             asked for is absent.
         lines: trial → its evaluations, as in curves.jsonl, without the seconds, which no two runs
             share.
+        anneals: trial → those of its annealed copies.
+        averages: names of the task's averages.
         train: trial → the training loss of every step, `[steps]`.
         counts: what each validation shard's loss was divided by, `[shards]`.
         horizon: the task's.
@@ -77,12 +83,24 @@ class Evidence:
     seeds: int
     additions: int
     spent: float
+    anneals: Mapping[Trial, Sequence[Line]] = dataclasses.field(default_factory=dict)
+    averages: tuple[str, ...] = ()
 
     @classmethod
     def nothing(cls, known: Mapping[str, Known], task: Task) -> "Evidence":
         """What a policy sees before anything was measured."""
         counts = np.ones(len(task.valid))
-        return cls(known, {}, {}, {}, counts, task.horizon, task.seeds, 0, 0.0)
+        averages = (*task.averages,)
+        return cls(known, {}, {}, {}, counts, task.horizon, task.seeds, 0, 0.0, {}, averages)
+
+    def check_weights(self, weights: str) -> None:
+        """Raises ValueError for weights that this run does not evaluate."""
+        there = (RAW, *self.averages, ANNEAL)
+        if weights not in there:
+            raise ValueError(
+                f"there are no weights {weights!r}; there are {list(there)}: give one of them, or "
+                "keep the average, Task(averages={name: lagjax.Ema(half_life=1 / 64)})"
+            )
 
     def reached(self, name: str) -> int:
         """The step to which a candidate was probed, whether or not it failed before; -1 where it
@@ -96,59 +114,80 @@ class Evidence:
         return max(self.asked.values(), default=0)
 
     @functools.cached_property
-    def _at(self) -> dict[tuple[str, int], list[Line | None]]:
-        found: dict[tuple[str, int], list[Line | None]] = {}
-        for trial, lines in self.lines.items():
-            for line in lines:
-                each = found.setdefault((trial.candidate, line["step"]), [None] * self.seeds)
-                each[trial.seed] = line
+    def _at(self) -> dict[tuple[str, int, str], list[Line | None]]:
+        found: dict[tuple[str, int, str], list[Line | None]] = {}
+        for own, trial, line in [
+            (own, trial, line)
+            for own, trials in ((RAW, self.lines), (ANNEAL, self.anneals))
+            for trial, lines in trials.items()
+            for line in lines
+        ]:
+            for weights, read in {own: line, **(line.get("averages") or {})}.items():
+                at = trial.candidate, line["step"], weights
+                told = {**read, "status": line["status"]}
+                found.setdefault(at, [None] * self.seeds)[trial.seed] = told
         return found
 
-    def steps(self, name: str) -> tuple[int, ...]:
+    def steps(self, name: str, weights: str = RAW) -> tuple[int, ...]:
         """The steps at which a candidate was evaluated with every seed."""
         return tuple(
             sorted(
-                step for (one, step), found in self._at.items() if one == name and None not in found
+                step
+                for (one, step, which), found in self._at.items()
+                if (one, which) == (name, weights) and None not in found
             )
         )
 
-    def shards(self, name: str, step: int) -> NDArray[np.float64] | None:
+    def shards(self, name: str, step: int, weights: str = RAW) -> NDArray[np.float64] | None:
         """Validation losses `[seeds, shards]` at a step, NaN where they are not finite; None where
-        it was not evaluated there.
+        it was not evaluated there. Shards are counted from the first on: all candidates of a step
+        are evaluated on the same ones.
         """
-        lines = self._at.get((name, step), [None])
+        lines = self._at.get((name, step, weights), [None])
         if any(line is None for line in lines):
             return None
-        return np.array([line["valid_loss_shards"] for line in lines if line], np.float64)
+        found = [line["valid_loss_shards"] for line in lines if line]
+        fewest = min(map(len, found))
+        return np.array([shards[:fewest] for shards in found], np.float64)
 
-    def loss(self, name: str, step: int) -> float | None:
+    def annealed(self, name: str, step: int) -> bool:
+        """Whether copies of a candidate were annealed at a step."""
+        return (name, step, ANNEAL) in self._at
+
+    def loss(self, name: str, step: int, weights: str = RAW) -> float | None:
         """The validation loss at a step, the mean over seeds; None where it is not finite or was
         not measured.
         """
-        shards = self.shards(name, step)
-        lines = self._at.get((name, step), ())
+        shards = self.shards(name, step, weights)
+        lines = self._at.get((name, step, weights), ())
         if shards is None or any(line and line["status"] != "ok" for line in lines):
             return None
-        return float((shards * (self.counts / self.counts.sum())).sum(axis=-1).mean())
+        counts = self.counts[: shards.shape[1]]
+        found = float((shards * (counts / counts.sum())).sum(axis=-1).mean())
+        # An average may overflow where the weights do not.
+        return found if np.isfinite(found) else None
 
-    def losses(self, step: int) -> dict[str, float | None]:
+    def losses(self, step: int, weights: str = RAW) -> dict[str, float | None]:
         """Name → loss at a step."""
-        return {name: self.loss(name, step) for name in self.known}
+        return {name: self.loss(name, step, weights) for name in self.known}
 
-    def last(self, name: str) -> float | None:
+    def last(self, name: str, weights: str = RAW) -> float | None:
         """The loss where a candidate was last probed to."""
-        return self.loss(name, self.reached(name))
+        return self.loss(name, self.reached(name), weights)
 
-    def ranking(self, step: int | None = None) -> tuple[str, ...]:
+    def ranking(self, step: int | None = None, weights: str = RAW) -> tuple[str, ...]:
         """Those that may win and were measured at a step, by default each at its own last; lowest
         loss first.
         """
         names = [name for name, known in self.known.items() if known.able]
-        found = {name: self.last(name) if step is None else self.loss(name, step) for name in names}
+        found = {
+            name: self.loss(name, self.reached(name) if step is None else step, weights)
+            for name in names
+        }
         finite = {name: loss for name, loss in found.items() if loss is not None}
         return tuple(sorted(finite, key=lambda name: finite[name]))
 
-    def margin(self, one: str, other: str, step: int | None = None) -> Margin:
+    def margin(self, one: str, other: str, step: int | None = None, weights: str = RAW) -> Margin:
         """How much lower the validation loss of `one` is than that of `other`, paired by seed and
         shard.
 
@@ -156,15 +195,18 @@ class Evidence:
         measured there.
         """
         pair = [
-            self.shards(name, self.reached(name) if step is None else step) for name in (one, other)
+            self.shards(name, self.reached(name) if step is None else step, weights)
+            for name in (one, other)
         ]
         if pair[0] is None or pair[1] is None:
             where = "at the last of each" if step is None else f"at step {step}"
             raise ValueError(
-                f"{one!r} was evaluated at the steps {self.steps(one)}, {other!r} at "
-                f"{self.steps(other)}; a margin {where} needs both there"
+                f"the weights {weights!r} of {one!r} were evaluated at the steps "
+                f"{self.steps(one, weights)}, those of {other!r} at "
+                f"{self.steps(other, weights)}; a margin {where} needs both there"
             )
-        return margin(pair[0], pair[1], self.counts)
+        fewest = min(shards.shape[1] for shards in (pair[0], pair[1]))
+        return margin(pair[0][:, :fewest], pair[1][:, :fewest], self.counts[:fewest])
 
     def train_margin(self, one: str, other: str, start: int, stop: int) -> Margin:
         """How much lower the training loss of `one` is than that of `other` over the steps from
@@ -206,6 +248,7 @@ def gather(
     store: Store,
     known: Mapping[str, Known],
     asked: Mapping[str, int],
+    annealed: Collection[tuple[str, int]],
     additions: int,
     task: Task,
     fits: float,
@@ -216,11 +259,12 @@ def gather(
         store: the run directory.
         known: what is known of all candidates before they are trained.
         asked: name → step, of those that were probed.
+        annealed: name and step, where copies were annealed.
         additions: how often the policy has added candidates.
         task: its horizon and seeds.
         fits: FLOPs of making operators and of measuring moments.
     """
-    lines, train, known, spent = {}, {}, dict(known), fits
+    lines, anneals, train, known, spent = {}, {}, {}, dict(known), fits
     for name, until in asked.items():
         for trial in (Trial(name, seed) for seed in range(task.seeds)):
             lines[trial] = [
@@ -228,14 +272,31 @@ def gather(
                 for line in store.curves.of(trial)
                 if line["step"] <= until
             ]
+            anneals[trial] = [
+                line for line in store.curves.annealed(trial) if (name, line["step"]) in annealed
+            ]
             train[trial] = store.losses.of(trial)[:until]
             spent += len(train[trial]) * known[name].step_flops
-            spent += len(lines[trial]) * known[name].evaluation_flops
+            spent += sum(line["flops"] for line in anneals[trial])
+            for line in (*lines[trial], *anneals[trial]):
+                spent += evaluated(line) / len(task.valid) * known[name].evaluation_flops
             last = lines[trial][-1]["status"]
             if last != "ok" and known[name].status == "ok":
                 seed = f" with seed {trial.seed}" if task.seeds > 1 else ""
                 known[name] = known[name]._replace(status=last + seed)
     counts = np.array(store.config.get("shard_tokens", [1.0] * len(task.valid)), np.float64)
+    # No further than a policy of before could see.
+    seen = [len(line["valid_loss_shards"]) for each in lines.values() for line in each]
     return Evidence(
-        known, dict(asked), lines, train, counts, task.horizon, task.seeds, additions, spent
+        known,
+        dict(asked),
+        lines,
+        train,
+        counts[: max(seen, default=len(counts))],
+        task.horizon,
+        task.seeds,
+        additions,
+        spent,
+        anneals,
+        (*task.averages,),
     )

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lagjax import state
+from lagjax import annealing, state
+from lagjax.averages import Averager
 from lagjax.engine import Engine, Parts, State, Trained
 from lagjax.jobs import Trial
 from lagjax.mesh import DATA, Placement
@@ -105,7 +106,8 @@ class Group:
 
     Attributes:
         target: the large model.
-        engine: its training loop.
+        engine: its training loop, which keeps the task's averages.
+        averager: puts an average in place of a state's weights.
         like: the shapes of a trial's state.
         costs: FLOPs of a step and of an evaluation.
         shards: the validation shards, `[shards, ...]`.
@@ -118,11 +120,13 @@ class Group:
         self, task: Task, first: Candidate, shards: Batch, placement: Placement | None
     ) -> None:
         self.task, self.target, self.shards, self.placement = task, first.target, shards, placement
-        self.engine = task.engine(first.target, task.tx)
+        self.averager = Averager(task.engine(first.target, task.tx), task.averages, task.horizon)
+        self.engine = self.averager.engine
         self.like = self.shapes(first)
         self.batch = jax.tree.map(abstract, task.batch(0, int(task.source.position)))
         measured(self.engine, self.like, self.batch, task.valid[0])
         self._programs: dict[int, Program] = {}
+        self._annealers: dict[int, Program] = {}
         self._growers: dict[str, Any] = {}
 
     @functools.cached_property
@@ -142,14 +146,24 @@ class Group:
     def program(self, at_once: int) -> Program:
         """The compiled functions for so many trials at once."""
         if at_once not in self._programs:
-            orders = self.task.seeds if at_once > 1 else 1
-            batches = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct((orders, LENGTH, *x.shape), x.dtype), self.batch
-            )
-            self._programs[at_once] = program(
-                self.engine, self.like, batches, self.shards, at_once, LENGTH, self.placement
-            )
+            self._programs[at_once] = self._program(self.engine, self.like, at_once)
         return self._programs[at_once]
+
+    def annealer(self, at_once: int) -> Program:
+        """The compiled functions of an annealing of so many trials at once, `annealing`."""
+        if at_once not in self._annealers:
+            inner = self.averager.inner(self.like)
+            engine = annealing.annealed(self.averager.given, inner)
+            like = jax.eval_shape(lambda state: annealing.begin(state, 1), inner)
+            self._annealers[at_once] = self._program(engine, like, at_once)
+        return self._annealers[at_once]
+
+    def _program(self, engine: Engine, like: State, at_once: int) -> Program:
+        orders = self.task.seeds if at_once > 1 else 1
+        batches = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((orders, LENGTH, *x.shape), x.dtype), self.batch
+        )
+        return program(engine, like, batches, self.shards, at_once, LENGTH, self.placement)
 
     def begin(self, candidate: Candidate, key: Key, seed: int) -> State:
         """The state of a candidate right after growing."""

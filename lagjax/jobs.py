@@ -16,6 +16,10 @@ Line: TypeAlias = dict[str, Any]
 
 SOURCE = "source"
 """The small model's name in curves and checkpoints."""
+RAW = "raw"
+"""The weights themselves, beside the averages of them that are evaluated too."""
+ANNEAL = "anneal"
+"""The phase of an annealed copy's evaluation, and the name of its weights."""
 
 
 class Trial(NamedTuple):
@@ -37,6 +41,9 @@ class Job(NamedTuple):
         evaluations: the steps after which to evaluate, ascending; `until` is the last. Those of
             earlier rounds are among them: where checkpoints are damaged, a trial begins before
             them, and its policy has seen them.
+        shards: the validation shards that each of them takes, from the first on; empty where all
+            take all.
+        anneal: steps of an annealing, by copies, after `until`; see `annealing`.
         phase: what curves.jsonl calls the steps of this job: "source", "probe" or "continue".
         probed: the step up to which the trials were probed before: the phase up to there is
             "probe".
@@ -48,6 +55,12 @@ class Job(NamedTuple):
     evaluations: tuple[int, ...]
     phase: str
     probed: int = -1
+    shards: tuple[int, ...] = ()
+    anneal: int = 0
+
+    def shards_at(self, step: int) -> int | None:
+        """How many validation shards the evaluation at a step takes; None for all."""
+        return self.shards[self.evaluations.index(step)] if self.shards else None
 
     def phase_at(self, step: int) -> str:
         """The phase that a step belongs to."""
@@ -113,8 +126,17 @@ Update: TypeAlias = Segment | Advance | Note
 
 
 def evaluation_steps(horizon: int, *more: int, base: int = 4) -> tuple[int, ...]:
-    """The steps after which a run is evaluated: 0, powers of `base` while they are close together,
-    every sixteenth of the horizon, its end, and `more`."""
+    """The steps after which a run is evaluated densely: 0, powers of `base` while they are close
+    together, every sixteenth of the horizon, its end, and `more`."""
     every = max(1, horizon // 16)
     powers = {base**power for power in range(every.bit_length()) if base**power < every}
     return tuple(sorted({0, *powers, *range(every, horizon, every), horizon, *more}))
+
+
+def evaluated(line: Line) -> int:
+    """How many evaluations of a validation shard a line took: right after growing, averages are
+    the weights themselves.
+    """
+    weights = 1 + len(line.get("averages") or ()) * (line["step"] > 0)
+    shards: list[float | None] = line["valid_loss_shards"]
+    return int(len(shards) * weights)

@@ -55,7 +55,8 @@ class Program(NamedTuple):
             of one order for one trial; `order` says which data order a trial follows; the buffer,
             `[length, metrics, 2]`, has the sum and the count of each step's metrics, 0 beyond
             `steps`. The state's memory is taken over.
-        evaluate: `(state, shards)` → name → sums and counts, `[shards]` each.
+        evaluate: `(state, shards, count)` → name → sums and counts, `[shards]` each; only the first
+            `count` shards are evaluated, the others have 0.
         bytes: the memory that one call of `advance` takes on each device, arguments and
             temporaries.
         place: puts states, at most `at_once`, where `advance` wants them.
@@ -66,7 +67,7 @@ class Program(NamedTuple):
     length: int
     metrics: tuple[str, ...]
     advance: Callable[..., tuple[State, jax.Array]]
-    evaluate: Callable[[State, Batch], dict[str, tuple[jax.Array, jax.Array]]]
+    evaluate: Callable[[State, Batch, np.int32], dict[str, tuple[jax.Array, jax.Array]]]
     bytes: int
     place: Callable[[Sequence[State]], State]
 
@@ -140,18 +141,26 @@ def program(
         advanced: tuple[State, jax.Array] = jax.lax.fori_loop(0, steps, body, (state, buffer))
         return advanced
 
-    def evaluate(state: State, shards: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
-        found: dict[str, tuple[jax.Array, jax.Array]] = jax.lax.map(
-            lambda shard: float32(engine.evaluate(state, shard)), shards
-        )
-        return found
+    def evaluate(
+        state: State, shards: Batch, count: jax.Array
+    ) -> dict[str, tuple[jax.Array, jax.Array]]:
+        def at(index: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+            return float32(engine.evaluate(state, jax.tree.map(lambda x: x[index], shards)))
+
+        def body(index: jax.Array, found: State) -> State:
+            return jax.tree.map(lambda all_, one: all_.at[index].set(one), found, at(index))
+
+        size = len(jax.tree.leaves(shards)[0])
+        empty = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), jax.eval_shape(at, 0))
+        measured: dict[str, tuple[jax.Array, jax.Array]] = jax.lax.fori_loop(0, count, body, empty)
+        return measured
 
     order = steps = jax.ShapeDtypeStruct((), jnp.int32)
     like, several = state, at_once > 1
     if several:
         axis = CANDIDATES if placement else None
         advance = jax.vmap(advance, in_axes=(0, None, 0, None), spmd_axis_name=axis)
-        evaluate = jax.vmap(evaluate, in_axes=(0, None), spmd_axis_name=axis)
+        evaluate = jax.vmap(evaluate, in_axes=(0, None, None), spmd_axis_name=axis)
         state, order = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((at_once, *x.shape), x.dtype), (state, order)
         )
@@ -168,7 +177,7 @@ def program(
             "out_shardings": (state_at, each),
         }
         into_evaluate = {
-            "in_shardings": (state_at, placement.rows(shards, axes, 1)),
+            "in_shardings": (state_at, placement.rows(shards, axes, 1), placement.whole()),
             "out_shardings": each,
         }
         like = jax.tree.map(
@@ -182,7 +191,7 @@ def program(
     )
     memory = compiled.memory_analysis()
     size = memory.argument_size_in_bytes + memory.temp_size_in_bytes if memory is not None else 0
-    evaluator = jax.jit(evaluate, **into_evaluate).lower(state, shards).compile()
+    evaluator = jax.jit(evaluate, **into_evaluate).lower(state, shards, steps).compile()
     return Program(
         at_once,
         like,

@@ -15,8 +15,8 @@ import jax
 import optax
 
 from lagjax import arguments as given
-from lagjax import checks, identity, report
-from lagjax.engine import Engine, Trained, from_loss
+from lagjax import averages, checks, identity, report
+from lagjax.engine import Averaged, Engine, Trained, from_loss
 from lagjax.evidence import Evidence, Known
 from lagjax.executors.serial import SERIAL
 from lagjax.executors.workload import Executor, Workload
@@ -99,15 +99,17 @@ def run(
         candidates_at_once = given.whole(candidates_at_once, "candidates_at_once")
     checkpoint_seconds = given.real(checkpoint_seconds, "checkpoint_seconds")
     task = checks.checked(task, pool)
-    task = task._replace(batch=Feed(task.batch))
+    # Averages are not grown.
+    source = task.source._replace(averages={})
+    task = task._replace(batch=Feed(task.batch), source=source)
     placed = placement(mesh, fully_sharded)
     progress, checkpoints = progress or Display(), root / "checkpoints"
 
     def key(trial: Trial) -> Key:
         return trial_key(task.seed, trial)
 
-    shards, source = checks.shards(task.valid), digest(task.source.params)
-    work = Workload(task, {}, {}, key, shards, placed, checkpoints, checkpoint_seconds, source)
+    shards, digested = checks.shards(task.valid), digest(task.source.params)
+    work = Workload(task, {}, {}, key, shards, placed, checkpoints, checkpoint_seconds, digested)
     known = work.join(pool)
     # Asked before anything is written, so that a policy that does not fit leaves nothing behind.
     nothing = Evidence.nothing(known, task)
@@ -126,8 +128,9 @@ def run(
         identity.check(store, work, known)
         sizes = [work.groups[name].state_bytes for name in known for _ in range(task.seeds)]
         checks.check_disk(store.checkpoints, sizes)
-        base = 2 if compare == "all" else 4
-        search = Search(work, store, executor, progress, known, candidates_at_once, base, {})
+        search = Search(
+            work, store, executor, progress, known, candidates_at_once, compare == "all", {}, set()
+        )
         decision, evidence = choose(search, policy)
         decision = decision._replace(ledger=cost(search, evidence, decision))
         text = json.dumps(decision.as_json(), indent=1, allow_nan=False) + "\n"
@@ -160,6 +163,7 @@ def _configuration(work: Workload, known: Mapping[str, Known]) -> dict[str, obje
             "position": position,
             "data": digest(data),
             "valid": digest(list(task.valid)),
+            "averages": averages.described(task.averages, task.horizon),
             "unit": next(iter(work.groups.values())).engine.unit,
         },
         "pool": [work.entry(each) for each in known.values()],
@@ -240,7 +244,7 @@ def train(
         store.configure({**sections, **environment()}, ENVIRONMENT)
         identity.check(store, work, [SOURCE])
         checks.check_disk(store.checkpoints, [group.state_bytes])
-        search = Search(work, store, executor, progress, {}, 1, 4, {})
+        search = Search(work, store, executor, progress, {}, 1, True, {}, set())
         store.rewind(trial, steps)
         carry_out(search, [Job((trial,), 1, steps, evaluation_steps(steps), "source")])
         if (line := store.curves.of(trial)[-1])["status"] != "ok":
@@ -260,6 +264,7 @@ def load(
     candidate: str | None = None,
     seed: int = 0,
     step: int | None = None,
+    average: str | None = None,
 ) -> Trained:
     """A trained model of a run: by default the winner at its latest checkpoint.
 
@@ -272,6 +277,7 @@ def load(
         candidate: another's name; "source" is the small model.
         seed: of the trial.
         step: of the checkpoint.
+        average: a name of the task's averages: then parameters and collections are its.
 
     Raises:
         ValueError: where the run has not decided, there is no such checkpoint (with those that are
@@ -292,16 +298,26 @@ def load(
     step = checkpointed(root, trial, step)
     with contextlib.closing(Checkpoints(root / "checkpoints")) as checkpoints:
         found, _ = checkpoints.read(trial, step)
-    found = {"opt_state": None, "collections": {}, **found}
+    found = {"opt_state": None, "collections": {}, "averages": {}, **found}
+    if average is not None:
+        if average not in found["averages"]:
+            raise ValueError(
+                f"{root} keeps no average {average!r} of candidate {candidate!r}; it keeps "
+                f"{sorted(found['averages'])}: Task(averages=...) says which"
+            )
+        found |= {"collections": {}, **found["averages"][average]}
     whose = f"candidate {candidate!r} of {root}"
     if like is not None:
         shapes = jax.eval_shape(like.init, jax.random.key(0))
         remedy = "the model that it was grown into"
         checks.check_like(found["params"], shapes, whose, "like", remedy)
         found["params"] = filled(shapes, found["params"])
+        for name, one in found["averages"].items():
+            found["averages"][name] = one | {"params": filled(shapes, one["params"])}
     if tx is not None:
         shapes = jax.eval_shape(tx.init, found["params"])
         remedy = "the optimizer that trained it, or leave it out"
         checks.check_like(found["opt_state"], shapes, whose, "tx", remedy)
         found["opt_state"] = filled(shapes, found["opt_state"])
+    found["averages"] = {name: Averaged(**one) for name, one in found["averages"].items()}
     return Trained(**found)

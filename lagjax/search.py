@@ -2,7 +2,6 @@
 until it decides.
 """
 
-import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,13 +11,17 @@ from lagjax.analysis.ledger import Ledger, ledger
 from lagjax.evidence import Evidence, Known, gather
 from lagjax.executors.workload import Executor, Workload
 from lagjax.initial import Group
-from lagjax.jobs import Job, Json, Note, Segment, Trial, evaluation_steps
+from lagjax.jobs import Job, Json, Note, Segment, Trial, evaluated, evaluation_steps
 from lagjax.progress import Meter, Progress
-from lagjax.select.decision import Add, Answer, Decision, Policy, Probe, start_choice
+from lagjax.select.decision import Add, Anneal, Answer, Decision, Policy, Probe, start_choice
 from lagjax.store.directory import Store
 
 ALL = 2**62
 """A step after any other."""
+SHARE, EARLY_SHARE = 0.05, 0.1
+"""What evaluations may take of a probe's FLOPs: from a quarter of the horizon on, and before."""
+FEWEST = 2
+"""Shards, so that there is an interval."""
 
 
 class Search(NamedTuple):
@@ -31,9 +34,11 @@ class Search(NamedTuple):
         progress: what is shown.
         known: name → what is known of a candidate; becomes more as the policy adds some.
         at_once: how many trials run at once; None where that is measured.
-        base: how dense evaluations are at first, see `evaluation_steps`.
+        audit: whether evaluations are dense and take all shards; otherwise they are as few as
+            `_evaluations` says.
         asked: name → the steps that a candidate was asked to be probed to, ascending; grows with
             the answers.
+        annealed: name and step, where copies were asked to be annealed; likewise.
     """
 
     work: Workload
@@ -42,8 +47,9 @@ class Search(NamedTuple):
     progress: Progress
     known: dict[str, Known]
     at_once: int | None
-    base: int
+    audit: bool
     asked: dict[str, tuple[int, ...]]
+    annealed: set[tuple[str, int]]
 
     def trials(self, names: Sequence[str] | None = None) -> list[Trial]:
         """Every candidate with every seed, candidates of one seed together."""
@@ -55,7 +61,8 @@ class Search(NamedTuple):
         """What the policy may see."""
         fits = self.work.fits(self.known)
         asked = {name: steps[-1] for name, steps in self.asked.items()}
-        return gather(self.store, self.known, asked, additions, self.work.task, fits)
+        task = self.work.task
+        return gather(self.store, self.known, asked, self.annealed, additions, task, fits)
 
 
 def choose(search: Search, policy: Policy) -> tuple[Decision, Evidence]:
@@ -70,9 +77,13 @@ def choose(search: Search, policy: Policy) -> tuple[Decision, Evidence]:
             identity.check(search.store, search.work, joined)
             search.known.update(joined)
             additions += 1
-        search.store.answer(number, _encoded(answer, search), policy)
+        search.store.answer(number, _encoded(answer, search, evidence), policy)
         if isinstance(answer, Decision):
             return answer, evidence
+        if isinstance(answer, Anneal):
+            steps = answer.steps(evidence)
+            carry_out(search, _annealings(search, steps))
+            search.annealed.update((name, evidence.reached(name)) for name in steps)
         if isinstance(answer, Probe):
             until = answer.steps(tuple(search.known))
             # Who is further already stays there.
@@ -110,9 +121,42 @@ def _jobs(search: Search, until: Mapping[str, int], phase: str = "probe") -> lis
 
 def _job(search: Search, rows: tuple[Trial, ...], at_once: int, until: int, phase: str) -> Job:
     asked = search.asked.get(rows[0].candidate, ())
-    steps = evaluation_steps(search.work.task.horizon, *asked, until, base=search.base)
-    steps = tuple(step for step in steps if step <= until)
-    return Job(rows, at_once, until, steps, phase, max(asked, default=-1))
+    found = _evaluations(search, rows[0].candidate, until, phase)
+    last = max(asked, default=-1)
+    return Job(rows, at_once, until, (*found,), phase, last, (*found.values(),))
+
+
+def _evaluations(search: Search, name: str, until: int, phase: str) -> dict[int, int]:
+    """The steps at which a candidate is evaluated on its way, each with the number of shards.
+
+    In a probe: right after growing and where the policy asked for, on as many shards as `SHARE` of
+    the training's FLOPs pay; the first probe pays for the start as well. What goes on after the
+    decision is watched at every eighth of the horizon.
+    """
+    work, asked = search.work, search.asked.get(name, ())
+    horizon, every = work.task.horizon, len(work.task.valid)
+    if search.audit:
+        steps = evaluation_steps(horizon, *asked, until, base=2)
+        return {step: every for step in steps if step <= until}
+    found, last, shard = {0: every}, 0, search.known[name].evaluation_flops / every
+    for step in asked if phase == "continue" else sorted({*asked, until}):
+        # Right after growing averages are the weights themselves.
+        weights = 1 + len(work.task.averages) + (last == 0)
+        share = SHARE if 4 * step >= horizon else EARLY_SHARE
+        pays = share * (step - last) * search.known[name].step_flops
+        count = int(pays // (weights * shard)) if shard else every
+        found[step] = min(max(count, FEWEST), every)
+        found[0] = found[min(found.keys() - {0})]
+        last = step
+    watched = range(max(1, horizon // 8), until, max(1, horizon // 8))
+    found |= {step: every for step in (*watched, until) if step > last}
+    return found
+
+
+def _annealings(search: Search, steps: Mapping[str, int]) -> list[Job]:
+    """The jobs of annealing copies of candidates, for so many steps each, from where they stand."""
+    until = {name: search.asked[name][-1] for name in steps}
+    return [job._replace(anneal=steps[job.trials[0].candidate]) for job in _jobs(search, until)]
 
 
 def carry_out(search: Search, jobs: Sequence[Job]) -> None:
@@ -123,7 +167,7 @@ def carry_out(search: Search, jobs: Sequence[Job]) -> None:
     meter = Meter(progress)
     todo = []
     for job in jobs:
-        rows = [None if trial and store.reached(trial, job.until) else trial for trial in job.rows]
+        rows = [None if trial and _done(store, job, trial) else trial for trial in job.rows]
         cost = work.groups[job.trials[0].candidate].costs.step
         for trial in job.trials:
             done = max(store.losses.count(trial), 0) if trial in rows else job.until
@@ -133,12 +177,20 @@ def carry_out(search: Search, jobs: Sequence[Job]) -> None:
     for update in search.executor(work, todo):
         if isinstance(update, Segment):
             if update.shard_tokens:
-                store.once(("shard_tokens",), functools.partial(list, update.shard_tokens))
+                store.longest("shard_tokens", update.shard_tokens)
             store.commit(update)
         elif isinstance(update, Note):
             progress.note(update.text)
         else:
             meter.show(update)
+
+
+def _done(store: Store, job: Job, trial: Trial) -> bool:
+    """Whether the record has what a job would bring of a trial."""
+    if not store.reached(trial, job.until):
+        return False
+    annealed = [line["step"] for line in store.curves.annealed(trial)]
+    return not job.anneal or job.until in annealed or store.curves.of(trial)[-1]["status"] != "ok"
 
 
 def go_on(search: Search, decision: Decision, evidence: Evidence, compare: str, keep: str) -> None:
@@ -174,7 +226,10 @@ def cost(search: Search, evidence: Evidence, decision: Decision) -> Ledger:
     losers = evaluations = seconds = 0.0
     for trial, lines in evidence.lines.items():
         known = evidence.known[trial.candidate]
-        evaluations += len(lines) * known.evaluation_flops
+        anneals = evidence.anneals.get(trial, ())
+        shards = sum(evaluated(line) for line in (*lines, *anneals))
+        evaluations += shards / len(search.work.task.valid) * known.evaluation_flops
+        losers += sum(line["flops"] for line in anneals)
         seconds += search.store.curves.of(trial)[len(lines) - 1]["seconds"]
         losers += lines[-1]["flops"] if trial != (decision.winner, 0) else 0
     chosen = evidence.known[decision.winner or next(iter(evidence.known))]
@@ -205,11 +260,13 @@ def _at_once(search: Search, group: Group) -> int:
     return int(found)
 
 
-def _encoded(answer: Answer, search: Search) -> Json:
+def _encoded(answer: Answer, search: Search, evidence: Evidence) -> Json:
     """An answer as rounds.jsonl has it."""
     told: Json = {"answer": type(answer).__name__}
     if isinstance(answer, Probe):
         return told | {"until": answer.steps(tuple(search.known))}
+    if isinstance(answer, Anneal):
+        return told | {"share": answer.share, "steps": answer.steps(evidence)}
     if isinstance(answer, Add):
         names = [candidate.name for candidate in answer.candidates]
         return told | {"candidates": [search.work.entry(search.known[name]) for name in names]}

@@ -2,11 +2,12 @@
 it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import optax
 
+from lagjax.averages import Average
 from lagjax.engine import Engine, Trained, from_loss
 from lagjax.model import Batch, Growth, Model
 
@@ -66,6 +67,8 @@ class Task(NamedTuple):
         seed: makes the fresh layers of this task others than those of another.
         transfer: what becomes of the optimizer's state, where a candidate does not say it.
         engine: `(target, tx)` → its training loop.
+        averages: name → a running average of each trial's weights, which is kept and evaluated
+            beside the weights themselves: a name in the evidence, as `weights="ema"`.
     """
 
     model: Model
@@ -78,6 +81,7 @@ class Task(NamedTuple):
     seed: int = 0
     transfer: Transfer = Transfer()
     engine: Callable[[Model, optax.GradientTransformation | None], Engine] = from_loss
+    averages: Mapping[str, Average] = {}
 
     def transfer_of(self, candidate: Candidate) -> Transfer:
         """The candidate's own, or the task's."""

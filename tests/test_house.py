@@ -18,7 +18,7 @@ ORDER = re.findall(
     r"[\w.]+",
     """
     __main__ __init__
-    runs search claims identity executors.serial executors.worker executors.workload checks initial
+    runs search claims identity executors.serial executors.worker executors.tally executors.workload checks initial
     growth.pools growth.masked growth.gradmax growth.learned growth.leafwise growth.operator
     growth.fusion growth.experts growth.width growth.depth
     certify.certify certify.blame certify.readings
@@ -28,7 +28,7 @@ ORDER = re.findall(
     report.facts
     select.fixed select.decision evidence task
     probe store.directory store.checkpoints store.losses store.curves store.files store.record
-    engine feed model
+    averages annealing engine feed model
     algebra.provenance algebra.plan algebra.fit algebra.proof algebra.words algebra.pieces
     algebra.axes algebra.layout algebra.kinds algebra.uses algebra.notation algebra.maps
     analysis.audit analysis.transition analysis.margin analysis.agreement analysis.ledger

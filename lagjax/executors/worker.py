@@ -3,76 +3,23 @@
 It adds checkpoints and says what it measured; it never writes the record and removes nothing.
 """
 
-import dataclasses
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from lagjax import annealing
 from lagjax.engine import State
+from lagjax.executors.tally import Tally, losses_of, reading
 from lagjax.executors.workload import Workload
 from lagjax.fingerprint import versions
 from lagjax.initial import Group, first_step, operator_key
-from lagjax.jobs import Advance, Job, Json, Line, Note, Segment, Trial, Update
+from lagjax.jobs import ANNEAL, RAW, Advance, Job, Json, Note, Segment, Trial, Update
 from lagjax.probe import Program, steps_of, unstack
 from lagjax.store import record
 from lagjax.store.checkpoints import Checkpoints, Damaged
-
-
-@dataclasses.dataclass
-class Tally:
-    """What a trial has measured since its last evaluation, and what it has taken in all; saved with
-    its checkpoints.
-
-    Attributes:
-        growth: its growth record, with the versions that it was grown with; None where no record
-            can hold the operator.
-        sums: metric → sum and count since the last evaluation; the last reading, where the count is
-            0.
-        tokens: that it was trained on.
-        seconds: of training and evaluation.
-        failed_at: the first step whose loss was not finite, or -1.
-        losses: of the steps since the last checkpoint.
-        lines: of the evaluations since the last checkpoint.
-        over: whether its curve has ended in a failure.
-        latest: its last evaluation since the job began.
-    """
-
-    growth: Json | None
-    sums: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
-    tokens: float = 0.0
-    seconds: float = 0.0
-    failed_at: int = -1
-    losses: list[np.float32] = dataclasses.field(default_factory=list)
-    lines: list[Line] = dataclasses.field(default_factory=list)
-    over: bool = False
-    latest: Line | None = None
-
-    SAVED: ClassVar = ("growth", "sums", "tokens", "seconds", "failed_at")
-
-    def add(self, names: Sequence[str], buffer: NDArray[np.float32], step: int) -> None:
-        """Takes in the metrics of some steps, `[steps, metrics, 2]`; `step` were made before
-        them.
-        """
-        # One after another, so that sums do not depend on where a call ends.
-        for index, row in enumerate(buffer):
-            for name, (total, count) in zip(names, row):
-                before = self.sums.get(name, (0.0, 0.0)) if count else (0.0, 0.0)
-                self.sums[name] = before[0] + float(total), before[1] + float(count)
-            total, count = row[names.index("loss")]
-            self.losses.append(total / count if count else total)
-            self.tokens += float(count)
-            if self.failed_at < 0 and not np.isfinite(self.losses[-1]):
-                self.failed_at = step + index + 1
-
-    def means(self) -> dict[str, float | None]:
-        """The metrics since the last evaluation, which they are counted anew from."""
-        found = {name: _mean(total, count) for name, (total, count) in self.sums.items()}
-        self.sums = {}
-        return found
 
 
 class Worker:
@@ -93,15 +40,8 @@ class Worker:
         group = self.work.groups[job.trials[0].candidate]
         program = group.program(job.at_once)
         step, states, tallies = yield from self._begin(job, group, program)
-        several = job.at_once > 1
-        # A row that is free repeats the first trial's.
-        rows = [job.trials.index(trial) if trial else 0 for trial in job.rows]
-        rows += [0] * (job.at_once - len(rows))
+        several, rows = job.at_once > 1, _rows(job)
         state = program.place([states[index] for index in rows])
-        seeds = range(self.work.task.seeds) if several else (job.trials[0].seed,)
-        orders = np.array([list(seeds).index(job.trials[index].seed) for index in rows], np.int32)
-        order = orders if several else orders[0]
-        position = int(self.work.task.source.position)
         start, clock = step, time.monotonic()
         saved_at = clock
         tokens: tuple[float, ...] = ()
@@ -111,8 +51,7 @@ class Worker:
         while step < job.until and not all(tally.over for tally in tallies.values()):
             stop = next(each for each in job.evaluations if each > step)
             count = min(program.length, stop - step)
-            batches = steps_of(self.work.task.batch, seeds, position + step, count, program.length)
-            state, buffer = program.advance(state, batches, order, np.int32(count))
+            state, buffer = self._advance(job, program, state, step, count)
             measured = np.asarray(buffer) if several else np.asarray(buffer)[None]
             for trial, tally in tallies.items():
                 if not tally.over:
@@ -127,6 +66,8 @@ class Worker:
                 start, saved_at = step, time.monotonic()
         if start < step:
             yield self._save(job, group, state, tallies, start, step, tokens)
+        if job.anneal:
+            yield self._anneal(job, group, state)
 
     def again(self, trial: Trial, start: int, steps: int) -> NDArray[np.float32]:
         """The training losses of steps that are on record, made again; nothing is saved.
@@ -148,6 +89,18 @@ class Worker:
         _, buffer = program.advance(program.place([state]), batches, np.int32(0), np.int32(steps))
         tally.add(program.metrics, np.asarray(buffer)[:steps], max(start, 0))
         return np.array(tally.losses, np.float32)
+
+    def _advance(
+        self, job: Job, program: Program, state: State, step: int, count: int
+    ) -> tuple[State, jax.Array]:
+        """A chunk's state some steps later, and what they measured."""
+        task, trials = self.work.task, job.trials
+        seeds = list(range(task.seeds)) if job.at_once > 1 else [trials[0].seed]
+        orders = np.array([seeds.index(trials[row].seed) for row in _rows(job)], np.int32)
+        position = int(task.source.position) + step
+        batches = steps_of(task.batch, seeds, position, count, program.length)
+        order = orders if job.at_once > 1 else orders[0]
+        return program.advance(state, batches, order, np.int32(count))
 
     def _begin(
         self, job: Job, group: Group, program: Program
@@ -238,26 +191,24 @@ class Worker:
         time.
         """
         group = self.work.groups[job.trials[0].candidate]
-        found = jax.device_get(program.evaluate(state, group.shards))
-        found = {name: np.asarray(pair, np.float64) for name, pair in found.items()}
+        # Right after growing averages are the weights themselves.
+        weights = (RAW, *self.work.task.averages) if step else (RAW,)
+        found = {each: self._losses(job, group, program, state, step, each) for each in weights}
         now = time.monotonic()
         tokens: tuple[float, ...] = ()
         for trial, tally in tallies.items():
             if tally.over:
                 continue
-            row = job.rows.index(trial)
-            # [2, shards]
-            metrics = {n: x[:, row] if job.at_once > 1 else x for n, x in found.items()}
-            sums, counts = metrics.pop("loss")
-            tokens = tuple(counts.tolist())
-            with np.errstate(invalid="ignore"):
-                # A shard without tokens has no weight either; without any there is no loss.
-                shards = sums / np.where(counts == 0, 1, counts)
-                loss = sums.sum() / counts.sum() if counts.any() else np.nan
-            failed = tally.failed_at >= 0 or not np.isfinite(loss)
+            row = job.rows.index(trial) if job.at_once > 1 else ...
+            read = {
+                each: reading({name: x[:, row] for name, x in found[each].items()})
+                for each in weights
+            }
+            raw, tokens = read[RAW], read[RAW].tokens
+            failed = tally.failed_at >= 0 or not np.isfinite(raw.loss)
             at = tally.failed_at if tally.failed_at >= 0 else step
             means = tally.means()
-            own = {f"valid_{name}": _mean(*_over(x)) for name, x in metrics.items()}
+            own = {f"valid_{name}": mean for name, mean in raw.metrics.items()}
             tally.seconds += (now - clock) / len(tallies)
             tally.over = failed
             tally.latest = {
@@ -265,8 +216,8 @@ class Worker:
                 "candidate": trial.candidate,
                 "seed": trial.seed,
                 "step": step,
-                "valid_loss": None if failed else float(loss),
-                "valid_loss_shards": [_finite(x) for x in shards],
+                "valid_loss": None if failed else raw.loss,
+                "valid_loss_shards": raw.shards,
                 "train_loss": means.pop("loss", None),
                 "grad_norm": means.pop("grad_norm", None),
                 "update_norm": means.pop("update_norm", None),
@@ -277,8 +228,53 @@ class Worker:
                 "seconds": round(tally.seconds, 3),
                 "status": f"loss not finite at step {at}" if failed else "ok",
             }
+            if self.work.task.averages:
+                tally.latest["averages"] = {
+                    name: losses_of(read.get(name, raw)) for name in self.work.task.averages
+                }
             tally.lines.append(tally.latest)
         return tokens, now
+
+    def _losses(
+        self, job: Job, group: Group, program: Program, state: State, step: int, weights: str
+    ) -> dict[str, NDArray[np.float64]]:
+        """The sums and counts of a chunk's evaluation, `[2, shards]` or `[2, trials, shards]`."""
+        if weights != RAW:
+            state = group.averager.at(state, weights)
+        count = job.shards_at(step) or len(self.work.task.valid)
+        found = jax.device_get(program.evaluate(state, group.shards, np.int32(count)))
+        return {name: np.asarray(pair, np.float64)[..., :count] for name, pair in found.items()}
+
+    def _anneal(self, job: Job, group: Group, state: State) -> Update:
+        """Anneals copies of a chunk's trials from where they stand, and evaluates them."""
+        program, step, steps = group.annealer(job.at_once), job.until, job.anneal
+        several = job.at_once > 1
+        each = unstack(state, job.at_once) if several else [state]
+        copies = program.place([annealing.begin(group.averager.inner(one), steps) for one in each])
+        for made in range(0, steps, program.length):
+            count = min(program.length, steps - made)
+            copies, _ = self._advance(job, program, copies, step + made, count)
+        found = self._losses(job, group, program, copies, step, RAW)
+        lines = []
+        for trial in job.trials:
+            row = job.rows.index(trial) if several else ...
+            read = reading({name: x[:, row] for name, x in found.items()})
+            ok = np.isfinite(read.loss)
+            lines.append(
+                {
+                    "phase": ANNEAL,
+                    "candidate": trial.candidate,
+                    "seed": trial.seed,
+                    "step": step,
+                    "steps": steps,
+                    "valid_loss": read.loss if ok else None,
+                    "valid_loss_shards": read.shards,
+                    "flops": steps * group.costs.step,
+                    "status": "ok" if ok else "loss not finite while annealing",
+                }
+            )
+        nothing = np.zeros(0, np.float32)
+        return Segment(job.trials, step, step, tuple(lines), dict.fromkeys(job.trials, nothing))
 
     def _told(self, group: Group, tallies: Mapping[Trial, Tally], step: int, count: int) -> Advance:
         last = [tally.latest for tally in tallies.values() if tally.latest]
@@ -294,18 +290,10 @@ class Worker:
         )
 
 
-def _over(shards: NDArray[np.float64]) -> tuple[float, float]:
-    """Sum and count of `[2, shards]`; of readings, which do not add up, the last one."""
-    total, count = shards.sum(axis=1)
-    return (total, count) if count else (shards[0, -1], 0.0)
-
-
-def _finite(x: Any) -> float | None:
-    return float(x) if np.isfinite(x) else None
-
-
-def _mean(total: float, count: float) -> float | None:
-    return _finite(total / count if count else total)
+def _rows(job: Job) -> list[int]:
+    """The trial of each row of the compiled call; a row that is free repeats the first trial's."""
+    rows = [job.trials.index(trial) if trial else 0 for trial in job.rows]
+    return rows + [0] * (job.at_once - len(rows))
 
 
 def _average(values: Sequence[float | None]) -> float | None:

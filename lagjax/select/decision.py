@@ -9,7 +9,7 @@ from lagjax.analysis.agreement import START_TOLERANCE
 from lagjax.analysis.ledger import Ledger
 from lagjax.arguments import integral
 from lagjax.evidence import Evidence
-from lagjax.jobs import Json
+from lagjax.jobs import RAW, Json
 from lagjax.task import Candidate
 
 
@@ -44,6 +44,40 @@ class Probe(NamedTuple):
         return {n: x if (found := integral(x)) is None else found for n, x in steps.items()}
 
 
+class Anneal(NamedTuple):
+    """Asks for copies of candidates to be annealed from where they stand: trained on while their
+    rate goes to 0, evaluated, and dropped. Their losses are of the weights "anneal".
+
+    Attributes:
+        share: how many steps, as a share of those that the candidate has made.
+        candidates: names; by default all that have begun and not failed.
+    """
+
+    share: float = 0.25
+    candidates: tuple[str, ...] | None = None
+
+    def steps(self, evidence: Evidence) -> dict[str, int]:
+        """Name → steps of the annealing, in the pool's order.
+
+        Raises ValueError for a name that has not begun or has failed.
+        """
+        ready = [
+            name
+            for name, known in evidence.known.items()
+            if evidence.reached(name) > 0 and known.status == "ok"
+        ]
+        names = ready if self.candidates is None else [*self.candidates]
+        if unready := [name for name in names if name not in ready]:
+            raise ValueError(
+                f"anneals {unready}; those that have been trained and have not failed are {ready}"
+            )
+        return {
+            name: max(1, round(self.share * evidence.reached(name)))
+            for name in evidence.known
+            if name in names
+        }
+
+
 class Add(NamedTuple):
     """Adds candidates to the pool, under names of their own."""
 
@@ -71,6 +105,7 @@ class Decision(NamedTuple):
             is clear.
         lags: name → the step that its loss at the lag is of.
         ledger: what the search cost.
+        weights: those that were compared: "raw", an average's name, or "anneal".
     """
 
     winner: str | None
@@ -86,13 +121,14 @@ class Decision(NamedTuple):
     tied: tuple[str, ...]
     lags: Mapping[str, int] = {}
     ledger: Ledger | None = None
+    weights: str = RAW
 
     def as_json(self) -> Json:
         """The decision as plain data."""
         return {**self._asdict(), "ledger": self.ledger and self.ledger._asdict()}
 
 
-Answer: TypeAlias = Probe | Add | Decision
+Answer: TypeAlias = Probe | Anneal | Add | Decision
 
 
 class Policy(Protocol):
@@ -105,7 +141,7 @@ class Policy(Protocol):
     def __call__(self, evidence: Evidence, /) -> Answer: ...
 
 
-def decide(evidence: Evidence, step: int | None = None) -> Decision:
+def decide(evidence: Evidence, step: int | None = None, weights: str = RAW) -> Decision:
     """Takes the lowest loss at a step, by default of each candidate at its own last; see `Decision`
     for ties.
 
@@ -114,10 +150,10 @@ def decide(evidence: Evidence, step: int | None = None) -> Decision:
     """
     known, step = evidence.known, None if step is None else int(step)
     lags = {name: evidence.reached(name) if step is None else step for name in known}
-    losses = {name: evidence.loss(name, lags[name]) for name in known}
+    losses = {name: evidence.loss(name, lags[name], weights) for name in known}
     finite = {name: loss for name, loss in losses.items() if loss is not None}
     ranking = tuple(sorted(finite, key=lambda name: finite[name]))
-    start, able = evidence.losses(0), list(evidence.ranking(step))
+    start, able = evidence.losses(0), list(evidence.ranking(step, weights))
     status = {name: each.status for name, each in known.items()}
     status |= {
         name: f"stopped at step {evidence.reached(name)}"
@@ -130,11 +166,12 @@ def decide(evidence: Evidence, step: int | None = None) -> Decision:
             None, None, "all_failed", lag, None, None, ranking, start, losses, status, (), lags
         )
     leader, *others = able
-    tied = {leader} | {name for name in others if evidence.margin(leader, name, step).low <= 0}
+    behind = [name for name in others if evidence.margin(leader, name, step, weights).low > 0]
+    tied = {leader, *others} - {*behind}
     in_order = tuple(name for name in known if name in tied)
     winner = in_order[0]
     runner_up = next((name for name in able if name != winner), None)
-    found = evidence.margin(winner, runner_up, step) if runner_up else None
+    found = evidence.margin(winner, runner_up, step, weights) if runner_up else None
     return Decision(
         winner,
         runner_up,
@@ -148,6 +185,7 @@ def decide(evidence: Evidence, step: int | None = None) -> Decision:
         status,
         in_order,
         lags,
+        weights=weights,
     )
 
 

@@ -4,17 +4,20 @@ from dataclasses import dataclass
 
 from lagjax.arguments import real, whole
 from lagjax.evidence import Evidence
+from lagjax.jobs import RAW
 from lagjax.select.decision import Answer, Probe, decide
 
 
 @dataclass(frozen=True)
 class FixedLag:
     """Decides at a fixed lag by the lowest loss (Karp et al. 2024, arXiv 2406.02469): `steps`, or a
-    `share` of the horizon.
+    `share` of the horizon. `weights` are those that are compared: "raw", or the name of one of the
+    task's averages.
     """
 
     steps: int | None = None
     share: float | None = None
+    weights: str = RAW
 
     def lag(self, horizon: int) -> int:
         """The lag in steps; raises ValueError where it does not lie within the horizon."""
@@ -25,5 +28,6 @@ class FixedLag:
         return whole(given, f"the lag at a horizon of {horizon}", most=horizon)
 
     def __call__(self, evidence: Evidence, /) -> Answer:
+        evidence.check_weights(self.weights)
         lag = self.lag(evidence.horizon)
-        return decide(evidence, lag) if evidence.frontier >= lag else Probe(lag)
+        return decide(evidence, lag, self.weights) if evidence.frontier >= lag else Probe(lag)

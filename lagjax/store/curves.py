@@ -4,7 +4,7 @@ import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from lagjax.jobs import Line, Trial
+from lagjax.jobs import ANNEAL, Line, Trial
 from lagjax.store.files import append, read_lines, write_atomically
 
 
@@ -17,14 +17,20 @@ class Curves:
     def __init__(self, path: pathlib.Path) -> None:
         self._path = path
         self._lines: dict[Trial, list[Line]] = {}
+        self._annealed: dict[Trial, list[Line]] = {}
         self._keep(read_lines(path, mend=True))
 
     def __iter__(self) -> Iterator[Line]:
-        return (line for lines in self._lines.values() for line in lines)
+        both = (*self._lines.values(), *self._annealed.values())
+        return (line for lines in both for line in lines)
 
     def of(self, trial: Trial) -> Sequence[Line]:
         """A trial's evaluations, in order of steps."""
         return self._lines.get(trial, ())
+
+    def annealed(self, trial: Trial) -> Sequence[Line]:
+        """The evaluations of a trial's annealed copies; `step` is where they were made."""
+        return self._annealed.get(trial, ())
 
     def add(self, lines: Sequence[Line]) -> None:
         """Adds evaluations; they are on disk when this returns."""
@@ -34,14 +40,17 @@ class Curves:
 
     def cut(self, trial: Trial, step: int) -> None:
         """Drops a trial's evaluations after a step: they will be made again."""
-        kept = [line for line in self.of(trial) if line["step"] <= step]
-        if len(kept) < len(self.of(trial)):
-            self._lines[trial] = kept
-            write_atomically(self._path, _text(list(self)))
+        for lines in (self._lines, self._annealed):
+            there = lines.get(trial, [])
+            kept = [line for line in there if line["step"] <= step]
+            if len(kept) < len(there):
+                lines[trial] = kept
+                write_atomically(self._path, _text(list(self)))
 
     def _keep(self, lines: Sequence[Line]) -> None:
         for line in lines:
-            self._lines.setdefault(Trial(line["candidate"], line["seed"]), []).append(dict(line))
+            among = self._annealed if line.get("phase") == ANNEAL else self._lines
+            among.setdefault(Trial(line["candidate"], line["seed"]), []).append(dict(line))
 
 
 def _text(lines: Sequence[Line]) -> str:

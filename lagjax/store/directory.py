@@ -197,6 +197,11 @@ class Store:
         found: Value = at[path[-1]]
         return found
 
+    def longest(self, name: str, values: Sequence[float]) -> None:
+        """Keeps a list in config.json, in place of a shorter one."""
+        if len(self.config.get(name, ())) < len(values):
+            self._write_config(self.config | {name: [*values]})
+
     def _write_config(self, config: Json) -> None:
         write_atomically(self.path / "config.json", json.dumps(config, indent=1) + "\n")
         self.config = config
