@@ -39,7 +39,7 @@ WON = decide(evidence({"stack": {2: 1.0}}))
 AT_ONCE = {
     "a number": (
         4,
-        "answers 4; expected Probe(until), Add(candidates) or a Decision, as decide(evidence)",
+        "answers 4; expected Probe(until), Anneal(), Add(candidates) or a Decision,",
     ),
     "nothing": (None, "answers None; expected"),
     "an unknown name": (Probe(4, ("x",)), "asks for the candidates ['x']; there are ['stack']"),

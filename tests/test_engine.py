@@ -95,7 +95,14 @@ def test_a_run_carries_collections_and_metrics(tmp_path: pathlib.Path) -> None:
     def go(path: pathlib.Path, told: toy.Told, seconds: float = 1e9) -> None:
         policy = lagjax.FixedLag(4)
         lagjax.run(
-            task, [stack], policy, path, progress=told, checkpoint_seconds=seconds, keep="all"
+            task,
+            [stack],
+            policy,
+            path,
+            progress=told,
+            checkpoint_seconds=seconds,
+            keep="all",
+            compare="all",
         )
 
     go(tmp_path / "whole", toy.Told())

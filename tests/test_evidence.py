@@ -67,9 +67,9 @@ def test_margins_are_paired() -> None:
     assert found.margin("b", "a", 4).mean == pytest.approx(-1.0)
     # Each at its own last.
     assert found.margin("c", "b").mean == pytest.approx(1.0)
-    with pytest.raises(ValueError, match=r"'a' was.* \(0, 4\), 'c' at \(0,\); a margin at step 4"):
+    with pytest.raises(ValueError, match=r"'a' were.* \(0, 4\), those of 'c' at \(0,\); a margin"):
         found.margin("a", "c", 4)
-    with pytest.raises(ValueError, match=r"'d' at \(\); a margin at the last of each"):
+    with pytest.raises(ValueError, match=r"of 'd' at \(\); a margin at the last of each"):
         found.margin("a", "d")
 
 
@@ -123,11 +123,11 @@ def test_the_record_is_cut_at_what_was_asked_for(tmp_path: pathlib.Path) -> None
                 stop = 6
             losses = np.arange(stop, dtype=np.float32)
             store.commit(Segment((trial,), -1, 8, tuple(lines), {trial: losses}))
-        nothing = gather(store, pool, {}, 0, task, 7.0)
+        nothing = gather(store, pool, {}, set(), 0, task, 7.0)
         assert nothing.lines == nothing.train == nothing.asked == {}
         assert (nothing.spent, nothing.frontier, nothing.additions) == (7.0, 0, 0)
         store.once(("shard_tokens",), lambda: [3.0, 1.0])
-        found = gather(store, pool, {"a": 4, "b": 4}, 2, task, 7.0)
+        found = gather(store, pool, {"a": 4, "b": 4}, set(), 2, task, 7.0)
         assert {t: [x["step"] for x in lines] for t, lines in found.lines.items()} == {
             trial: [0, 4] for trial in trials
         }
@@ -138,7 +138,7 @@ def test_the_record_is_cut_at_what_was_asked_for(tmp_path: pathlib.Path) -> None
         # Ten FLOPs a step, three an evaluation.
         assert found.spent == 7 + 4 * (4 * 10 + 2 * 3)
         assert "seconds" not in found.lines[trials[0]][0]
-        later = gather(store, pool, {"a": 4, "b": 8}, 0, task, 0.0)
+        later = gather(store, pool, {"a": 4, "b": 8}, set(), 0, task, 0.0)
         assert later.known["b"].status == "loss not finite at step 5 with seed 1"
         assert later.loss("b", 8) is None and later.loss("a", 8) is None
         assert later.spent == 2 * (40 + 6) + (80 + 9) + (60 + 9)

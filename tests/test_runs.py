@@ -16,7 +16,7 @@ import pytest
 import lagjax
 from lagjax import report
 from lagjax.engine import TrainState
-from lagjax.jobs import Trial, evaluation_steps
+from lagjax.jobs import Trial
 from lagjax.store import directory
 from lagjax.store.directory import Store
 from lagjax.store.losses import Losses
@@ -44,6 +44,7 @@ LINE = {
     "status",
 }
 DECISION = {
+    "weights",
     "winner",
     "runner_up",
     "outcome",
@@ -160,8 +161,9 @@ def test_lines_add_up(finished: tuple[pathlib.Path, lagjax.Decision]) -> None:
     ledger = decision.ledger
     assert ledger.full_run_flops == 24 * 3 * forward
     assert ledger.losers_flops == (3 * 2 - 1) * 8 * 3 * forward
-    evaluations = sum(step <= 8 for step in evaluation_steps(24, 8))
-    assert ledger.evaluation_flops == 3 * 2 * evaluations * 6 * forward
+    # At the start and at the lag, on the fewest shards there may be: steps are few.
+    assert [len(line["valid_loss_shards"]) for line in lines if line["step"] <= 8] == [2, 2]
+    assert ledger.evaluation_flops == 3 * 2 * 2 * 2 * forward
     assert (
         ledger.overhead == (ledger.losers_flops + ledger.evaluation_flops) / ledger.full_run_flops
     )
@@ -190,13 +192,13 @@ def test_a_curve_equals_a_plain_loop(
     expected, trained = {}, []
     for step in range(9):
         totals = [total_and_count(params, shard, None) for shard in shards]
-        expected[step] = sum(float(total) for total, _ in totals) / sum(
-            int(count) for _, count in totals
-        )
+        expected[step] = [float(total) / int(count) for total, count in totals]
         trained.append(float(total_and_count(params, toy.batch(1, step), None)[0]) / 32)
         params, state = train(params, state, toy.batch(1, step))
     for line in curve(path, "stack", seed=1):
-        assert line["valid_loss"] == pytest.approx(expected[line["step"]], rel=1e-5)
+        of_shards = expected[line["step"]][: len(line["valid_loss_shards"])]
+        assert line["valid_loss_shards"] == pytest.approx(of_shards, rel=1e-5)
+        assert line["valid_loss"] == pytest.approx(np.mean(of_shards), rel=1e-5)
     losses = Losses(path / "steps").of(Trial("stack", 1))
     np.testing.assert_allclose(losses, trained[:8], rtol=1e-5)
 
@@ -217,7 +219,7 @@ def test_exact_candidates_start_at_the_small_models_loss(
     finished: tuple[pathlib.Path, lagjax.Decision],
 ) -> None:
     _, decision = finished
-    totals = [toy.SMALL.loss(toy.PARAMS, shard, None) for shard in toy.VALID]
+    totals = [toy.SMALL.loss(toy.PARAMS, shard, None) for shard in toy.VALID[:2]]
     small = sum(float(total) for total, _ in totals) / sum(count for _, count in totals)
     assert decision.losses_at_start["identity-top"] == pytest.approx(small, rel=1e-6)
     assert abs(decision.losses_at_start["stack"] - small) > 1e-3
@@ -257,7 +259,7 @@ def test_losers_checkpoints_go_unless_all_are_kept(
     first = go(tmp_path / "run", told=toy.Told(look))
     # While they may be needed they are there; they go before the winner takes more of the disk.
     last_probe = max(index for index, (phase, _) in enumerate(there) if phase == "probe")
-    assert there[-1] == ("continue", False) and last_probe > 8
+    assert there[-1] == ("continue", False) and last_probe >= 1
     assert {x.name for x in (tmp_path / "run/checkpoints").iterdir()} == {f"{first.winner}-0"}
     again = go(tmp_path / "all", keep="all")
     assert again._replace(ledger=None) == first._replace(ledger=None)
@@ -344,7 +346,7 @@ def test_all_failed_is_a_decision(tmp_path: pathlib.Path) -> None:
     decision = go(tmp_path / "run", engine=engine)
     assert decision.outcome == "all_failed"
     assert decision.winner is None
-    assert set(decision.status.values()) == {"loss not finite at step 3"}
+    assert set(decision.status.values()) == {"loss not finite at step 4"}
     assert not list((tmp_path / "run/checkpoints").iterdir())
     told = toy.Told()
     again = go(tmp_path / "run", engine=engine, told=told)
@@ -386,8 +388,8 @@ def test_an_engine_of_ones_own(tmp_path: pathlib.Path) -> None:
             unit="nats per letter",
         )
 
-    # Evaluated at every third step at most.
-    decision = go(tmp_path, tx=None, engine=engine, horizon=48)
+    # An audit is evaluated at every third step at most.
+    decision = go(tmp_path, tx=None, engine=engine, horizon=48, compare="all")
     assert decision.winner
     first, *lines = curve(tmp_path, decision.winner)
     assert lines[-1]["valid_loss"] < decision.losses_at_start[decision.winner]
@@ -507,7 +509,7 @@ def test_every_seed_has_its_own_data_and_fresh_layers(tmp_path: pathlib.Path) ->
         curve(tmp_path / "stack", "stack", 1),
     )
     assert first[0]["valid_loss"] == second[0]["valid_loss"]
-    assert first[2]["valid_loss"] != second[2]["valid_loss"]
+    assert first[1]["valid_loss"] != second[1]["valid_loss"]
 
 
 @pytest.mark.parametrize("source", [toy.PARAMS, toy.AXES], ids=["bare", "as before"])

@@ -166,7 +166,7 @@ class Worker:
         position = int(self.work.task.source.position)
         lines, losses = [], {}
         for trial, tally in tallies.items():
-            if not tally.over:
+            if tally.failed_at < 0 and not tally.over:
                 trained, rest = group.parts.apart(states[job.rows.index(trial)])
                 begun = first_step(self.work.task, self.work.candidates[trial.candidate])
                 trained = trained._replace(step=begun + stop, position=position + stop)

@@ -3,7 +3,7 @@
 import gc
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import lagjax
+from lagjax import initial
 from lagjax.executors.serial import SERIAL
 from lagjax.executors.workload import Workload
 from lagjax.jobs import Job, Segment, Trial
@@ -49,6 +50,14 @@ def alter(file: pathlib.Path) -> None:
     content, middle = bytearray(file.read_bytes()), file.stat().st_size // 2
     content[middle] ^= 1
     file.write_bytes(content)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_calls() -> Iterator[None]:
+    """Calls of at most four steps, so that there are checkpoints between evaluations."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(initial, "LENGTH", 4)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +103,7 @@ def test_a_damaged_checkpoint_is_named_and_the_last_good_one_used(
     for step, note in zip((latest, before), told.notes):
         assert f"{folder / str(step)} is damaged" in note and "last good one" in note
     first = next(event for event in told.events if event.candidates == decision.winner)
-    assert first.step == (1 if both else 8)
+    assert first.step == (4 if both else 8)
     assert again._replace(ledger=None) == decision._replace(ledger=None)
     assert without_times(copy) == without_times(path)
     trial = Trial(decision.winner, 0)
@@ -148,7 +157,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, lagja
     return path, go(path, **FAILING, checkpoint_seconds=1e9)
 
 
-# Evaluated at 6 and 8; the loss of step 7, which sees what step 6 made, is the first that is lost.
+# The loss of step 7, which sees what step 6 made, is the first that is lost; the lag is the next
+# evaluation.
 FAILING = {"engine": poisoned(6), "policy": lagjax.FixedLag(12), "horizon": 32}
 
 
@@ -168,14 +178,14 @@ def test_a_trial_that_fails_is_set_aside(
     path, pool = tmp_path / "run", (stack, marked, random)
     options = {"candidates_at_once": at_once, "checkpoint_seconds": 0.0 if at_once == 1 else 1e9}
     decision = go(path, pool=pool, progress=toy.Told(look), **FAILING, **options)
-    assert decision.status["marked"] == "loss not finite at step 6"
+    assert decision.status["marked"] == "loss not finite at step 7"
     assert decision.losses_at_lag["marked"] is None
     assert "marked" not in decision.ranking and decision.outcome != "all_failed"
     lines = curve(path, "marked")
-    assert [line["step"] for line in lines] == [0, 1, 2, 4, 6]
-    assert [line["status"] for line in lines[:-1]] == ["ok"] * 4
-    assert lines[-1]["valid_loss"] is None and lines[-1]["valid_loss_shards"] == [None] * 6
-    assert np.isfinite(Losses(path / "steps").of(Trial("marked", 0))).all()
+    assert [(line["step"], line["status"] == "ok") for line in lines] == [(0, True), (12, False)]
+    assert lines[-1]["valid_loss"] is None and lines[-1]["valid_loss_shards"] == [None] * 2
+    finite = np.isfinite(Losses(path / "steps").of(Trial("marked", 0)))
+    assert finite.tolist() == [True] * 6 + [False] * 6
     # Nothing is saved of it after its failure.
     assert max(step for steps in saved for step in steps | {-1}) == (4 if at_once == 1 else -1)
     assert alone[1].winner == decision.winner
@@ -191,11 +201,11 @@ def test_a_failure_between_evaluations(tmp_path: pathlib.Path) -> None:
     marked = lagjax.Candidate("marked", Marked(), toy.LARGE)
     options = {"engine": poisoned(4), "policy": lagjax.FixedLag(9)}
     decision = go(tmp_path / "run", pool=(*toy.pool("stack"), marked), **options)
-    # Evaluated at 3, 6 and 9.
+    # Evaluated at 0 and 9.
     assert decision.status["marked"] == "loss not finite at step 5"
-    assert curve(tmp_path / "run", "marked")[-1]["step"] == 6
+    assert curve(tmp_path / "run", "marked")[-1]["step"] == 9
     losses = Losses(tmp_path / "run/steps").of(Trial("marked", 0))
-    assert np.isfinite(losses).tolist() == [True] * 4 + [False] * 2
+    assert np.isfinite(losses).tolist() == [True] * 4 + [False] * 5
     line = curve(tmp_path / "run", "marked")[-1]
     assert (line["train_loss"], line["grad_norm"], line["valid_loss"]) == (None, None, None)
     told = toy.Told()
@@ -236,6 +246,6 @@ def test_what_segments_say(tmp_path: pathlib.Path) -> None:
             (trial,) = segment.trials
             assert len(segment.losses[trial]) == segment.stop - max(segment.start, 0)
             assert all(segment.start < line["step"] <= segment.stop for line in segment.lines)
-            assert segment.shard_tokens == (32.0,) * 6
+            assert segment.shard_tokens[:2] == (32.0,) * 2
         steps = [line["step"] for segment in segments for line in segment.lines]
         assert steps == [x for x in job.evaluations if x > segments[0].start]

@@ -233,7 +233,7 @@ def test_a_trial_that_goes_on_keeps_its_record(
         if event.step >= 2:
             raise KeyboardInterrupt
 
-    options = {"candidates_at_once": 1, "checkpoint_seconds": 0.0}
+    options = {"candidates_at_once": 1, "checkpoint_seconds": 0.0, "compare": "all"}
     arguments = (toy.task(horizon=4), toy.pool("stack"), lagjax.FixedLag(4), tmp_path)
     monkeypatch.setattr(worker, "versions", lambda: {"jax": "0.1"})
     with pytest.raises(KeyboardInterrupt):
