@@ -66,6 +66,18 @@ DEPTH = (
     "reversed",
 )
 """Twelve candidates of the depth pool, and its control."""
+FEWER = (
+    "zeroed-interleave",
+    "zeroed-stack",
+    "stack",
+    "half-stack",
+    "interleave",
+    "random-between",
+    "identity-top",
+    "random-top",
+    "reversed",
+)
+"""Eight of them."""
 
 
 class Regime(NamedTuple):
@@ -79,6 +91,7 @@ class Regime(NamedTuple):
         clip: the gradient's largest norm; None where it is not clipped.
         fresh: by what fresh layers' matrices are multiplied.
         grow: which pool.
+        names: of the pool's members that take part; all where there are none.
     """
 
     about: str
@@ -88,10 +101,11 @@ class Regime(NamedTuple):
     clip: float | None = None
     fresh: float = 1.0
     grow: Literal["depth", "width"] = "depth"
+    names: tuple[str, ...] = FEWER
 
 
 REGIMES = {
-    "quickstart": Regime("source annealed to 0, warmed up again to 3e-3"),
+    "quickstart": Regime("source annealed to 0, warmed up again to 3e-3", names=DEPTH),
     "constant": Regime(
         "source at a constant rate, fresh layers a tenth as large, clipped, cosine to a tenth",
         source="constant",
@@ -100,7 +114,9 @@ REGIMES = {
         fresh=0.1,
     ),
     "low": Regime("source annealed to 0, warmed up again to 3e-4", peak=3e-4),
-    "width": Regime("source annealed to 0, twice as wide, warmed up again to 3e-3", grow="width"),
+    "width": Regime(
+        "source annealed to 0, twice as wide, warmed up again to 3e-3", grow="width", names=()
+    ),
 }
 
 
@@ -262,7 +278,7 @@ def _pool(regime: Regime, size: gpt.Config, small: lagjax.Model) -> tuple[lagjax
     if regime.fresh != 1:
         large = _fresh(large, regime.fresh)
     pool = lagjax.pools.depth(shapes, small.axes, large)
-    return tuple(each for each in pool if each.name in DEPTH)
+    return tuple(each for each in pool if each.name in regime.names)
 
 
 def _fresh(model: lagjax.Model, factor: float) -> lagjax.Model:
