@@ -38,6 +38,8 @@ from experiments.rows import RESULTS, Row, environment, store
 from lagjax.algebra.layout import Params
 from lagjax.algebra.proof import Requirement
 from lagjax.analysis.agreement import START_TOLERANCE, agreement
+from lagjax.analysis.margin import METHODS, margin, of_steps, window
+from lagjax.evidence import SHORTEST
 from lagjax.jobs import ANNEAL, RAW, Trial, evaluated
 from lagjax.store import directory
 from lagjax.store.losses import Losses
@@ -196,6 +198,9 @@ def main(config: Config) -> None:
             {"question": "evidence", "config": asked} | row | here for row in rows(name, curves)
         ]
         store(config.results / "evidence.jsonl", found)
+        of_methods = coverages(name, curves)
+        covered = [{"question": "coverage", "config": asked} | row | here for row in of_methods]
+        store(config.results / "coverage.jsonl", covered)
         print(f"{name}: {len(found)} rows")
 
 
@@ -301,6 +306,7 @@ class Curves(NamedTuple):
         train: the training loss of every step `[candidates, seeds, horizon]`.
         norms: the gradient's norm and the learning rate at the evaluations, `[2, candidates, seeds,
             steps]`.
+        shards: validation losses of the weights, `[candidates, seeds, steps, shards]`.
         evaluation: FLOPs of an evaluation over those of a training step.
     """
 
@@ -310,6 +316,7 @@ class Curves(NamedTuple):
     valid: dict[str, NDArray[np.float64]]
     train: NDArray[np.float32]
     norms: NDArray[np.float64]
+    shards: NDArray[np.float64]
     evaluation: float
 
     @classmethod
@@ -325,6 +332,7 @@ class Curves(NamedTuple):
         shape = len(names), seeds, len(steps)
         valid = {weights: np.full(shape, np.nan) for weights in (RAW, *AVERAGES, ANNEAL)}
         norms = np.full((2, *shape), np.nan)
+        shards = np.full((*shape, len(config["shard_tokens"])), np.nan)
         for line in lines:
             at = names.index(line["candidate"]), line["seed"], steps.index(line["step"])
             own = ANNEAL if line["phase"] == ANNEAL else RAW
@@ -333,6 +341,8 @@ class Curves(NamedTuple):
             if own == RAW:
                 found = line["grad_norm"], line["lr"]
                 norms[(slice(None), *at)] = [np.nan if x is None else x for x in found]
+                given = line["valid_loss_shards"]
+                shards[at][: len(given)] = [np.nan if x is None else x for x in given]
         losses = Losses(run / "steps")
         train = np.full((len(names), seeds, config["task"]["horizon"]), np.nan, np.float32)
         for one, name in enumerate(names):
@@ -343,7 +353,7 @@ class Curves(NamedTuple):
         count = sum(map(evaluated, probed)) / len(config["shard_tokens"])
         evaluation = decision["ledger"]["evaluation_flops"] / count / pool[0]["step_flops"]
         able = sum(entry["role"] == "candidate" for entry in pool)
-        return cls((*names,), able, (*steps,), valid, train, norms, evaluation)
+        return cls((*names,), able, (*steps,), valid, train, norms, shards, evaluation)
 
     def save(self, path: Path) -> None:
         """As a compressed file of NumPy's, float32."""
@@ -357,6 +367,7 @@ class Curves(NamedTuple):
                 steps=np.array(self.steps),
                 train=self.train,
                 norms=self.norms.astype(np.float32),
+                shards=self.shards.astype(np.float32),
                 evaluation=self.evaluation,
                 **valid,
             )
@@ -377,6 +388,7 @@ class Curves(NamedTuple):
             valid,
             found["train"],
             found["norms"].astype(np.float64),
+            found["shards"].astype(np.float64),
             float(found["evaluation"]),
         )
 
@@ -407,6 +419,50 @@ def rows(regime: str, curves: Curves) -> list[Row]:
                         "cost": cost(curves, name, step),
                     }
                 )
+    return found
+
+
+def coverages(regime: str, curves: Curves) -> list[Row]:
+    """A row for each method and step: how often its 95 % intervals hold the mean difference of the
+    next steps, over all pairs of candidates and seeds; validation's as well.
+    """
+    able, found = range(curves.able), []
+    pairs = [(one, other) for other in able for one in range(other)]
+    for step in steps_told(curves):
+        length = window(step)
+        if length < SHORTEST or step + length > curves.train.shape[2]:
+            continue
+        intervals: dict[str, list[tuple[float, bool]]] = {}
+        for seed in range(curves.train.shape[1]):
+            losses = curves.train[able, seed].astype(np.float64)
+            shards = curves.shards[able, seed, curves.steps.index(step)]
+            if not (np.isfinite(losses).all() and np.isfinite(shards).all()):
+                continue
+            before, after = (losses[:, x : x + length] for x in (step - length, step))
+            for one, other in pairs:
+                coming = float((after[other] - after[one]).mean())
+                own = {
+                    method: of_steps(before[[one]], before[[other]], method).margin
+                    for method in METHODS
+                }
+                counts = np.ones(shards.shape[1])
+                own["validation"] = margin(shards[[one]], shards[[other]], counts)
+                for method, each in own.items():
+                    holds = each.low <= coming <= each.high
+                    intervals.setdefault(method, []).append((each.high - each.low, holds))
+        for method, each in intervals.items():
+            width, holds = np.array(each).mean(axis=0)
+            found.append(
+                {
+                    "regime": regime,
+                    "step": step,
+                    "method": method,
+                    "window": length,
+                    "pairs": len(each),
+                    "coverage": round(float(holds), 4),
+                    "width": round(float(width), 6),
+                }
+            )
     return found
 
 

@@ -13,7 +13,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lagjax.analysis.margin import Margin, margin, steps_margin
+from lagjax.analysis.margin import (
+    Estimate,
+    Margin,
+    agree,
+    combined,
+    of_shards,
+    of_steps,
+    steps_margin,
+    window,
+)
 from lagjax.jobs import ANNEAL, RAW, Line, Trial, evaluated
 from lagjax.store.directory import Store
 from lagjax.task import Candidate, Task
@@ -48,6 +57,24 @@ class Known(NamedTuple):
     def able(self) -> bool:
         """Whether it can win."""
         return self.candidate.role == "candidate"
+
+
+class Lead(NamedTuple):
+    """How far one candidate is ahead.
+
+    Attributes:
+        leader: its name.
+        over: name → how much lower its loss is than that of each other candidate.
+        why: training losses were left out of it; "" where they were not.
+    """
+
+    leader: str
+    over: Mapping[str, Margin]
+    why: str
+
+
+SHORTEST = 10
+"""Steps that a window of training losses has at least."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +221,9 @@ class Evidence:
         At a step, by default each at its own last. Raises ValueError where one of them was not
         measured there.
         """
+        return self._of_shards(one, other, step, weights).margin
+
+    def _of_shards(self, one: str, other: str, step: int | None, weights: str) -> Estimate:
         pair = [
             self.shards(name, self.reached(name) if step is None else step, weights)
             for name in (one, other)
@@ -206,7 +236,7 @@ class Evidence:
                 f"{self.steps(other, weights)}; a margin {where} needs both there"
             )
         fewest = min(shards.shape[1] for shards in (pair[0], pair[1]))
-        return margin(pair[0][:, :fewest], pair[1][:, :fewest], self.counts[:fewest])
+        return of_shards(pair[0][:, :fewest], pair[1][:, :fewest], self.counts[:fewest])
 
     def train_margin(self, one: str, other: str, start: int, stop: int) -> Margin:
         """How much lower the training loss of `one` is than that of `other` over the steps from
@@ -215,6 +245,14 @@ class Evidence:
         Both see the same batches, which on data seen once makes this unbiased, paired evidence that
         costs nothing. Raises ValueError where one of them has not made these steps.
         """
+        return steps_margin(*self._trained(one, other, start, stop))
+
+    def _of_steps(self, one: str, other: str, start: int, stop: int) -> Estimate:
+        return of_steps(*self._trained(one, other, start, stop))
+
+    def _trained(
+        self, one: str, other: str, start: int, stop: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         rows = []
         for name in (one, other):
             losses = [self.train.get(Trial(name, seed), ()) for seed in range(self.seeds)]
@@ -225,7 +263,36 @@ class Evidence:
                     "needs all of them, and at least one"
                 )
             rows.append(np.array([each[start:stop] for each in losses], np.float64))
-        return steps_margin(*rows)
+        return rows[0], rows[1]
+
+    def lead(self, step: int | None = None, weights: str = RAW) -> Lead:
+        """How far the leader at a step, by default the frontier, is ahead of each other candidate:
+        by validation and by the training losses of the steps before it, as one.
+
+        They serve to watch, and to leave clear losers behind; not to choose by alone. Training
+        losses are of the weights themselves and of text that is trained on: where their
+        differences are not those of validation (several epochs, dropout, auxiliary losses, a
+        window that reaches into the warm-up, averaged weights), validation counts alone, and `why`
+        says so.
+
+        Raises ValueError where no candidate was measured there.
+        """
+        step = self.frontier if step is None else step
+        if not (racing := self.ranking(step, weights)):
+            raise ValueError(f"no candidate was evaluated at step {step}; let it ask for it first")
+        leader, *others = racing
+        valid = {name: self._of_shards(leader, name, step, weights) for name in others}
+        why, length = "", window(step)
+        if length < SHORTEST:
+            why = f"{length} steps before step {step} are too few"
+        elif others:
+            steps = [self._of_steps(leader, name, step - length, step) for name in others]
+            pairs = list(zip(valid.values(), steps))
+            if not agree(pairs):
+                why = f"training losses of the {length} steps before step {step} differ otherwise"
+            else:
+                valid = dict(zip(others, combined(pairs)))
+        return Lead(leader, {name: each.margin for name, each in valid.items()}, why)
 
     def left(self, name: str) -> float:
         """FLOPs that a candidate's training with one seed still takes to its horizon."""

@@ -143,3 +143,45 @@ def test_the_record_is_cut_at_what_was_asked_for(tmp_path: pathlib.Path) -> None
         assert later.loss("b", 8) is None and later.loss("a", 8) is None
         assert later.spent == 2 * (40 + 6) + (80 + 9) + (60 + 9)
         assert later.reached("c") == -1
+
+
+def leading(bias: float, step: int = 100) -> Evidence:
+    """Three candidates 0, .02 and .05 apart, evaluated on eight shards at a step; in training
+    losses they are further apart by a bias.
+    """
+    random = np.random.default_rng(0)
+    shards, batches = random.normal(size=8) * 0.2 + 2, random.normal(size=step) * 0.2 + 2
+    found = evidence({}, [known("a"), known("b"), known("c")])
+    lines, train = {}, {}
+    for name, apart in (("a", 0.0), ("b", 0.02), ("c", 0.05)):
+        trial = Trial(name, 0)
+        noise = random.normal(size=(2, step)) * 0.01
+        losses = (shards + apart + noise[0, :8]).tolist()
+        lines[trial] = [{"step": step, "valid_loss_shards": losses, "status": "ok"}]
+        train[trial] = (batches + apart + bias * (name != "a") + noise[1]).astype(np.float32)
+    return dataclasses.replace(
+        found, lines=lines, train=train, seeds=1, counts=np.ones(8),
+        asked=dict.fromkeys("abc", step),
+    )  # fmt: skip
+
+
+def test_a_lead_joins_validation_and_the_steps_before_it() -> None:
+    found = leading(0.0)
+    lead = found.lead()
+    assert (lead.leader, lead.why, [*lead.over]) == ("a", "", ["b", "c"])
+    for name, apart in (("b", 0.02), ("c", 0.05)):
+        alone, both = found.margin("a", name, 100), lead.over[name]
+        assert both.low <= apart <= both.high
+        # The window of 25 steps makes it surer.
+        assert both.high - both.low < alone.high - alone.low
+
+
+def test_a_lead_is_validations_alone_where_training_says_otherwise() -> None:
+    found = leading(0.03)
+    lead = found.lead()
+    assert lead.why == "training losses of the 25 steps before step 100 differ otherwise"
+    assert lead.over["b"] == found.margin("a", "b", 100)
+    short = leading(0.0, 36).lead()
+    assert short.why == "9 steps before step 36 are too few"
+    with pytest.raises(ValueError, match="no candidate was evaluated at step 50"):
+        found.lead(50)

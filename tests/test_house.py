@@ -43,6 +43,7 @@ LONGER = {
     "algebra.plan": "parameters, moments and other state by one plan, each in its unit and dtype",
     "algebra.pieces": "what becomes of one part of an array, for every role",
     "certify.certify": "proof and five measurements, which share what they compile",
+    "evidence": "all that a policy may ask of the record",
     "executors.worker": "a job's course, what is measured on the way, and its checkpoints",
     "growth.gradmax": "a measurement column by column, and the operator that it makes",
     "growth.width": "a dataclass for each expansion of the literature",
