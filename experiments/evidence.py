@@ -38,6 +38,7 @@ from experiments.rows import RESULTS, Row, environment, store
 from lagjax.algebra.layout import Params
 from lagjax.algebra.proof import Requirement
 from lagjax.analysis.agreement import START_TOLERANCE, agreement
+from lagjax.analysis.audit import noise_floor
 from lagjax.analysis.margin import METHODS, margin, of_steps, window
 from lagjax.evidence import SHORTEST
 from lagjax.jobs import ANNEAL, RAW, Trial, evaluated
@@ -396,7 +397,8 @@ class Curves(NamedTuple):
 def rows(regime: str, curves: Curves) -> list[Row]:
     """A row for each signal, step and seed."""
     able, horizon = slice(curves.able), curves.train.shape[2]
-    final = curves.valid[RAW][able, :, -1].mean(axis=1)
+    ends = curves.valid[RAW][able, :, -1]
+    final, floor = ends.mean(axis=1), noise_floor(ends)
     found = []
     for step in steps_told(curves):
         for signal, losses in signals(curves, step).items():
@@ -417,6 +419,10 @@ def rows(regime: str, curves: Curves) -> list[Row]:
                         "spearman": agreement(column.tolist(), final.tolist()).spearman,
                         "regret_nats": float(chances(column) @ final - final.min()),
                         "cost": cost(curves, name, step),
+                        "about": REGIMES[regime].about,
+                        "candidates": curves.able,
+                        "noise_floor": floor,
+                        "random_regret": float(final.mean() - final.min()),
                     }
                 )
     return found

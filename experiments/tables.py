@@ -15,7 +15,15 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from experiments import audit, benchmark, optimizers, scale, width_findings
+from experiments import (
+    audit,
+    benchmark,
+    evidence_findings,
+    optimizers,
+    pictures,
+    scale,
+    width_findings,
+)
 from experiments.cli import command
 from experiments.rows import HERE, RESULTS, Row, markdown, read, store
 from lagjax.store import directory
@@ -26,6 +34,8 @@ HEAD = (
     "configuration, seed, commit, versions and device.\n"
 )
 SECTIONS: dict[str, Callable[[list[Row]], list[str]]] = {
+    "evidence": evidence_findings.sections,
+    "coverage": evidence_findings.coverage,
     "audit": audit.sections,
     "benchmark": benchmark.sections,
     "width": width_findings.sections,
@@ -59,6 +69,9 @@ def main(arguments: Arguments) -> None:
     if added := [row for run in arguments.runs for row in audit.rows_of(run)]:
         store(arguments.results / "audit.jsonl", added)
     directory.write_atomically(arguments.readme, render(arguments.results))
+    for name, draw in pictures.PICTURES.items():
+        if found := read(arguments.results / f"{name}.jsonl"):
+            pictures.save(draw(found), arguments.results / f"{name}.svg", found)
     for name, (file, _) in FRONT.items():
         if found := read(arguments.results / f"{file}.jsonl"):
             text = with_table(name, arguments.front.read_text(), found)

@@ -130,7 +130,7 @@ def audit(
     seeds = end_CxS.shape[1]
     best = int(np.where(ended, final_C, np.inf).argmin())
     random = float(final_C[ended].mean() - final_C[best])
-    floor = _noise_floor(end_CxS[ended])
+    floor = noise_floor(end_CxS[ended])
     judged_C = np.where(np.isfinite(final_C), final_C, final_C[ended].max())
     moments = []
     for step, losses_CxS in zip(steps, losses_TxCxS):
@@ -202,7 +202,7 @@ def _among(losses: NDArray[np.float64], able: NDArray[np.bool_], best: int, plac
     return float(np.clip((places - lower) / tied.sum(), 0, 1))
 
 
-def _noise_floor(end_CxS: NDArray[np.float64]) -> float | None:
+def noise_floor(end_CxS: NDArray[np.float64]) -> float | None:
     """Two standard errors of a difference of seed means.
 
     The variance is that of candidate × seed: what remains when each candidate's mean and each

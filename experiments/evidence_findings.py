@@ -1,0 +1,180 @@
+"""What the rows of `evidence.py` say: by which weights to choose, when, and how sure to be."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.rows import Row, alike, markdown
+
+SHOWN = (0, 50, 100, 200, 300, 400)
+"""Of a horizon of 800, the steps of the tables; all are in the rows."""
+HEAD = "## Evidence: which signal tells early who ends best"
+
+
+class Verdict(NamedTuple):
+    """Whether an average is better evidence than the weights themselves.
+
+    Attributes:
+        signal: the average.
+        worst: the regime and step at which its regret is furthest above that of the weights at the
+            same cost, over the noise floor; and by how much, in nats.
+        gain: by how much its regret is lower at the same cost, in nats, the mean over regimes and
+            steps.
+        better: regimes in which it is lower at some step by more than the noise floor.
+    """
+
+    signal: str
+    worst: tuple[str, int, float]
+    gain: float
+    better: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is nowhere worse by more than the noise floor, and better somewhere."""
+        return self.worst[2] <= 0 and bool(self.better)
+
+
+def name_of(row: Row) -> str:
+    """A signal with its share."""
+    return " ".join(filter(None, (row["signal"], row["share"])))
+
+
+def means(rows: Sequence[Row], field: str) -> dict[tuple[str, str, int], float]:
+    """Regime, signal and step → the mean over seeds."""
+    found: dict[tuple[str, str, int], list[float]] = {}
+    for row in rows:
+        value = row[field]
+        found.setdefault((row["regime"], name_of(row), row["step"]), []).append(
+            np.nan if value is None else value
+        )
+    return {key: float(np.mean(values)) for key, values in found.items()}
+
+
+def verdicts(rows: Sequence[Row]) -> list[Verdict]:
+    """One for each signal but the weights themselves, those that hold first, then by gain.
+
+    At a signal's step the weights are judged at the same cost: between the two steps around it,
+    where a signal costs more than they do.
+    """
+    regret, cost = means(rows, "regret_nats"), means(rows, "cost")
+    floors = {row["regime"]: row["noise_floor"] for row in rows}
+    found = []
+    for signal in dict.fromkeys(name_of(row) for row in rows):
+        if signal == "raw":
+            continue
+        gaps = []
+        for (regime, which, step), mine in regret.items():
+            if which != signal or step < 50:
+                continue
+            raw = sorted(
+                (cost[key], regret[key]) for key in regret if key[:2] == (regime, "raw") and key[2]
+            )
+            costs, regrets = zip(*raw)
+            other = float(np.interp(cost[regime, signal, step], costs, regrets))
+            gaps.append((regime, step, mine - other))
+        if not gaps:
+            continue
+        over = [(regime, step, gap - floors[regime]) for regime, step, gap in gaps]
+        better = [regime for regime, _, gap in gaps if gap < -floors[regime]]
+        gain = -float(np.mean([gap for *_, gap in gaps]))
+        worst = max(over, key=lambda each: each[2])
+        found.append(Verdict(signal, worst, gain, tuple(dict.fromkeys(better))))
+    return sorted(found, key=lambda each: (not each.holds, -each.gain))
+
+
+def sections(rows: list[Row]) -> list[str]:
+    """A part for the whole, with a table for each regime."""
+    if not rows:
+        return []
+    rho, regret = means(rows, "spearman"), means(rows, "regret_nats")
+    signals = list(dict.fromkeys(name_of(row) for row in rows))
+    parts = [HEAD, _about(rows)]
+    for group in alike(rows):
+        regime = group[0]["regime"]
+        horizon = group[0]["config"]["horizon"]
+        steps = [
+            step
+            for step in dict.fromkeys(row["step"] for row in group)
+            if step in SHOWN or horizon != 800
+        ]
+        lines = [
+            (
+                signal,
+                *(
+                    f"{rho[key]:.2f} ({regret[key]:.4f})".replace("-", "−").replace("nan", "–")
+                    if (key := (regime, signal, step)) in rho
+                    else "–"
+                    for step in steps
+                ),
+            )
+            for signal in signals
+        ]
+        floor = group[0]["noise_floor"]
+        parts.append(
+            f"\n**{regime}**: {group[0]['about']}. {group[0]['candidates']} candidates, noise floor"
+            f" {floor:.4f}, a random choice loses {group[0]['random_regret']:.4f}.\n\n"
+            + markdown(("Signal", *(f"step {step}" for step in steps)), lines)
+        )
+    parts.append("\n![Regret by what the choice costs](results/evidence.svg)\n")
+    parts.append(_verdict(rows))
+    return ["\n".join(parts)]
+
+
+def _about(rows: list[Row]) -> str:
+    row = rows[0]
+    return (
+        "`python -m experiments.evidence`: Spearman's correlation of what a signal says at a step "
+        "with the final losses, and in\nbrackets the regret of the lowest in nats, means over "
+        f"{len({each['seed'] for each in rows})} seeds. Shares are of the horizon of "
+        f"{row['config']['horizon']} steps. Commit {str(row['commit'])[:12]}, jax "
+        f"{row['versions']['jax']}, {row['device']}, {row['cores']} cores."
+    )
+
+
+def _verdict(rows: list[Row]) -> str:
+    lines = []
+    for each in verdicts(rows):
+        regime, step, excess = each.worst
+        lines.append(
+            (
+                each.signal,
+                f"{each.gain:.4f}".replace("-", "−"),
+                ", ".join(each.better) or "–",
+                f"{regime}, step {step}: {excess:+.4f}".replace("-", "−"),
+                "yes" if each.holds else "no",
+            )
+        )
+    head = (
+        *("Signal", "mean gain", "better by more than the floor in"),
+        *("worst place, over the floor", "holds"),
+    )
+    return (
+        "Against the weights themselves at equal cost, from step 50 on. It holds where the regret "
+        "is nowhere higher by more than\nthe noise floor, and somewhere lower by more than it.\n\n"
+        + markdown(head, lines)
+    )
+
+
+def coverage(rows: list[Row]) -> list[str]:
+    """The table of the intervals' coverage."""
+    if not rows:
+        return []
+    regimes = list(dict.fromkeys(row["regime"] for row in rows))
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        mine = [row for row in rows if row["method"] == method]
+        shares = [
+            f"{np.mean([row['coverage'] for row in mine if row['regime'] == regime]):.2f}"
+            for regime in regimes
+        ]
+        width = np.mean([row["width"] for row in mine])
+        lowest = min(row["coverage"] for row in mine)
+        lines.append((method, *shares, f"{lowest:.2f}", f"{width:.4f}"))
+    return [
+        "## Intervals of what the steps before tell of the steps to come\n"
+        "How often the 95 % interval of the mean difference of two candidates' training losses over"
+        " the last min(50, step / 4) steps\nholds that of as many steps more; means over steps, "
+        "pairs and seeds. Validation's is of its shards at the step.\n\n"
+        + markdown(("Method", *regimes, "lowest step", "mean width"), lines)
+    ]

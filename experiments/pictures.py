@@ -1,0 +1,81 @@
+"""The pictures of the tables, drawn from the same rows; `python -m experiments.tables` makes them.
+
+The rows' digest stands in each, so that a test can tell a picture of other rows.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from experiments.evidence_findings import means, verdicts
+from experiments.rows import Row, alike
+
+LOOKS = {
+    "raw": ("#444444", "o", "the weights"),
+    "average": ("#0b6bcb", "s", "their average"),
+    "tail": ("#5aa9e6", "^", "the mean of the last"),
+    "anneal": ("#c2571a", "D", "an annealed copy"),
+    "window": ("#8a8a8a", "x", "training losses"),
+}
+
+
+def digest(rows: Sequence[Row]) -> str:
+    """Of rows, whatever their order."""
+    text = sorted(json.dumps(row, sort_keys=True) for row in rows)
+    return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
+
+
+def evidence(rows: list[Row]) -> Figure:
+    """Regret against what the choice costs, a panel for each regime."""
+    groups = alike(rows)
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    FigureCanvasSVG(figure)
+    panels = np.atleast_1d(figure.subplots(1, len(groups)))
+    signals = [each.signal for each in verdicts(rows)]
+    best = {
+        name: next((each for each in signals if each.startswith(start)), name)
+        for name, start in (("average", "ema"), ("tail", "tail"))
+    }
+    for panel, group in zip(panels, groups):
+        regime = group[0]["regime"]
+        regret, cost = means(group, "regret_nats"), means(group, "cost")
+        for name, (color, marker, label) in LOOKS.items():
+            signal = best.get(name, name)
+            points = sorted(
+                (cost[key], regret[key])
+                for key in regret
+                if key[:2] == (regime, signal) and key[2] >= 50
+            )
+            if points:
+                panel.plot(
+                    *zip(*points),
+                    color=color,
+                    marker=marker,
+                    markersize=4,
+                    linewidth=1.3,
+                    label=label + (f", {signal}" if signal != name else ""),
+                )
+        panel.axhspan(0, group[0]["noise_floor"], color="#000000", alpha=0.07, linewidth=0)
+        panel.set(title=regime, xlabel="full runs that the choice costs")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("regret, nats per token")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figure
+
+
+PICTURES: dict[str, Callable[[list[Row]], Figure]] = {"evidence": evidence}
+"""What draws the rows of a file."""
+
+
+def save(figure: Figure, path: Path, rows: Sequence[Row]) -> None:
+    """As an SVG that is the same each time."""
+    with mpl.rc_context({"svg.hashsalt": "lagjax", "font.family": "DejaVu Sans"}):
+        told = {"Date": None, "Description": f"rows {digest(rows)}"}
+        figure.savefig(path, format="svg", metadata=told)
