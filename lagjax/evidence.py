@@ -30,7 +30,7 @@ class Known(NamedTuple):
         suspect: what to look at first if it does not, see `certify.readings.suspect`.
         step_flops: FLOPs of one training step.
         evaluation_flops: FLOPs of one evaluation on all shards.
-        horizon: steps of its full training.
+        horizon: steps of its full training, see `Task.horizon_of`.
         status: "ok", or why it failed.
     """
 
@@ -47,6 +47,11 @@ class Known(NamedTuple):
     def able(self) -> bool:
         """Whether it can win."""
         return self.candidate.role == "candidate"
+
+    @property
+    def baseline(self) -> bool:
+        """Whether it is what growing is compared with: what it costs is no part of the search."""
+        return self.candidate.role == "baseline"
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Evidence:
         horizon: the task's.
         seeds: how many.
         additions: how often the policy has added candidates.
-        spent: FLOPs of training, evaluation and fits so far.
+        spent: FLOPs of training, evaluation and fits so far, those of baselines left out.
     """
 
     known: Mapping[str, Known]
@@ -229,8 +234,9 @@ def gather(
                 if line["step"] <= until
             ]
             train[trial] = store.losses.of(trial)[:until]
-            spent += len(train[trial]) * known[name].step_flops
-            spent += len(lines[trial]) * known[name].evaluation_flops
+            if not known[name].baseline:
+                spent += len(train[trial]) * known[name].step_flops
+                spent += len(lines[trial]) * known[name].evaluation_flops
             last = lines[trial][-1]["status"]
             if last != "ok" and known[name].status == "ok":
                 seed = f" with seed {trial.seed}" if task.seeds > 1 else ""

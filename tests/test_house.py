@@ -18,7 +18,7 @@ ORDER = re.findall(
     r"[\w.]+",
     """
     __main__ __init__
-    runs search claims identity executors.serial executors.worker executors.workload checks initial
+    runs search baselines claims identity executors.serial executors.worker executors.workload checks initial
     growth.pools growth.masked growth.gradmax growth.learned growth.leafwise growth.operator
     growth.fusion growth.experts growth.width growth.depth
     certify.certify certify.blame certify.readings

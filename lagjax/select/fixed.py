@@ -9,8 +9,8 @@ from lagjax.select.decision import Answer, Probe, decide
 
 @dataclass(frozen=True)
 class FixedLag:
-    """Decides at a fixed lag by the lowest loss (Karp et al. 2024, arXiv 2406.02469): `steps`, or a
-    `share` of the horizon.
+    """Decides at a fixed lag by the lowest loss (Karp et al. 2024, arXiv 2406.02469): `steps`, the
+    same for all, or a `share` of each one's own horizon.
     """
 
     steps: int | None = None
@@ -26,4 +26,8 @@ class FixedLag:
 
     def __call__(self, evidence: Evidence, /) -> Answer:
         lag = self.lag(evidence.horizon)
-        return decide(evidence, lag) if evidence.frontier >= lag else Probe(lag)
+        if self.share is None:
+            return decide(evidence, lag) if evidence.frontier >= lag else Probe(lag)
+        own = {name: self.lag(known.horizon) for name, known in evidence.known.items()}
+        ended = all(evidence.reached(name) >= step for name, step in own.items())
+        return decide(evidence) if ended else Probe(own)
