@@ -17,7 +17,7 @@ NOT_GROWING, FROM_SCRATCH = "not growing", "from scratch"
 
 def wanted(
     work: Workload, known: Mapping[str, Known], asked: bool, audit: bool
-) -> tuple[tuple[str, ...], int, list[str]]:
+) -> tuple[tuple[str, ...], list[int], list[str]]:
     """The names of the baselines that a run has: the pool's own, and of either kind that it lacks
     one more.
 
@@ -28,17 +28,18 @@ def wanted(
         audit: whether this is an audit, which has them as far as they can be trained.
 
     Returns:
-        The names, the bytes that the states of those added take, and what to note.
+        The names, the bytes of a state of each that is added, and what to note.
 
     Raises:
         ValueError: for a name that is taken, or a small model that cannot be trained.
     """
     if not (asked or audit):
-        return (), 0, []
+        return (), [], []
     pool = [each.candidate for each in known.values()]
     own = [one.name for one in pool if one.role == "baseline"]
     first = next(each for each in known.values() if each.able)
-    added, size, notes = [], 0, []
+    added: list[str] = []
+    sizes, notes = [], []
     for one in _lacking(work.task, pool, first.candidate):
         check_names(pool, (one.name,))
         try:
@@ -53,8 +54,8 @@ def wanted(
             notes.append(f"{why}. It is left out")
             continue
         added.append(one.name)
-        size += work.groups[one.name].state_bytes
-    return (*own, *added), size, notes
+        sizes.append(work.groups[one.name].state_bytes)
+    return (*own, *added), sizes, notes
 
 
 def join(

@@ -115,7 +115,7 @@ def run(
     shards, source = checks.shards(task.valid), digest(task.source.params)
     work = Workload(task, {}, {}, key, shards, placed, checkpoints, checkpoint_seconds, source)
     known = work.join(pool)
-    against, size, notes = wanted(work, known, baselines, compare == "all")
+    against, extra, notes = wanted(work, known, baselines, compare == "all")
     # Asked before anything is written, so that a policy that does not fit leaves nothing behind.
     nothing = Evidence.nothing(known, task)
     checks.check_answer(policy, checks.ask(policy, nothing), nothing)
@@ -135,7 +135,7 @@ def run(
         for note in notes:
             progress.note(note)
         sizes = [work.groups[name].state_bytes for name in known for _ in range(task.seeds)]
-        sizes += [size] * (task.seeds if compare == "all" else 1)
+        sizes += extra * (task.seeds if compare == "all" else 1)
         checks.check_disk(store.checkpoints, sizes)
         base = 2 if compare == "all" else 4
         search = Search(

@@ -11,9 +11,7 @@ from lagjax.engine import Engine, Trained, from_loss
 from lagjax.model import Batch, Growth, Model
 
 Schedule: TypeAlias = Literal["restart", "continue"] | int
-Optimizer: TypeAlias = (
-    optax.GradientTransformation | Callable[[int], optax.GradientTransformation]
-)
+Optimizer: TypeAlias = optax.GradientTransformation | Callable[[int], optax.GradientTransformation]
 
 
 class Transfer(NamedTuple):

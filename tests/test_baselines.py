@@ -158,7 +158,7 @@ def test_one_plain_schedule_serves_every_horizon(tmp_path: pathlib.Path) -> None
     ],
 )  # fmt: skip
 def test_what_is_refused(change: dict, told: list[str], tmp_path: pathlib.Path) -> None:
-    with pytest.raises(ValueError) as caught:  # noqa: PT011
+    with pytest.raises(ValueError) as caught:
         go(tmp_path / "run", **change)
     assert all(text in str(caught.value) for text in told), caught.value
     assert not (tmp_path / "run").exists()

@@ -24,14 +24,14 @@ ORDER = re.findall(
     certify.certify certify.blame certify.readings
     state optimizer.reading optimizer.course optimizer.places optimizer.rules optimizer.scaling
     buffers
-    report.__init__ report.terminal report.html report.content report.charts report.sentences
+    report.__init__ report.terminal report.html report.content report.worth report.charts report.sentences
     report.facts
     select.fixed select.decision evidence task
     probe store.directory store.checkpoints store.losses store.curves store.files store.record
     engine feed model
     algebra.provenance algebra.plan algebra.fit algebra.proof algebra.words algebra.pieces
     algebra.axes algebra.layout algebra.kinds algebra.uses algebra.notation algebra.maps
-    analysis.audit analysis.transition analysis.margin analysis.agreement analysis.ledger
+    analysis.audit analysis.transition analysis.crossing analysis.margin analysis.agreement analysis.ledger
     progress jobs mesh flops fingerprint arguments
     """,
 )

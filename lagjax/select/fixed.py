@@ -29,5 +29,6 @@ class FixedLag:
         if self.share is None:
             return decide(evidence, lag) if evidence.frontier >= lag else Probe(lag)
         own = {name: self.lag(known.horizon) for name, known in evidence.known.items()}
-        ended = all(evidence.reached(name) >= step for name, step in own.items())
-        return decide(evidence) if ended else Probe(own)
+        if all(evidence.reached(name) >= step for name, step in own.items()):
+            return decide(evidence)
+        return Probe(own if len({*own.values()}) > 1 else lag)
