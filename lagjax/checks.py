@@ -46,8 +46,6 @@ def checked(task: Task, pool: Sequence[Candidate]) -> Task:
             f"the task's source is of type {type(task.source).__name__}; give the small model and "
             "what was trained of it, Task(model, Trained(params), ...)"
         )
-    if task.tx is not None and not hasattr(task.tx, "update"):
-        raise ValueError(f"the task's tx is {task.tx!r}; give an optax optimizer")
     for model in (task.model, *(candidate.target for candidate in pool)):
         if not isinstance(model.axes, Axes):
             raise ValueError(  # noqa: TRY004
@@ -60,11 +58,28 @@ def checked(task: Task, pool: Sequence[Candidate]) -> Task:
         seed=whole(task.seed, "the task's seed", least=None),
     )
     averages.check(task.averages)
+    arguments.choice(task.matched, "the task's matched", ("steps", "flops"))
+    _check_optimizer(task)
     _check_transfer("the task", task.transfer, task)
     for candidate in pool:
         if candidate.transfer is not None:
             _check_transfer(f"candidate {candidate.name!r}", candidate.transfer, task)
     return task
+
+
+def _check_optimizer(task: Task) -> None:
+    # A method of optax that was not called is none of horizons: it would take it for a rate.
+    method = getattr(task.tx, "__module__", "").partition(".")[0] == "optax"
+    made, what = task.tx, "tx"
+    if callable(task.tx) and not hasattr(task.tx, "update") and not method:
+        what = f"tx at the horizon {task.horizon}"
+        with inside("the task's tx, as a function of the horizon,"):
+            made = task.optimizer
+    if made is not None and not hasattr(made, "update"):
+        raise ValueError(
+            f"the task's {what} is {made!r}; give an optax optimizer, or a function that makes one "
+            "for a horizon"
+        )
 
 
 def ask(policy: Policy, evidence: Evidence) -> Answer:

@@ -40,7 +40,7 @@ class Known(NamedTuple):
         suspect: what to look at first if it does not, see `certify.readings.suspect`.
         step_flops: FLOPs of one training step.
         evaluation_flops: FLOPs of one evaluation on all shards.
-        horizon: steps of its full training.
+        horizon: steps of its full training, see `Task.horizon_of`.
         status: "ok", or why it failed.
     """
 
@@ -57,6 +57,11 @@ class Known(NamedTuple):
     def able(self) -> bool:
         """Whether it can win."""
         return self.candidate.role == "candidate"
+
+    @property
+    def baseline(self) -> bool:
+        """Whether it is what growing is compared with: what it costs is no part of the search."""
+        return self.candidate.role == "baseline"
 
 
 class Lead(NamedTuple):
@@ -98,7 +103,7 @@ class Evidence:
         horizon: the task's.
         seeds: how many.
         additions: how often the policy has added candidates.
-        spent: FLOPs of training, evaluation and fits so far.
+        spent: FLOPs of training, evaluation and fits so far, those of baselines left out.
     """
 
     known: Mapping[str, Known]
@@ -343,10 +348,11 @@ def gather(
                 line for line in store.curves.annealed(trial) if (name, line["step"]) in annealed
             ]
             train[trial] = store.losses.of(trial)[:until]
-            spent += len(train[trial]) * known[name].step_flops
-            spent += sum(line["flops"] for line in anneals[trial])
-            for line in (*lines[trial], *anneals[trial]):
-                spent += evaluated(line) / len(task.valid) * known[name].evaluation_flops
+            if not known[name].baseline:
+                spent += len(train[trial]) * known[name].step_flops
+                spent += sum(line["flops"] for line in anneals[trial])
+                for line in (*lines[trial], *anneals[trial]):
+                    spent += evaluated(line) / len(task.valid) * known[name].evaluation_flops
             last = lines[trial][-1]["status"]
             if last != "ok" and known[name].status == "ok":
                 seed = f" with seed {trial.seed}" if task.seeds > 1 else ""

@@ -10,6 +10,7 @@ import numpy as np
 from lagjax import annealing, state
 from lagjax.averages import Averager
 from lagjax.engine import Engine, Parts, State, Trained
+from lagjax.growth.operator import FromScratch
 from lagjax.jobs import Trial
 from lagjax.mesh import DATA, Placement
 from lagjax.model import Batch, Key
@@ -56,7 +57,10 @@ def initial(
     Raises:
         ValueError: for moments or collections that an operator without a plan cannot grow.
     """
-    grow_key, transfer = operator_key(key), task.transfer_of(candidate)
+    grow_key, transfer, tx = operator_key(key), task.transfer_of(candidate), task.optimizer
+    if isinstance(candidate.operator, FromScratch):
+        # What the small model has gathered is nothing to one that takes nothing from it.
+        source = source._replace(collections={})
     large = candidate.operator(grow_key, source.params, task.model.axes, candidate.target)
     # What comes after shall not be fused with it: a growth record replays the operator's call
     # alone, to the same bits.
@@ -72,16 +76,16 @@ def initial(
         layout = task.model.axes.layout(source.params)
         plan = candidate.operator.plan(grow_key, layout, candidate.target.axes.layout(large))
     opt_state = None
-    if task.tx is not None and transfer.moments != "grow" and transfer.schedule == "restart":
-        opt_state = task.tx.init(large)
-    elif task.tx is not None:
+    if tx is not None and transfer.moments != "grow" and transfer.schedule == "restart":
+        opt_state = tx.init(large)
+    elif tx is not None:
         of_moments = plan if transfer.moments == "grow" else None
         opt_state = state.carry(
-            of_moments, source.opt_state, source.params, large, task.tx, transfer.schedule
+            of_moments, source.opt_state, source.params, large, tx, transfer.schedule
         )
     if batches:
         drawn = jax.random.fold_in(key, 2)
-        opt_state = state.measure(candidate.target, large, opt_state, batches, task.tx, drawn)
+        opt_state = state.measure(candidate.target, large, opt_state, batches, tx, drawn)
     trained, loop_key = Trained(large, opt_state), jax.random.fold_in(key, 1)
     if source.collections:
         # The loop makes its own for the target; what is grown must have their shapes.
@@ -102,9 +106,11 @@ def first_step(task: Task, candidate: Candidate) -> int:
 
 
 class Group:
-    """Candidates of one target: they share a training loop and its compiled functions.
+    """Candidates of one target and one horizon: they share a training loop and its compiled
+    functions.
 
     Attributes:
+        task: as it is at their horizon, see `Task.at`.
         target: the large model.
         engine: its training loop, which keeps the task's averages.
         averager: puts an average in place of a state's weights.
@@ -120,7 +126,8 @@ class Group:
         self, task: Task, first: Candidate, shards: Batch, placement: Placement | None
     ) -> None:
         self.task, self.target, self.shards, self.placement = task, first.target, shards, placement
-        self.averager = Averager(task.engine(first.target, task.tx), task.averages, task.horizon)
+        engine = task.engine(first.target, task.optimizer)
+        self.averager = Averager(engine, task.averages, task.horizon)
         self.engine = self.averager.engine
         self.like = self.shapes(first)
         self.batch = jax.tree.map(abstract, task.batch(0, int(task.source.position)))

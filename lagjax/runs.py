@@ -16,6 +16,7 @@ import optax
 
 from lagjax import arguments as given
 from lagjax import averages, checks, identity, report
+from lagjax.baselines import wanted
 from lagjax.engine import Averaged, Engine, Trained, from_loss
 from lagjax.evidence import Evidence, Known
 from lagjax.executors.serial import SERIAL
@@ -28,7 +29,7 @@ from lagjax.jobs import SOURCE, Job, Trial, evaluation_steps
 from lagjax.mesh import placement
 from lagjax.model import Batch, Key, Model
 from lagjax.progress import Display, Progress, shown
-from lagjax.search import Search, carry_out, choose, cost, go_on
+from lagjax.search import Search, carry_out, choose, cost, go_on, join_baselines
 from lagjax.select.decision import Decision, Policy
 from lagjax.store.checkpoints import Checkpoints, filled
 from lagjax.store.directory import Store, checkpointed, read
@@ -47,6 +48,7 @@ def run(
     *,
     executor: Executor = SERIAL,
     compare: Literal["none", "start", "all"] = "none",
+    baselines: bool = False,
     keep: Literal["winner", "all"] = "winner",
     arguments: Mapping[str, object] | None = None,
     candidates_at_once: int | None = None,
@@ -72,6 +74,10 @@ def run(
             the candidate that the loss right after growing would have chosen (`start_choice`);
             "all", every candidate with every seed: an audit, which is also evaluated more often at
             first.
+        baselines: whether to train, after the choice, what growing is compared with: "not growing",
+            the small model trained on, and "from scratch", the winner's target, each for the FLOPs
+            of the winner's full training, with seed 0. An audit has them with every seed. Those of
+            the pool are taken in their place, and what they cost is no part of the overhead.
         keep: whose checkpoints stay when all is done; those of losers go when the decision is
             written.
         arguments: what config.json shall record of the caller's own choices.
@@ -111,6 +117,7 @@ def run(
     shards, digested = checks.shards(task.valid), digest(task.source.params)
     work = Workload(task, {}, {}, key, shards, placed, checkpoints, checkpoint_seconds, digested)
     known = work.join(pool)
+    against, extra, notes = wanted(work, known, baselines, compare == "all")
     # Asked before anything is written, so that a policy that does not fit leaves nothing behind.
     nothing = Evidence.nothing(known, task)
     checks.check_answer(policy, checks.ask(policy, nothing), nothing)
@@ -121,21 +128,31 @@ def run(
                 "arguments": given.plain(arguments or {}),
                 "policy": described(policy),
                 "compare": compare,
+                "baselines": list(against),
                 "keep": keep,
                 "candidates_at_once": candidates_at_once or "measured",
             }
         )
         identity.check(store, work, known)
+        for note in notes:
+            progress.note(note)
         sizes = [work.groups[name].state_bytes for name in known for _ in range(task.seeds)]
+        sizes += extra * (task.seeds if compare == "all" else 1)
         checks.check_disk(store.checkpoints, sizes)
+        audit = compare == "all"
         search = Search(
-            work, store, executor, progress, known, candidates_at_once, compare == "all", {}, set()
+            work, store, executor, progress, known, candidates_at_once, audit, {}, set(), against
         )
         decision, evidence = choose(search, policy)
-        decision = decision._replace(ledger=cost(search, evidence, decision))
+        compared = join_baselines(search, decision, evidence)
+        seeds = range(task.seeds if compare == "all" else 1)
+        ahead = {
+            Trial(name, seed): each.horizon for seed in seeds for name, each in compared.items()
+        }
+        decision = decision._replace(ledger=cost(search, evidence, decision, ahead))
         text = json.dumps(decision.as_json(), indent=1, allow_nan=False) + "\n"
         write_atomically(store.path / "decision.json", text)
-        go_on(search, decision, evidence, compare, keep)
+        go_on(search, decision, ahead, compare, keep)
         # The decision stands: nothing about a picture, a font or a disk may cost the caller it.
         try:
             report.write(store.path)
@@ -148,12 +165,14 @@ def _configuration(work: Workload, known: Mapping[str, Known]) -> dict[str, obje
     """What a run must have in common with the one that it goes on with."""
     task = work.task
     position = int(task.source.position)
-    last = task.batch(task.seeds - 1, position + task.horizon - 1)
+    furthest = max(each.horizon for each in known.values())
+    last = task.batch(task.seeds - 1, position + furthest - 1)
     data = (task.batch(0, position), last, list(task.valid))
     opt_state = task.source.opt_state
     return {
         "task": {
             "horizon": task.horizon,
+            "matched": task.matched,
             "seeds": task.seeds,
             "seed": task.seed,
             "transfer": task.transfer._asdict(),
@@ -244,7 +263,7 @@ def train(
         store.configure({**sections, **environment()}, ENVIRONMENT)
         identity.check(store, work, [SOURCE])
         checks.check_disk(store.checkpoints, [group.state_bytes])
-        search = Search(work, store, executor, progress, {}, 1, True, {}, set())
+        search = Search(work, store, executor, progress, {}, 1, True, {}, set(), ())
         store.rewind(trial, steps)
         carry_out(search, [Job((trial,), 1, steps, evaluation_steps(steps), "source")])
         if (line := store.curves.of(trial)[-1])["status"] != "ok":

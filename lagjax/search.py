@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from lagjax import checks, claims, identity
+from lagjax import baselines, checks, claims, identity
 from lagjax.analysis.ledger import Ledger, ledger
 from lagjax.evidence import Evidence, Known, gather
 from lagjax.executors.workload import Executor, Workload
@@ -39,6 +39,7 @@ class Search(NamedTuple):
         asked: name → the steps that a candidate was asked to be probed to, ascending; grows with
             the answers.
         annealed: name and step, where copies were asked to be annealed; likewise.
+        baselines: names of those that are trained to their end, the pool's own and others.
     """
 
     work: Workload
@@ -50,6 +51,7 @@ class Search(NamedTuple):
     audit: bool
     asked: dict[str, tuple[int, ...]]
     annealed: set[tuple[str, int]]
+    baselines: tuple[str, ...]
 
     def trials(self, names: Sequence[str] | None = None) -> list[Trial]:
         """Every candidate with every seed, candidates of one seed together."""
@@ -59,7 +61,7 @@ class Search(NamedTuple):
 
     def evidence(self, additions: int) -> Evidence:
         """What the policy may see."""
-        fits = self.work.fits(self.known)
+        fits = self.work.fits(name for name, each in self.known.items() if not each.baseline)
         asked = {name: steps[-1] for name, steps in self.asked.items()}
         task = self.work.task
         return gather(self.store, self.known, asked, self.annealed, additions, task, fits)
@@ -73,6 +75,7 @@ def choose(search: Search, policy: Policy) -> tuple[Decision, Evidence]:
         answer = checks.ask(policy, evidence)
         checks.check_answer(policy, answer, evidence)
         if isinstance(answer, Add):
+            baselines.check_names(answer.candidates, search.baselines)
             joined = search.work.join(answer.candidates)
             identity.check(search.store, search.work, joined)
             search.known.update(joined)
@@ -134,16 +137,17 @@ def _evaluations(search: Search, name: str, until: int, phase: str) -> dict[int,
     decision is watched at every eighth of the horizon.
     """
     work, asked = search.work, search.asked.get(name, ())
-    horizon, every = work.task.horizon, len(work.task.valid)
+    horizon, every = work.groups[name].task.horizon, len(work.task.valid)
     if search.audit:
         steps = evaluation_steps(horizon, *asked, until, base=2)
         return {step: every for step in steps if step <= until}
-    found, last, shard = {0: every}, 0, search.known[name].evaluation_flops / every
+    costs = work.groups[name].costs
+    found, last, shard = {0: every}, 0, costs.evaluation / every
     for step in asked if phase == "continue" else sorted({*asked, until}):
         # Right after growing averages are the weights themselves.
         weights = 1 + len(work.task.averages) + (last == 0)
         share = SHARE if 4 * step >= horizon else EARLY_SHARE
-        pays = share * (step - last) * search.known[name].step_flops
+        pays = share * (step - last) * costs.step
         count = int(pays // (weights * shard)) if shard else every
         found[step] = min(max(count, FEWEST), every)
         found[0] = found[min(found.keys() - {0})]
@@ -193,52 +197,90 @@ def _done(store: Store, job: Job, trial: Trial) -> bool:
     return not job.anneal or job.until in annealed or store.curves.of(trial)[-1]["status"] != "ok"
 
 
-def go_on(search: Search, decision: Decision, evidence: Evidence, compare: str, keep: str) -> None:
+def join_baselines(search: Search, decision: Decision, evidence: Evidence) -> dict[str, Known]:
+    """What is known of the baselines that are trained to their end; none without a winner."""
+    if decision.winner is None or not search.baselines:
+        return {}
+    best = search.known[decision.winner]
+    added = baselines.join(search.work, search.known, best, search.baselines)
+    identity.check(search.store, search.work, added)
+    search.store.configure({"baseline_pool": [search.work.entry(each) for each in added.values()]})
+    own = {name: each for name, each in evidence.known.items() if name in search.baselines}
+    return {name: each for name, each in (own | added).items() if each.status == "ok"}
+
+
+def go_on(
+    search: Search, decision: Decision, ahead: Mapping[Trial, int], compare: str, keep: str
+) -> None:
     """Trains the winner to the horizon, and what it is compared with; lets the checkpoints of
     others go.
+
+    Args:
+        search: what the policy has ended.
+        decision: its choice.
+        ahead: trial → step, of baselines.
+        compare: see `run`.
+        keep: see `run`.
     """
-    horizon, store = search.work.task.horizon, search.store
+    store, known = search.store, search.known
     jobs: list[Job] = []
     if decision.winner is None:
         pass
     elif compare == "all":
-        jobs += _jobs(search, dict.fromkeys(search.known, horizon), "continue")
+        jobs += _jobs(search, {name: each.horizon for name, each in known.items()}, "continue")
     else:
         names = [decision.winner]
         if compare == "start":
-            unable = [name for name, known in search.known.items() if not known.able]
+            unable = [name for name, each in known.items() if not each.able]
             names += [x for x in [start_choice(decision.losses_at_start, unable)] if x]
         for name in dict.fromkeys(names):
-            jobs.append(_job(search, (Trial(name, 0),), 1, horizon, "continue"))
-    if decision.winner is not None:
-        store.rewind(Trial(decision.winner, 0), horizon)
+            jobs.append(_job(search, (Trial(name, 0),), 1, known[name].horizon, "continue"))
     going = {trial for job in jobs for trial in job.trials}
+    for trial, step in ahead.items():
+        if trial not in going:
+            jobs.append(_job(search, (trial,), 1, step, "continue"))
+    if decision.winner is not None:
+        store.rewind(Trial(decision.winner, 0), known[decision.winner].horizon)
+    going |= ahead.keys()
     for stays in (going, set()):
-        for trial in search.trials() if keep == "winner" else ():
+        for trial in (*search.trials(), *ahead) if keep == "winner" else ():
             if trial.candidate != decision.winner and trial not in stays:
                 store.checkpoints.prune(trial, ALL, keep=0)
         if stays:
             carry_out(search, jobs)
 
 
-def cost(search: Search, evidence: Evidence, decision: Decision) -> Ledger:
-    """Counts what the probes cost."""
+def cost(
+    search: Search, evidence: Evidence, decision: Decision, ahead: Mapping[Trial, int]
+) -> Ledger:
+    """Counts what the probes cost, and what baselines take, to the steps `ahead` of them."""
     losers = evaluations = seconds = 0.0
+    apart = sum(
+        step * search.work.groups[trial.candidate].costs.step for trial, step in ahead.items()
+    )
     for trial, lines in evidence.lines.items():
         known = evidence.known[trial.candidate]
         anneals = evidence.anneals.get(trial, ())
         shards = sum(evaluated(line) for line in (*lines, *anneals))
-        evaluations += shards / len(search.work.task.valid) * known.evaluation_flops
-        losers += sum(line["flops"] for line in anneals)
+        taken = shards / len(search.work.task.valid) * known.evaluation_flops
+        copies = sum(line["flops"] for line in anneals)
         seconds += search.store.curves.of(trial)[len(lines) - 1]["seconds"]
+        if known.baseline:
+            apart += taken + copies + (lines[-1]["flops"] if trial not in ahead else 0)
+            continue
+        evaluations += taken
+        losers += copies
         losers += lines[-1]["flops"] if trial != (decision.winner, 0) else 0
     chosen = evidence.known[decision.winner or next(iter(evidence.known))]
+    counted = [name for name, known in evidence.known.items() if not known.baseline]
+    others = {*evidence.known, *(trial.candidate for trial in ahead)}.difference(counted)
     return ledger(
-        candidates=len(evidence.known),
+        candidates=len(counted),
         full_run_flops=chosen.horizon * chosen.step_flops,
         losers_flops=losers,
         evaluation_flops=evaluations,
-        fit_flops=search.work.fits(evidence.known),
+        fit_flops=search.work.fits(counted),
+        baseline_flops=apart + search.work.fits(sorted(others)),
         seconds=seconds,
     )
 
@@ -247,7 +289,7 @@ def _at_once(search: Search, group: Group) -> int:
     """How many trials of a target run at once: measured once and then kept, so that an interrupted
     run repeats itself.
     """
-    names = [name for name, other in search.work.groups.items() if other is group]
+    names = [name for name in search.known if search.work.groups[name] is group]
     wanted, given = len(names) * search.work.task.seeds, search.at_once
 
     def measure() -> int:

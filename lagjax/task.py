@@ -3,7 +3,7 @@ it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, Self, TypeAlias
 
 import optax
 
@@ -12,6 +12,7 @@ from lagjax.engine import Engine, Trained, from_loss
 from lagjax.model import Batch, Growth, Model
 
 Schedule: TypeAlias = Literal["restart", "continue"] | int
+Optimizer: TypeAlias = optax.GradientTransformation | Callable[[int], optax.GradientTransformation]
 
 
 class Transfer(NamedTuple):
@@ -57,11 +58,13 @@ class Task(NamedTuple):
     Attributes:
         model: the small model; of its functions only the axes table is needed.
         source: it, trained.
-        tx: what trains the large model; None where `engine` has its own.
+        tx: what trains the large model, or a function that makes it for a horizon, so that a
+            schedule ends where training does; None where `engine` has its own. Without a function
+            one schedule serves every horizon.
         batch: `(seed, step)` → batch, a pure function; all candidates of a seed see the same
             batches, from `source.position` on.
         valid: validation shards, batches of one shape, the same for all candidates and seeds.
-        horizon: steps of the large model's full training.
+        horizon: steps of the large model's full training: of the first in the pool that can win.
         seeds: how many, counted from 0; a seed fixes the fresh layers and the order of the data.
             Seed 0 of the winner goes on.
         seed: makes the fresh layers of this task others than those of another.
@@ -69,11 +72,13 @@ class Task(NamedTuple):
         engine: `(target, tx)` → its training loop.
         averages: name → a running average of each trial's weights, which is kept and evaluated
             beside the weights themselves: a name in the evidence, as `weights="ema"`.
+        matched: by what full trainings of other targets are alike: all take the horizon's "steps",
+            or as many as cost its "flops". Baselines are always matched by FLOPs.
     """
 
     model: Model
     source: Trained
-    tx: optax.GradientTransformation | None
+    tx: Optimizer | None
     batch: Callable[[int, int], Batch]
     valid: Sequence[Batch]
     horizon: int
@@ -82,6 +87,29 @@ class Task(NamedTuple):
     transfer: Transfer = Transfer()
     engine: Callable[[Model, optax.GradientTransformation | None], Engine] = from_loss
     averages: Mapping[str, Average] = {}
+    matched: Literal["steps", "flops"] = "steps"
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation | None:
+        """`tx`, or what it makes for the horizon."""
+        return self.tx(self.horizon) if callable(self.tx) else self.tx
+
+    def at(self, horizon: int) -> Self:
+        """This task for those that are trained so many steps."""
+        task = self._replace(horizon=horizon)
+        return task._replace(tx=task.optimizer)
+
+    def horizon_of(self, candidate: Candidate, step_flops: float, full_run_flops: float) -> int:
+        """Steps of a candidate's full training.
+
+        Args:
+            candidate: whose.
+            step_flops: what one of its steps costs.
+            full_run_flops: what the full training costs that it is matched with.
+        """
+        if (self.matched == "flops" or candidate.role == "baseline") and step_flops:
+            return max(1, round(full_run_flops / step_flops))
+        return self.horizon
 
     def transfer_of(self, candidate: Candidate) -> Transfer:
         """The candidate's own, or the task's."""

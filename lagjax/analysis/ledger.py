@@ -10,11 +10,13 @@ class Ledger(NamedTuple):
         overhead: FLOPs of the losers' probes, of evaluations and of fits, over those of one full
             run.
         budget_share: (1 + overhead) / N: the whole search against training all N candidates to the
-            end.
+            end; baselines are not among them.
         full_run_flops: training the chosen candidate to the horizon.
         losers_flops: training in probes that does not go on: all but the winner's with seed 0.
         evaluation_flops: all evaluations of the probes.
         fit_flops: making operators that are fitted to data.
+        baseline_flops: training what growing is compared with, to its end where it goes there, and
+            its evaluations and fits before the choice; no part of the overhead or of the share.
         seconds: wall time of the probes, evaluations included.
     """
 
@@ -24,6 +26,7 @@ class Ledger(NamedTuple):
     losers_flops: float
     evaluation_flops: float
     fit_flops: float
+    baseline_flops: float
     seconds: float
 
 
@@ -34,6 +37,7 @@ def ledger(
     losers_flops: float,
     evaluation_flops: float,
     fit_flops: float,
+    baseline_flops: float = 0.0,
     seconds: float,
 ) -> Ledger:
     """Adds the costs up."""
@@ -47,5 +51,6 @@ def ledger(
         losers_flops,
         evaluation_flops,
         fit_flops,
+        baseline_flops,
         seconds,
     )

@@ -1,7 +1,7 @@
 """What a worker has to know, and what an executor is."""
 
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -42,25 +42,51 @@ class Workload(NamedTuple):
     checkpoint_seconds: float
     source: str
 
-    def join(self, candidates: Sequence[Candidate]) -> dict[str, Known]:
+    def join(
+        self, candidates: Sequence[Candidate], full_run_flops: float | None = None
+    ) -> dict[str, Known]:
         """Makes candidates part of the work, and says what is known of them.
 
-        Raises ValueError for one that cannot be grown; then none of them is.
+        Args:
+            candidates: those that join.
+            full_run_flops: of the full training that theirs are matched with; by default that of
+                the first of all that can win.
+
+        Raises:
+            ValueError: for one that cannot be grown; then none of them is.
         """
         joined: dict[str, Group] = {}
         known = {}
+        made = list(dict.fromkeys(self.groups.values()))
+        if full_run_flops is None:
+            everyone = [*self.candidates.values(), *candidates]
+            first = next(each for each in everyone if each.role == "candidate")
+            full_run_flops = self.task.horizon * self._group(first, made).costs.step
         for one in candidates:
-            there = [*self.groups.values(), *joined.values()]
-            group = next((each for each in there if each.target == one.target), None)
-            checks.check_growth(one, self.task)
-            with checks.naming(one):
-                group = group or Group(self.task, one, self.shards, self.placed)
+            group = self._group(one, made, full_run_flops)
             checks.check_state(one, group)
             joined[one.name] = group
-            known[one.name] = Known(one, *self._planned(one), *group.costs, self.task.horizon)
+            known[one.name] = Known(one, *self._planned(one), *group.costs, group.task.horizon)
         self.groups.update(joined)
         self.candidates.update((one.name, one) for one in candidates)
         return known
+
+    def _group(
+        self, one: Candidate, made: list[Group], full_run_flops: float | None = None
+    ) -> Group:
+        """The group of a candidate: one of those made, or a new one, which is added to them."""
+        checks.check_growth(one, self.task)
+        alike, horizon = [each for each in made if each.target == one.target], self.task.horizon
+        with checks.naming(one):
+            if not alike:
+                alike = [Group(self.task.at(horizon), one, self.shards, self.placed)]
+            if full_run_flops is not None:
+                horizon = self.task.horizon_of(one, alike[0].costs.step, full_run_flops)
+            group = next((each for each in alike if each.task.horizon == horizon), None)
+            group = group or Group(self.task.at(horizon), one, self.shards, self.placed)
+        if group not in made:
+            made.append(group)
+        return group
 
     def _planned(self, one: Candidate) -> tuple[str | None, bool | None, str | None]:
         """The word by which a candidate's layers grow, whether its plan is exact, and what to doubt
@@ -77,7 +103,7 @@ class Workload(NamedTuple):
             words = [f"{stack}: {word}" for stack, word in zip(plan.words, words)]
         return "; ".join(words) or None, plan.exact_by_table, readings.suspect(plan)
 
-    def fits(self, names: Mapping[str, object]) -> float:
+    def fits(self, names: Iterable[str]) -> float:
         """FLOPs of making these candidates' operators, and of measuring their moments."""
         total = 0.0
         for name in names:
@@ -97,6 +123,7 @@ class Workload(NamedTuple):
             "transfer": self.task.transfer_of(one)._asdict(),
             "target": checks.shapes(self.groups[one.name].like),
             "step_flops": known.step_flops,
+            "horizon": known.horizon,
         }
 
 

@@ -96,15 +96,15 @@ class Tag(NamedTuple):
 
 def curves(facts: Facts) -> str:
     """Every candidate's validation loss from growing to the end of what was trained."""
-    everyone = [*facts.probes.items(), *facts.continued.items()]
+    everyone = facts.drawn
     shown = [curve for name, curve in everyone if _counts(facts, name)]
     losses = [x for curve in shown or dict(everyone).values() for x in curve.losses.values()]
     level = facts.source.last if facts.source else None
-    with _axes(f"validation loss, {facts.unit}", 450, top=80) as axes:
+    with frame(f"validation loss, {facts.unit}", 450, top=80) as axes:
         right = _steps(axes, [step for _, curve in everyone for step in curve.losses], facts)
-        _limits(axes.set_ylim, losses if level is None else [*losses, level])
+        set_limits(axes.set_ylim, losses if level is None else [*losses, level])
         tags = [
-            _line(axes, facts, name, curve.losses, curve.failed)
+            draw_line(axes, facts, name, curve.losses, curve.failed)
             for name, curve in everyone
             if curve.losses
         ]
@@ -113,7 +113,7 @@ def curves(facts: Facts) -> str:
         if level is not None:
             axes.axhline(level, **LEVEL)
             tags.append(Tag(right, level, "small model", "source"))
-        _column(axes, tags)
+        name_ends(axes, tags)
         also = facts.part(facts.start_choice) if facts.start_choice else "start"
         lines = {str(line.get_label()): line for line in axes.lines}
         key = {
@@ -123,7 +123,7 @@ def curves(facts: Facts) -> str:
         }
         legend = axes.legend(key.values(), key.keys(), ncols=3, loc="upper left", frameon=False)
         legend.set_bbox_to_anchor((0, 1), axes.figure.transFigure)
-        return _svg(axes, "Validation loss against step")
+        return as_svg(axes, "Validation loss against step")
 
 
 def probes(facts: Facts) -> str:
@@ -140,24 +140,24 @@ def probes(facts: Facts) -> str:
     }
     gaps = {name: gap for name, gap in gaps.items() if gap}
     title = f"loss above the {'winner' if facts.winner else 'best'}'s, {facts.unit}"
-    with _axes(title, max(400, round(1.35 * FONT * len(gaps)) + 100)) as axes:
+    with frame(title, max(400, round(1.35 * FONT * len(gaps)) + 100)) as axes:
         _steps(axes, [step for gap in gaps.values() for step in gap], facts)
-        tags = [_line(axes, facts, name, gap) for name, gap in gaps.items()]
+        tags = [draw_line(axes, facts, name, gap) for name, gap in gaps.items()]
         ends = sorted(tag.y for tag in tags)
         # A straggler may lie outside: it would squeeze the others, which the choice is among.
         high = min(ends[-1], 3 * abs(ends[len(ends) // 2])) or 0.01
         axes.set_ylim(min(-0.4 * high, 1.25 * ends[0]), 1.25 * high)
-        _column(axes, [tag._replace(text=f"{tag.text}  {number(tag.y)}") for tag in tags])
-        return _svg(axes, "Loss above the winner's at the same step")
+        name_ends(axes, [tag._replace(text=f"{tag.text}  {number(tag.y)}") for tag in tags])
+        return as_svg(axes, "Loss above the winner's at the same step")
 
 
 def start_against_lag(facts: Facts) -> str:
     """Loss right after growing against loss at the lag, a dot for each candidate."""
     points = pairs(facts)
-    with _axes(f"loss at the lag, {facts.unit}", right=24) as axes:
+    with frame(f"loss at the lag, {facts.unit}", right=24) as axes:
         axes.set_xlabel(f"loss right after growing, {facts.unit}")
-        _limits(axes.set_xlim, [start for start, _ in points.values()])
-        _limits(axes.set_ylim, [end for _, end in points.values()])
+        set_limits(axes.set_xlim, [start for start, _ in points.values()])
+        set_limits(axes.set_ylim, [end for _, end in points.values()])
         places = ranks({name: end for name, (_, end) in points.items()})
         taken = [tuple(axes.transData.transform(point)) for point in points.values()]
         for name in sorted(points, key=lambda name: -LOOKS[facts.part(name)].order):
@@ -171,7 +171,7 @@ def start_against_lag(facts: Facts) -> str:
             taken.append(spot)
             place = axes.annotate(str(places[name]), spot, spot, **PIXELS)
             place.set(color=C[part if part in TOLD else "muted"], ha="center")
-        return _svg(axes, "Loss right after growing against loss at the lag")
+        return as_svg(axes, "Loss right after growing against loss at the lag")
 
 
 def ranking(facts: Facts) -> str:
@@ -185,24 +185,24 @@ def ranking(facts: Facts) -> str:
         if all(shown[name].failed or facts.lags.get(name, step) < step for name in late):
             for name, rank in ranks(here).items():
                 paths[name][step] = rank
-    with _axes("rank (1 is the lowest loss)", max(200, 24 * len(shown) + 90), left=38) as axes:
+    with frame("rank (1 is the lowest loss)", max(200, 24 * len(shown) + 90), left=38) as axes:
         right = _steps(axes, [step for path in paths.values() for step in path], facts)
         axes.set_ylim(len(shown) + 0.5, 0.5)
         axes.set_yticks(range(1, len(shown) + 1))
         axes.tick_params("y", pad=9)
         axes.grid(visible=False)
         tags = [
-            _line(axes, facts, name, path, shown[name].failed, "o")
+            draw_line(axes, facts, name, path, shown[name].failed, "o")
             for name, path in paths.items()
             if path
         ]
-        _column(axes, [tag for tag in tags if tag.x == right])
+        name_ends(axes, [tag for tag in tags if tag.x == right])
         for tag in tags:
             if tag.x < right:
                 # Beside its end: a hair line to the column would look as if it went on.
                 x, y = axes.transData.transform((tag.x, tag.y))
                 axes.annotate(tag.text, (x, y), (x + 9, y), color=tag.colour, **PIXELS)
-        return _svg(axes, "Rank of each candidate at each evaluation")
+        return as_svg(axes, "Rank of each candidate at each evaluation")
 
 
 def foresight(facts: Facts) -> str:
@@ -210,7 +210,7 @@ def foresight(facts: Facts) -> str:
     audit = facts.audit
     assert audit
     told = [each for each in audit.moments if each.agreement.spearman is not None]
-    with _axes("rank correlation with the final loss", 300, right=24) as axes:
+    with frame("rank correlation with the final loss", 300, right=24) as axes:
         _audit_steps(axes, facts, audit)
         axes.set_ylim(-1.05, 1.05)
         axes.set_yticks([-1, -0.5, 0, 0.5, 1])
@@ -219,14 +219,14 @@ def foresight(facts: Facts) -> str:
                 axes.vlines(each.step, *each.spread, color=C["other"], linewidth=4, alpha=0.5)
         heights = [each.agreement.spearman or 0.0 for each in told]
         axes.plot([each.step for each in told], heights, **DOTTED)
-        return _svg(axes, "Rank correlation with the final loss by step")
+        return as_svg(axes, "Rank correlation with the final loss by step")
 
 
 def regret(facts: Facts) -> str:
     """What the choice at each step loses at the end, with the noise floor and a random choice."""
     audit = facts.audit
     assert audit
-    with _axes(f"regret of the choice at a step, {facts.unit}", 300) as axes:
+    with frame(f"regret of the choice at a step, {facts.unit}", 300) as axes:
         right = _audit_steps(axes, facts, audit)
         values = [each.regret for each in audit.moments]
         high = 1.12 * max(*values, audit.random_regret, audit.noise_floor or 0.0) or 0.01
@@ -237,8 +237,8 @@ def regret(facts: Facts) -> str:
             tags.append(Tag(right, audit.noise_floor, "noise floor", "source"))
         for tag in tags:
             axes.axhline(tag.y, **LEVEL)
-        _column(axes, tags)
-        return _svg(axes, "Regret of the choice by step")
+        name_ends(axes, tags)
+        return as_svg(axes, "Regret of the choice by step")
 
 
 def pairs(facts: Facts) -> dict[str, tuple[float, float]]:
@@ -268,7 +268,7 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 
 
 @contextlib.contextmanager
-def _axes(
+def frame(
     title: str, height: int = 400, left: int = 58, right: int = NAMES, top: int = 30
 ) -> Iterator["Axes"]:
     scheme, _, module = os.environ.get("MPLBACKEND", "").partition("://")
@@ -294,7 +294,7 @@ def _axes(
         yield axes
 
 
-def _svg(axes: "Axes", label: str) -> str:
+def as_svg(axes: "Axes", label: str) -> str:
     """The figure as one <svg> fit to sit inside a page: no document around it, no clashing ids."""
     figure, buffer = axes.get_figure(root=True), io.StringIO()
     assert figure is not None
@@ -347,34 +347,34 @@ def _steps(axes: "Axes", steps: Sequence[int], facts: Facts) -> int:
     return last
 
 
-def _limits(setter: Callable[[float, float], object], values: Sequence[float]) -> None:
+def set_limits(setter: Callable[[float, float], object], values: Sequence[float]) -> None:
     low, high = min(values, default=0.0), max(values, default=1.0)
     pad = 0.06 * (high - low) or 0.05
     setter(low - pad, high + pad)
 
 
-def _line(
+def draw_line(
     axes: "Axes",
     facts: Facts,
     name: str,
-    path: Mapping[int, float],
+    path: Mapping[int, float] | Mapping[float, float],
     failed: str | None = None,
     marker: str = "",
 ) -> Tag:
     """Draws a candidate's line, with a cross where it failed; returns its name at its end."""
-    (*_, end), part = path.items(), facts.part(name)
+    (x, y), part = [*path.items()][-1], facts.part(name)
     look, size = LOOKS[part], 4.5 if part in TOLD else 3
     (line,) = axes.plot([*path], [*path.values()], color=C[part], label=look.text)
     line.set(linewidth=look.width, linestyle=look.dashes, alpha=look.opacity, zorder=look.order)
     line.set(marker=marker or "o" * (len(path) == 1), markersize=size, clip_on=not marker)
     if failed:
-        (cross,) = axes.plot(*end, "X", color=C["failed"], markersize=9, label="failed")
+        (cross,) = axes.plot(x, y, "X", color=C["failed"], markersize=9, label="failed")
         cross.set(markeredgecolor=C["surface"], zorder=10, clip_on=False)
     flat = " ".join(name.split())
-    return Tag(*end, flat if len(flat) <= 16 else flat[:15] + "…", part)
+    return Tag(x, y, flat if len(flat) <= 16 else flat[:15] + "…", part)
 
 
-def _column(axes: "Axes", tags: Sequence[Tag]) -> None:
+def name_ends(axes: "Axes", tags: Sequence[Tag]) -> None:
     """Writes the names in a column at the right, each tied to its line's end by a hair line."""
     low, high, edge = axes.bbox.y0, axes.bbox.y1, axes.bbox.x1
     ends = [(*axes.transData.transform((tag.x, tag.y)), tag) for tag in tags]

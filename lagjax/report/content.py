@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lagjax.analysis.agreement import agreement
 from lagjax.analysis.audit import Audit
-from lagjax.report import charts, sentences
+from lagjax.report import charts, equal, sentences, worth
 from lagjax.report.facts import Facts, level, ranks, spent
 from lagjax.report.sentences import NOTHING, count, duration, listed, number, quantity
 
@@ -71,7 +71,7 @@ def candidates(facts: Facts) -> Section | None:
     decided = "at the lag" if facts.decision else f"at step {count(facts.lag)}"
     lag = "so far" if facts.lag is None else decided
     start = ranks({n: loss for n, loss in facts.at_start.items() if n not in facts.apart})
-    ties = [*start.values()]
+    ties, both = [*start.values()], equal.equal(facts)
     columns: dict[str, Callable[[str], str]] = {
         "Exact": lambda name: (
             "claimed, not kept" if name in facts.unkept else EXACT[facts.pool[name].exact]
@@ -82,6 +82,7 @@ def candidates(facts: Facts) -> Section | None:
         f"Rank {lag}": lambda name: str(order.index(name) + 1) if name in order else NOTHING,
         "Loss right after growing": lambda name: number(facts.at_start.get(name)),
         f"Loss {lag}": lambda name: sentences.at_lag(facts, name),
+        **equal.columns(both),
         "Final loss": lambda name: sentences.final(facts, name),
         "Status": lambda name: facts.status.get(name, "not started"),
     }
@@ -94,6 +95,8 @@ def candidates(facts: Facts) -> Section | None:
             " An exact one begins as the very function that the small model is, if its table tells "
             "all that the model does."
         )
+    if both:
+        about += equal.both_ways(both)
     if facts.seeds > 1:
         about += f" Losses at growing and at the lag are means over {facts.seeds} seeds."
     cells = {heading: [cell(name) for name in names] for heading, cell in columns.items()}
@@ -143,6 +146,17 @@ def training(facts: Facts) -> Section | None:
         )
         body.append(Figure(charts.probes, below))
     return Section("Loss while training", about, tuple(body))
+
+
+def growing(facts: Facts) -> Section | None:
+    """Whether growing pays: the winner beside what is not grown; the picture alone without that."""
+    told, picture = worth.against(facts), Figure(worth.by_flops)
+    if not told:
+        drawn = any(curve.losses for curve in facts.probes.values()) and equal.differing(facts)
+        return Section("At equal FLOPs", worth.AXIS, (picture,)) if drawn else None
+    lines = tuple(Row(row, facts.part(row[0])) for row in worth.rows(facts, told))
+    body = (" ".join(worth.verdict(facts, told)), picture, Table(worth.HEADINGS, lines))
+    return Section("Does growing pay?", worth.about(facts), body)
 
 
 def start_against_lag(facts: Facts) -> Section | None:
@@ -260,7 +274,7 @@ def ledger(facts: Facts) -> Section | None:
     for purpose, key in PURPOSES.items():
         flops, tokens, seconds = costs.get(purpose, (None, None, None))
         flops = given.get(key, flops)
-        if flops is not None:
+        if flops is not None and (flops or key != "baseline_flops"):
             share = f"{flops / full:.3f}" if full else NOTHING
             rows.append(Row((purpose, quantity(flops), share, quantity(tokens), duration(seconds))))
     if full:
@@ -268,7 +282,7 @@ def ledger(facts: Facts) -> Section | None:
     about = (
         "What the run spent, by purpose. Overhead is what was not kept (probes, evaluations, "
         "fits) over one full run of the large model; the budget share sets the whole search "
-        "against training every candidate to the end."
+        "against training every candidate to the end. Baselines are no part of either."
     )
     headings = ("Purpose", "FLOPs", "In full runs", "Training tokens", "Time")
     body: tuple[Block, ...] = (Table(headings, tuple(rows)),)
@@ -289,6 +303,7 @@ PURPOSES = {
     "Fitting operators": "fit_flops",
     "Winner after the lag": "",
     "Others after the lag, for comparison": "",
+    "Baselines, apart": "baseline_flops",
 }
 """In the order of the ledger, each with the decision's name for its FLOPs where it has one."""
 
@@ -317,6 +332,7 @@ def configuration(facts: Facts) -> Section:
 SECTIONS: tuple[Callable[[Facts], Section | None], ...] = (
     candidates,
     training,
+    growing,
     start_against_lag,
     ranking,
     rounds,

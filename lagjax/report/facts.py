@@ -7,6 +7,7 @@ import numpy as np
 
 from lagjax.analysis import agreement
 from lagjax.analysis.audit import Audit, audit
+from lagjax.analysis.crossing import interpolated
 from lagjax.jobs import Json, Line
 from lagjax.select.decision import start_choice
 from lagjax.store import directory
@@ -31,15 +32,24 @@ class Curve(NamedTuple):
     def last(self) -> float | None:
         return next(reversed(self.losses.values()), None)
 
+    def until(self, end: int) -> "Curve":
+        """The curve up to a step; whether it failed later is not said."""
+        kept = {step: loss for step, loss in self.losses.items() if step <= end}
+        return self if len(kept) == len(self.losses) else Curve(kept)
+
 
 class Entry(NamedTuple):
-    """A member of the pool: `role` is "candidate", "control" or "baseline"."""
+    """A member of the pool: `role` is "candidate", "control" or "baseline", `horizon` the steps of
+    its full training and `step_flops` what one costs, where the run says so.
+    """
 
     name: str
     operator: str = ""
     role: str = "candidate"
     word: str | None = None
     exact: bool | None = None
+    horizon: int | None = None
+    step_flops: float | None = None
 
 
 class Facts(NamedTuple):
@@ -97,6 +107,23 @@ class Facts(NamedTuple):
         """The winner, or the best so far."""
         return self.winner or next(iter(self.ranking), None)
 
+    @property
+    def drawn(self) -> list[tuple[str, Curve]]:
+        """All curves; those of baselines, whose length is what it costs, as far as others go."""
+        found = [*self.probes.items(), *self.continued.items()]
+        others = [step for name, curve in found if not self.baseline(name) for step in curve.losses]
+        end = max(others, default=0)
+        return [(n, curve.until(end) if self.baseline(n) else curve) for n, curve in found]
+
+    def baseline(self, name: str) -> bool:
+        """Whether it is what growing is compared with."""
+        return name in self.pool and self.pool[name].role == "baseline"
+
+    def horizon_of(self, name: str) -> int | None:
+        """The steps of its full training."""
+        own = self.pool[name].horizon if name in self.pool else None
+        return self.horizon if own is None else own
+
     def failed(self, name: str) -> bool:
         """Whether it has failed; a policy may also have stopped it, which its status says too."""
         if name in self.probes:
@@ -131,6 +158,8 @@ def gather(run: directory.RunData) -> Facts:
     lags = {name: step for each in rounds for name, step in (each.get("until") or {}).items()}
     lag = _common_step(probes, lags)
     status = {name: curve.failed or "ok" for name, curve in probes.items()}
+    for name, found in after.items():
+        status.setdefault(name, mean_over_seeds(found).failed or "ok")
     at_start = {name: curve.losses.get(0) for name, curve in probes.items()}
     at_lag = {name: curve.losses.get(lag or 0) for name, curve in probes.items()}
     if decision:
@@ -163,7 +192,7 @@ def gather(run: directory.RunData) -> Facts:
         status=status,
         start_choice=start_choice({name: at_start.get(name) for name in pool}, apart),
         metrics=_metrics(lines),
-        audit=_audit(lines, list(pool), apart, seeds, task.get("horizon"))
+        audit=_audit(lines, pool, apart, seeds, task.get("horizon"))
         if config.get("compare") == "all"
         else None,
     )
@@ -234,6 +263,8 @@ def spent(facts: Facts) -> dict[str, tuple[float, float, float]]:
         }.get(phase, "Winner after the lag" if kept else "Others after the lag, for comparison")
         if phase == "probe" and not facts.decision:
             purpose = "Probes so far"
+        if facts.baseline(name):
+            purpose = "Baselines, apart"
         before = last.get(("probe", name, seed), {}) if phase == "continue" else {}
         keys = ("flops", "tokens", "seconds")
         more = [(line.get(key) or 0) - (before.get(key) or 0) for key in keys]
@@ -251,7 +282,7 @@ def _by_candidate(lines: Iterable[Line]) -> dict[str, list[Line]]:
 
 def _pool(run: directory.RunData, probed: Iterable[str]) -> dict[str, Entry]:
     """The pool as configured, what a policy added, then whoever else turns up in the files."""
-    given = [*(run.config.get("pool") or [])]
+    given = [*(run.config.get("pool") or []), *(run.config.get("baseline_pool") or [])]
     given += [entry for each in run.rounds for entry in each.get("candidates") or []]
     pool = {
         entry["name"]: Entry(**{key: entry[key] for key in Entry._fields if key in entry})
@@ -288,19 +319,42 @@ def _metrics(lines: Iterable[Line]) -> dict[str, tuple[int, dict[str, float | No
 
 
 def _audit(
-    lines: Iterable[Line], names: list[str], apart: frozenset[str], seeds: int, horizon: int | None
+    lines: Iterable[Line],
+    pool: Mapping[str, Entry],
+    apart: frozenset[str],
+    seeds: int,
+    horizon: int | None,
 ) -> Audit | None:
-    """The audit, where every candidate was trained to the horizon with each seed, or failed."""
+    """The audit, where every candidate was trained to its end with each seed, or failed.
+
+    Those of other horizons are compared at the same share of theirs, interpolated where they were
+    not evaluated. Baselines are no way to grow, and are left out.
+    """
+    names = [name for name, entry in pool.items() if entry.role != "baseline"]
     trials = [[(name, seed) for seed in range(seeds)] for name in names]
     found: dict[tuple[str, int], dict[int, float]] = {trial: {} for row in trials for trial in row}
     for line in lines:
         if line["phase"] != "source":
             loss = np.nan if line["valid_loss"] is None else line["valid_loss"]
             found.setdefault((line["candidate"], line["seed"]), {})[line["step"]] = loss
-    whole = [losses for losses in found.values() if np.isfinite([*losses.values()]).all()]
-    if not whole or any(horizon not in losses for losses in whole):
+    whole = {
+        trial: losses
+        for trial, losses in found.items()
+        if trial[0] in names and np.isfinite([*losses.values()]).all()
+    }
+    if not horizon or not whole:
         return None
-    steps = sorted(set.intersection(*map(set, whole)))
+    ends = {name: pool[name].horizon or horizon for name in names}
+    if any(ends[name] not in losses for (name, _), losses in whole.items()):
+        return None
+    alike = [set(losses) for (name, _), losses in whole.items() if ends[name] == horizon]
+    if not alike:
+        return None
+    steps = sorted(set.intersection(*alike))
+    for (name, seed), losses in found.items():
+        if ends.get(name, horizon) != horizon:
+            points = [step * ends[name] / horizon for step in steps]
+            found[name, seed] = dict(zip(steps, interpolated(losses, points).tolist()))
     losses_TxCxS = [
         [[found[trial].get(step, np.nan) for trial in row] for row in trials] for step in steps
     ]

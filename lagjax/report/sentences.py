@@ -158,12 +158,14 @@ def how(facts: Facts) -> list[tuple[str, str]]:
         terms["Policy"] = str(facts.config["policy"])
     if decision:
         terms["Lag"] = f"{count(decision['lag'])} steps"
-        if decision["lag"] and facts.horizon:
-            terms["Lag"] += f", {100 * decision['lag'] / facts.horizon:.1f} % of the horizon"
+        if decision["lag"] and (horizon := facts.horizon_of(facts.winner or "")):
+            terms["Lag"] += f", {100 * decision['lag'] / horizon:.1f} % of the horizon"
         if len({*lags}) > 1:
             terms["Lag"] += f"; by candidate from {count(min(lags))} to {count(max(lags))}"
     if facts.horizon:
         terms["Horizon"] = f"{count(facts.horizon)} steps, the length of the full run"
+        if len({facts.horizon_of(name) for name in facts.pool if not facts.baseline(name)}) > 1:
+            terms["Horizon"] += "; of other targets, the steps that cost as many FLOPs"
     terms["Seeds"] = f"{facts.seeds}{'; losses are means over them' * (facts.seeds > 1)}"
     if decision.get("margin") is not None:
         terms["Margin"] = (
@@ -188,7 +190,9 @@ def _start_choice(facts: Facts) -> str:
     if facts.winner is None or facts.horizon is None:
         return told
     mine, best = (
-        facts.continued[who].losses.get(facts.horizon) if who in facts.continued else None
+        facts.continued[who].losses.get(facts.horizon_of(who) or 0)
+        if who in facts.continued
+        else None
         for who in (name, facts.winner)
     )
     if mine is None or best is None:
@@ -213,7 +217,7 @@ def final(facts: Facts, name: str) -> str:
     if not curve or not curve.losses:
         return NOTHING
     step = max(curve.losses)
-    if step == facts.horizon and not curve.failed:
+    if step == facts.horizon_of(name) and not curve.failed:
         return number(curve.last)
     if name not in facts.continued:
         return NOTHING

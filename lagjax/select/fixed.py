@@ -10,9 +10,9 @@ from lagjax.select.decision import Answer, Probe, decide
 
 @dataclass(frozen=True)
 class FixedLag:
-    """Decides at a fixed lag by the lowest loss (Karp et al. 2024, arXiv 2406.02469): `steps`, or a
-    `share` of the horizon. `weights` are those that are compared: "raw", or the name of one of the
-    task's averages.
+    """Decides at a fixed lag by the lowest loss (Karp et al. 2024, arXiv 2406.02469): `steps`, the
+    same for all, or a `share` of each one's own horizon. `weights` are those that are compared:
+    "raw", or the name of one of the task's averages.
     """
 
     steps: int | None = None
@@ -30,4 +30,10 @@ class FixedLag:
     def __call__(self, evidence: Evidence, /) -> Answer:
         evidence.check_weights(self.weights)
         lag = self.lag(evidence.horizon)
-        return decide(evidence, lag, self.weights) if evidence.frontier >= lag else Probe(lag)
+        if self.share is None:
+            reached = evidence.frontier >= lag
+            return decide(evidence, lag, self.weights) if reached else Probe(lag)
+        own = {name: self.lag(known.horizon) for name, known in evidence.known.items()}
+        if all(evidence.reached(name) >= step for name, step in own.items()):
+            return decide(evidence, None, self.weights)
+        return Probe(own if len({*own.values()}) > 1 else lag)

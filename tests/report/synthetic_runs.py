@@ -12,6 +12,7 @@ NAMES = (
     "fpi", "aki", "net2net", '<b>&"x"', "gradmax", "random-new",
 )  # fmt: skip
 CONTROLS = ("from scratch", "shuffled")
+AGAINST = ("not growing", "from scratch")
 BASELINE, ADDED = "small model goes on", "0 0* 1 1 1"
 EXACT = ("zero-new", "half-new", "fpi")
 STEPS = (0, 1, 2, 5, 10, 20, 40, 60, 80, 100, 150, 200, 250)
@@ -35,12 +36,17 @@ def make(
     metrics: bool = False,
     shift: float = 0.0,
     unit: str = "nats per token",
+    against: str | None = None,
+    targets: bool = False,
 ) -> dict[str, Any] | None:
     """Writes a run directory; returns its decision (None with outcome None: an unfinished run).
 
     `racing`: all are probed to FIRST, ADDED is added by the policy and follows, and the best four
-    go on to LAG. `shift` is taken off every loss, so that losses may be negative.
+    go on to LAG. `shift` is taken off every loss, so that losses may be negative. `against` adds
+    the baselines that a run adds, without controls: "paid", "lost" or "level" with not growing at
+    the end, "failed", or "begun". `targets`: every other candidate's steps cost twice as much.
     """
+    controls = controls and against is None
     root.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(7)
     names += (ADDED,) * racing
@@ -82,7 +88,7 @@ def make(
         value: float | None,
         status: str = "ok",
     ) -> dict[str, Any]:
-        scale = 0.25 if phase == "source" else 1.0
+        scale = 0.25 if phase == "source" else price(name)
         return {
             "phase": phase, "candidate": name, "seed": seed, "step": step, "valid_loss": value,
             "valid_loss_shards": [] if value is None else [value - 0.01, value + 0.01],
@@ -92,6 +98,10 @@ def make(
             "metrics":
                 {"valid_accuracy": value and 0.5 - 0.1 * value, "lr": 3e-4} if metrics else None,
         }  # fmt: skip
+
+    def price(name: str) -> float:
+        dear = targets and name in names and names.index(name) % 2
+        return {"not growing": 0.5}.get(name, 2.0 if dear else 1.0)
 
     lines = []
     if "source" in phases:
@@ -147,25 +157,53 @@ def make(
                 lines += [
                     line("continue", name, seed, step, loss(name, step, seed)) for step in LATER
                 ]
-    roles = dict.fromkeys(CONTROLS, "control") | {BASELINE: "baseline"}
+        if against and winner is not None:
+            for name in AGAINST:
+                for step in (0, 2, 5, 10, 40, 100, 400, 1000, 2500, 4000, 5000, 7500, 10000):
+                    done = step * price(name)
+                    if done > (400 if against == "begun" else HORIZON):
+                        continue
+                    end = {"paid": 2.6, "begun": 2.6}.get(against, loss(winner, HORIZON, 0))
+                    end -= 0.2 * (against == "lost")
+                    # Ahead at once and then slow, or slow throughout.
+                    value = 3.1 - (3.1 - end) * math.log1p(done / 9) / math.log1p(HORIZON / 9)
+                    if against == "paid":
+                        value = 2.6 + 0.5 * (1 + done / 2) ** -2
+                    if name == "from scratch":
+                        value = 2.8 + 3 * (1 + done / 90) ** -0.9
+                    bad = against == "failed" and name == "not growing" and step > 2500
+                    lines.append(
+                        line("continue", name, 0, step, None, "loss not finite at step 3000")
+                        if bad
+                        else line("continue", name, 0, step, value)
+                    )
+                    if against == "level" and name == "not growing":
+                        lines[-1]["valid_loss_shards"] = [value - 0.4, value + 0.4]
+                    if bad:
+                        break
+    roles = dict.fromkeys(AGAINST, "baseline")
+    roles |= dict.fromkeys(CONTROLS if controls else (), "control") | {BASELINE: "baseline"}
     entries = {
         name: {
             "name": name, "operator": f"Grow(depth={name!r})", "role": roles.get(name, "candidate"),
             "word": "0 0* 1 1*" if name == "half-new" else None,
             "exact": {"half-new": True, "fpi": False}.get(name),
             "transfer": {"moments": "reset", "schedule": "restart"},
-            "target": 0, "step_flops": 2.4e12,
+            "target": 0, "step_flops": 2.4e12 * price(name),
+            "horizon": round(HORIZON / price(name)) if name in AGAINST else HORIZON,
         }
-        for name in pool
+        for name in (*pool, *AGAINST)
     }  # fmt: skip
     config = {
         "format": 2, "task": {"horizon": HORIZON, "seeds": seeds, "seed": 0, "unit": unit},
-        "pool": [entry for name, entry in entries.items() if name != ADDED],
+        "pool": [entries[name] for name in pool if name != ADDED],
         "policy": "FixedLag(steps=250)",
         "compare": "all" if audit else "start",
         "versions": {"jax": "0.10.2", "flax": "0.12.8"},
         "device": "cpu", "cores": 2, "arguments": {"workdir": str(root.name), "steps": HORIZON},
     }  # fmt: skip
+    if against and decision:
+        config["baseline_pool"] = [entries[name] for name in AGAINST]
     answers: list[dict[str, Any]] = []
     if "probe" in phases and racing:
         answers = [

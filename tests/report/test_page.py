@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 import sys
 from html import escape
@@ -36,6 +37,15 @@ RUNS = {
         "unit": "bits per <pixel>",
     },
     "negative audit": {"seeds": 2, "audit": True, "shift": 9.0, "unit": "bits per <pixel>"},
+    "paid": {"against": "paid"},
+    "lost": {"against": "lost", "seeds": 2},
+    "level": {"against": "level", "shift": 9.0, "unit": "bits per <pixel>"},
+    "baseline failed": {"against": "failed"},
+    "baselines begun": {"against": "begun"},
+    "nothing to compare": {"against": "paid", "outcome": "all_failed"},
+    "targets": {"targets": True, "against": "paid", "seeds": 2, "failed": ("aki",)},
+    "targets only": {"targets": True, "racing": True},
+    "targets unfinished": {"targets": True, "outcome": None},
     "two": {"names": ("$a$", "b_{"), "controls": False},
     "long": {"names": ("x" * 80, "ünïcode 模型", "tab\tand\nline"), "controls": False},
 }
@@ -301,6 +311,28 @@ def test_ranks_are_told_of_those_in_the_race(pages, name):
         ("clear", "fpi (one of 3 that start equal, the first by the alphabet); at the horizon its"),
         ("clear", "Spearman's rank correlation of the two is"),
         ("seeds", "means over 3 seeds"),
+        ("paid", "Growing paid: after 1.20 × 10¹⁶ FLOPs each, zero-new ended at 2.1865 nats"),
+        ("paid", "0.4135 below not growing (95 % interval 0.4135 to 0.4135) and 0.6929 below"),
+        (
+            "paid",
+            "From 1.22 × 10¹⁴ FLOPs on, 1 % of the full run, zero-new stays below not growing",
+        ),
+        ("paid", "zero-new and from scratch do not cross: zero-new is lower throughout"),
+        ("paid", "The small model's own training, 1.20 × 10¹⁵ FLOPs, came before and is not"),
+        ("lost", "Growing did not pay: after"),
+        ("lost", "0.2000 above not growing (95 % interval 0.2000 to 0.2000)"),
+        ("lost", "FLOPs on, 12 % of the full run, not growing stays below zero-new"),
+        ("level", "Whether growing paid is within the noise"),
+        ("level", "zero-new and not growing do not cross; at the end the two cannot be told apart"),
+        ("baseline failed", "As far as it is compared, growing paid"),
+        ("baseline failed", "not growing is not compared: loss not finite at step 3000"),
+        (
+            "baselines begun",
+            "cannot be told yet: no baseline has ended. not growing has come to 4 %",
+        ),
+        ("racing", "small model goes on has come to 1.2 % of its training; after"),
+        ("targets", "after 250 steps, which is the lag, and after 6.00 × 10¹⁴ FLOPs; losses are"),
+        ("targets only", "At equal FLOPs"),
         ("racing", "chosen out of 14 candidates after up to 250 training steps"),
         ("racing", "by candidate from 60 to 250"),
         ("racing", "Controls and baselines are left out"),
@@ -316,6 +348,58 @@ def test_ranks_are_told_of_those_in_the_race(pages, name):
 def test_says(pages, name, words):
     path, _ = pages[name]
     assert words in "".join(Reader(path.read_text("utf-8")).texts)
+
+
+def test_the_candidates_table_without_what_is_not_compared(pages):
+    path, _ = pages["targets"]
+    rows = Reader(path.read_text("utf-8")).table("Candidate", "Status")
+    lines = [json.loads(x) for x in (path.parent / "curves.jsonl").read_text().splitlines()]
+
+    def mean(name, step):
+        own = [x for x in lines if (x["candidate"], x["step"]) == (name, step)]
+        return sum(x["valid_loss"] for x in own) / len(own)
+
+    # A step of every other one costs twice as much: it is half as far, between two evaluations.
+    starts = ("half-new", "stack", "aki", "not growing", "from scratch")
+    found = {n: next(row for t, row in rows.items() if t.startswith(n)) for n in starts}
+    half = found["half-new"]
+    share = math.log(125 / 100) / math.log(150 / 100)
+    between = mean("half-new", 100) * (1 - share) + mean("half-new", 150) * share
+    assert half["Loss at equal FLOPs"] == minus(between)
+    assert found["stack"]["Loss at equal FLOPs"] == minus(mean("stack", 250))
+    ranks = {row["Rank at equal FLOPs"] for row in rows.values()}
+    assert sorted(map(int, ranks - {"–"})) == list(range(1, 13))
+    assert {found[name]["Rank at equal FLOPs"] for name in starts[2:]} == {"–"}
+    assert "Rank at equal steps" not in half
+    assert found["not growing"]["Final loss"] == "2.6000"
+    for each in ("clear", "paid"):
+        assert "equal FLOPs" not in pages[each][0].read_text("utf-8")
+
+
+def test_what_growing_is_compared_with(pages):
+    page = pages["paid"][0].read_text("utf-8")
+    rows = Reader(page).table("Baseline", "Steps")
+    assert rows["not growing"] == {
+        "Baseline": "not growing",
+        "Steps": "10\u2009000",
+        "FLOPs": "1.20 × 10¹⁶",
+        "Loss at its end": "2.6000",
+        "Above the winner's": "0.4135",
+        "95 % interval": "0.4135 to 0.4135",
+        "Crosses at FLOPs": "1.22 × 10¹⁴",
+    }
+    told = drawn(page, "Validation loss against FLOPs")
+    assert {"not growing", "from scratch", "zero-new", "10¹⁴"} <= {*told}
+    # Their FLOPs stand apart, and their length does not stretch the steps of others.
+    rows = Reader(page).table("Purpose", "FLOPs")
+    assert rows["Baselines, apart"]["FLOPs"] == "2.40 × 10¹⁶"
+    assert "Others after the lag, for comparison" in rows
+    steps = drawn(page, "Validation loss against step")
+    assert "5 000" in steps and "10 000" not in steps
+    failed = Reader(pages["baseline failed"][0].read_text("utf-8")).table("Baseline", "Steps")
+    assert failed["not growing"]["Loss at its end"] == "failed"
+    for each in ("clear", "nothing to compare", "started", "targets only"):
+        assert "Does growing pay?" not in pages[each][0].read_text("utf-8")
 
 
 def test_failed_candidate_ends_where_it_failed():
