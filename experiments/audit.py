@@ -34,9 +34,10 @@ def rows_of(run: Path) -> list[Row]:
     for member in config["pool"]:
         for seed in range(config["task"]["seeds"]):
             curve = curves.get((member["name"], seed), [])
-            if not curve or (curve[-1]["step"] < horizon and curve[-1]["status"] == "ok"):
+            ends = member.get("horizon", horizon)
+            if not curve or (curve[-1]["step"] < ends and curve[-1]["status"] == "ok"):
                 raise ValueError(
-                    f"{run}: {member['name']} with seed {seed} has not come to step {horizon}; "
+                    f"{run}: {member['name']} with seed {seed} has not come to step {ends}; "
                     "run the same command again, and it goes on"
                 )
             found.append(
