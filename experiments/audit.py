@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from experiments.rows import Row, alike, markdown
 from lagjax.analysis.audit import Audit, audit, matrix
+from lagjax.analysis.crossing import interpolated
 from lagjax.report import content, sentences
 from lagjax.store import directory
 
@@ -31,12 +32,13 @@ def rows_of(run: Path) -> list[Row]:
         if line["phase"] != "source":
             curves.setdefault((line["candidate"], line["seed"]), []).append(line)
     found = []
-    for member in config["pool"]:
+    for member in [*config["pool"], *config.get("baseline_pool", [])]:
         for seed in range(config["task"]["seeds"]):
             curve = curves.get((member["name"], seed), [])
-            if not curve or (curve[-1]["step"] < horizon and curve[-1]["status"] == "ok"):
+            ends = member.get("horizon", horizon)
+            if not curve or (curve[-1]["step"] < ends and curve[-1]["status"] == "ok"):
                 raise ValueError(
-                    f"{run}: {member['name']} with seed {seed} has not come to step {horizon}; "
+                    f"{run}: {member['name']} with seed {seed} has not come to step {ends}; "
                     "run the same command again, and it goes on"
                 )
             found.append(
@@ -46,6 +48,8 @@ def rows_of(run: Path) -> list[Row]:
                     "candidate": member["name"],
                     "operator": member["operator"],
                     "control": member["role"] != "candidate",
+                    "role": member["role"],
+                    "horizon": ends,
                     "seed": seed,
                     "steps": [line["step"] for line in curve],
                     "losses": [line["valid_loss"] for line in curve],
@@ -66,11 +70,11 @@ def sections(rows: list[Row]) -> list[str]:
 
 def _section(rows: list[Row]) -> str:
     row, config = rows[0], rows[0]["config"]
+    apart = [each for each in rows if each.get("role") == "baseline"]
+    rows = [each for each in rows if each.get("role") != "baseline"]
     names = list(dict.fromkeys(each["candidate"] for each in rows))
     seeds = sorted({each["seed"] for each in rows})
-    curves = {
-        (each["candidate"], each["seed"]): dict(zip(each["steps"], each["losses"])) for each in rows
-    }
+    curves = {(each["candidate"], each["seed"]): _aligned(each, rows) for each in rows}
     steps, losses_TxCxS = matrix(curves, names, seeds)
     controls = frozenset(each["candidate"] for each in rows if each["control"])
     found = audit(names, controls, steps, losses_TxCxS)
@@ -84,7 +88,7 @@ def _section(rows: list[Row]) -> str:
         f"## Audit: optimizer state {state}, learning rate {rate}\n"
         f"`python -m experiments.quickstart --audit{_flags(config)}`: a GPT of width "
         f"{config['width']} grows from {config['layers']} to\n"
-        f"{config['grown_layers']} layers after {config['source_steps']} steps on {data}, "
+        f"{_grown(config)} after {config['source_steps']} steps on {data}, "
         f"{config['horizon']} steps more,\n"
         f"{len(names)} candidates, {found.seeds} seeds. Commit {str(row['commit'])[:12]}, "
         f"jax {row['versions']['jax']}, {row['device']}, {row['cores']} cores.\n\n"
@@ -92,7 +96,31 @@ def _section(rows: list[Row]) -> str:
         f"{markdown(told.headings, [each.cells for each in told.rows])}\n"
         f"{sentences.audit_about(UNIT)}\n\n"
         f"{markdown(FINAL, _finals(found, dict(zip(names, losses_TxCxS[-1]))))}"
+        f"{_beside(apart)}"
     )
+
+
+def _aligned(row: Row, rows: list[Row]) -> dict[int, float | None]:
+    """A curve by step; one of another horizon, which costs as much, by the steps of the others."""
+    horizon, curve = row["config"]["horizon"], dict(zip(row["steps"], row["losses"]))
+    own = row.get("horizon", horizon)
+    alike = [each for each in rows if each.get("horizon", horizon) == horizon]
+    steps = next((each["steps"] for each in alike if None not in each["losses"]), None)
+    if own == horizon or steps is None:
+        return curve
+    finite = {step: loss for step, loss in curve.items() if loss is not None}
+    found = interpolated(finite, [step * own / horizon for step in steps]).tolist()
+    return {step: None if np.isnan(loss) else loss for step, loss in zip(steps, found)}
+
+
+def _beside(rows: list[Row]) -> str:
+    """The ends of what was not grown."""
+    ends: dict[str, list[float]] = {}
+    for row in rows:
+        if row["status"] == "ok":
+            ends.setdefault(row["candidate"], []).append(row["losses"][-1])
+    told = [f"{name} {np.mean(losses):.4f}" for name, losses in ends.items()]
+    return f"\nFor as many FLOPs, means over seeds: {', '.join(told)}.\n" if told else ""
 
 
 def _finals(found: Audit, ends: dict[str, NDArray[np.float64]]) -> list[tuple[str, ...]]:
@@ -111,8 +139,16 @@ def _finals(found: Audit, ends: dict[str, NDArray[np.float64]]) -> list[tuple[st
     return lines + [(name, "failed", "", "") for name in ends if name not in ended]
 
 
+def _grown(config: Row) -> str:
+    """To what size."""
+    width = f"width {config.get('grown_width') or 2 * config['width']}"
+    deep = f"{config['grown_layers']} layers"
+    return {"width": width, "both": f"{deep}, {width}, or both"}.get(config.get("grow", ""), deep)
+
+
 def _flags(config: Row) -> str:
     """What was given beside `--audit`, as far as it changes the question."""
     usual = {"moments": "reset", "schedule": "restart", "data": None, "seed": 0}
-    changed = [name for name, value in usual.items() if config[name] != value]
-    return "".join(f" --{name} {config[name]}" for name in changed)
+    usual |= {"grow": "depth", "grown_width": None, "matched": None}
+    changed = [name for name, value in usual.items() if config.get(name, value) != value]
+    return "".join(f" --{name.replace('_', '-')} {config[name]}" for name in changed)

@@ -1,6 +1,7 @@
 """Grow a small GPT to twice its depth in every way of the depth pool; keep what wins after a lag.
 
     python -m experiments.quickstart --workdir runs/quickstart      # five minutes on 2 CPU cores
+    python -m experiments.quickstart --grow both --baselines --workdir runs/both
 
 A byte-level GPT is trained on text (by default the Python standard library's own source), grown,
 probed, and the chosen candidate goes on to the horizon. Beside it goes on what the loss right after
@@ -9,7 +10,7 @@ growing would have chosen. Interrupt it whenever you like: the same command goes
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,11 @@ from experiments.cli import command
 from experiments.data import text
 from experiments.models import gpt
 from lagjax import report
+from lagjax.algebra.proof import Requirement
+from lagjax.growth.depth import Strategy
+
+FEW = 4
+"""Of each kind, with `--grow both`: the first of the pools."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +55,12 @@ class Config:
     """Layers of the large model."""
     width: int = 64
     """Size of the residual stream."""
+    grow: Literal["depth", "width", "both"] = "depth"
+    """What grows: layers, or the residual stream with as many heads more and an MLP as much wider,
+    or either and both, a few ways of each."""
+    grown_width: int | None = None
+    """Width of the large model where that grows, a multiple of the size of a head; by default
+    twice `width`."""
     heads: int = 4
     """Attention heads."""
     window: int = 64
@@ -79,6 +91,12 @@ class Config:
     compare: Literal["none", "start"] = "start"
     """What is trained to the horizon beside the winner: nothing, or what the loss right after
     growing would have chosen."""
+    baselines: bool = False
+    """Train, after the choice, the small model on and the large one from scratch for the FLOPs of
+    the winner, to show whether growing pays; an audit always does."""
+    matched: Literal["steps", "flops"] | None = None
+    """By what candidates of different sizes are matched, in the full run and at the lag; by default
+    "flops" with `--grow both`, which alone has such, else "steps"."""
     audit: bool = False
     """Train every candidate to the horizon, to show what the loss at each step would have told
     about the end."""
@@ -102,10 +120,12 @@ def main(config: Config) -> None:
     valid = text.shards(corpus, config.shards, config.batch, config.window)
     size = gpt.Config(config.layers, config.width, config.heads, config.window)
     small = gpt.model(size)
-    large = gpt.model(dataclasses.replace(size, layers=config.grown_layers))
-    pool = lagjax.pools.depth(jax.eval_shape(small.init, jax.random.key(0)), small.axes, large)
+    pool = candidates(config, size)
     policy = lagjax.FixedLag(config.lag)
     policy.lag(config.horizon)
+    matched = config.matched or ("flops" if config.grow == "both" else "steps")
+    if matched == "flops":
+        policy = lagjax.FixedLag(share=config.lag / config.horizon)
 
     def stream(offset: int) -> Callable[[int, int], np.ndarray]:
         # The small model's data order is none of the large one's.
@@ -145,25 +165,65 @@ def main(config: Config) -> None:
         small,
         # The large model begins a data order of its own.
         source._replace(position=0),
-        optimizer(config, config.horizon),
+        lambda horizon: optimizer(dataclasses.replace(config, horizon=horizon), horizon),
         stream(1),
         valid,
         config.horizon,
         seeds=seeds,
         seed=config.seed,
         transfer=lagjax.Transfer(config.moments, config.schedule),
+        matched=matched,
     )
     lagjax.run(
         task,
         pool,
         policy,
         compare="all" if config.audit else config.compare,
+        baselines=config.baselines,
         keep=config.keep,
         candidates_at_once=config.candidates_at_once,
         **options,
     )
     report.show(config.workdir)
     print(f"report: {config.workdir / 'report.html'}")
+
+
+def candidates(config: Config, size: gpt.Config) -> tuple[lagjax.Candidate, ...]:
+    """The pool; raises ValueError for a width that does not fit."""
+    small, head = gpt.model(size), size.width // size.heads
+    shapes = jax.eval_shape(small.init, jax.random.key(0))
+    width = 2 * size.width if config.grown_width is None else config.grown_width
+    if config.grow == "depth":
+        deep = dataclasses.replace(size, layers=config.grown_layers)
+        return lagjax.pools.depth(shapes, small.axes, gpt.model(deep))
+    if width <= size.width or width % head:
+        raise ValueError(
+            f"--grown-width {width} is no width to grow to from {size.width} with heads of size "
+            f"{head}; give a larger multiple of {head}"
+        )
+
+    def wider(layers: int, deeper: Strategy | None = None) -> tuple[lagjax.Candidate, ...]:
+        target = dataclasses.replace(size, layers=layers, width=width, heads=width // head)
+
+        def required(requires: Sequence[Requirement]) -> lagjax.Model:
+            found = {one.what: float(one.value) for one in requires}
+            epsilon = target.epsilon * found.get("epsilon", 1.0)
+            scale = target.logit_scale * found.get("logits", 1.0)
+            return gpt.model(dataclasses.replace(target, epsilon=epsilon, logit_scale=scale))
+
+        return lagjax.pools.width(shapes, small.axes, gpt.model(target), required, deeper)
+
+    if config.grow == "width":
+        return wider(size.layers)
+    deep = dataclasses.replace(size, layers=config.grown_layers)
+    deeper = lagjax.pools.depth(shapes, small.axes, gpt.model(deep), controls=False)[:FEW]
+    name, strategy = deeper[0].name, deeper[0].operator.depth
+    both = wider(config.grown_layers, strategy)[:FEW]
+    return (
+        *deeper,
+        *wider(size.layers)[:FEW],
+        *(one._replace(name=f"{one.name} + {name}") for one in both),
+    )
 
 
 def load(config: Config) -> text.Corpus:

@@ -45,11 +45,13 @@ def wanted(
         try:
             join(work, known, first, (one.name,))
         except Exception as error:
+            if one.name != NOT_GROWING:
+                raise
             why = (
                 f"the baseline {NOT_GROWING!r} trains the small model on, which cannot be done "
                 f"with this task: {error}; give Task.model the small model's own init and loss"
             )
-            if asked or one.name != NOT_GROWING:
+            if asked:
                 raise ValueError(f"{why}, or no baselines") from error
             notes.append(f"{why}. It is left out")
             continue

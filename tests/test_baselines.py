@@ -12,6 +12,7 @@ import pytest
 
 import lagjax
 from lagjax.evidence import Evidence
+from lagjax.report import facts
 from lagjax.store import directory
 from tests import toy
 
@@ -129,6 +130,13 @@ def test_pools_matched_by_flops(tmp_path: pathlib.Path) -> None:
     assert decision.lags == {"stack": 12, "wider": round(ends["wider"][0] / 2)}
     rates = [x["lr"] for x in toy.curve(tmp_path / "flops", "wider") if x["lr"]]
     assert rates[-1] == min(rates) < 3e-3 / 5
+    # An audit compares each at its own end, and has no baselines in it.
+    told = facts.gather(directory.read(tmp_path / "flops")).audit
+    assert (
+        told is not None and told.moments[-1].step == 24 and set(told.final) == {"stack", "wider"}
+    )
+    last = toy.curve(tmp_path / "flops", "wider")[-1]["valid_loss"]
+    assert told.final["wider"] == pytest.approx(last)
     go(tmp_path / "steps", pool=pool, compare="all")
     ends = horizons(tmp_path / "steps")
     assert ends["wider"][0] == ends["stack"][0] == 24

@@ -3,6 +3,8 @@
     facts.py      what a run directory says, worked out once
     sentences.py  the verdict, the audit and the numbers in words
     content.py    the sections as data, each written once
+    worth.py      whether growing paid, against baselines at equal FLOPs
+    equal.py      both comparisons, where a step does not cost the same for all
     charts.py     the pictures
     html.py and terminal.py render the same sections
 

@@ -1,12 +1,16 @@
 """The quickstart from its command line, in small, on text in another language."""
 
+import dataclasses
 import json
 import pathlib
 import sys
 
+import jax
 import pytest
 
+import lagjax
 from experiments import quickstart, tables
+from experiments.models import gpt
 from experiments.rows import read
 from lagjax.store import directory
 
@@ -72,6 +76,64 @@ def test_help_says_what_every_flag_means(
     for field in quickstart.Config.__dataclass_fields__:
         assert f"--{field.replace('_', '-')}" in text
     assert text.count("(default:") >= len(quickstart.Config.__dataclass_fields__) - 2
+
+
+def test_what_grows() -> None:
+    """Pools by flag, their targets, and a width that does not fit."""
+    size = gpt.Config(2, 16, 2, 16)
+    config = quickstart.Config(layers=2, grown_layers=4, width=16, heads=2)
+
+    def found(**changes: object) -> tuple[dict[str, int], set[int]]:
+        pool = quickstart.candidates(dataclasses.replace(config, **changes), size)
+        shapes = [one.target.layout().sizes for one in pool]
+        return {one.name: each["embed"] for one, each in zip(pool, shapes)}, {
+            one.target.layout().stacks["layers"] for one in pool
+        }
+
+    names, layers = found()
+    assert {*names.values()} == {16} and layers == {4} and "stack" in names
+    names, layers = found(grow="width")
+    assert list(names) == list(lagjax.pools.WIDTH) and {*names.values()} == {32} and layers == {2}
+    assert {*found(grow="width", grown_width=24)[0].values()} == {24}
+    names, layers = found(grow="both")
+    assert len(names) == 3 * quickstart.FEW and layers == {2, 4}
+    assert names["zeroed-interleave"] == 16 and names["isometric"] == 32
+    assert names["isometric + zeroed-interleave"] == 32
+    # What is exact by its table is so because the target is as the operator requires it.
+    pool = quickstart.candidates(dataclasses.replace(config, grow="both"), size)
+    small = gpt.model(size)
+    layout = small.layout()
+    exact = [
+        one.name
+        for one in pool
+        if one.operator.plan(jax.random.key(0), layout, one.target.layout()).exact_by_table
+    ]
+    assert {"isometric", "isometric + zeroed-interleave"} <= {*exact}
+    for width in (16, 20):
+        with pytest.raises(ValueError, match=f"--grown-width {width} .* larger multiple of 8"):
+            found(grow="width", grown_width=width)
+
+
+@pytest.mark.slow
+def test_widths_and_depths_matched_by_flops(
+    corpus: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["quickstart", "--data", str(corpus), "--workdir", str(tmp_path / "run"), *SMALL]
+    monkeypatch.setattr(sys, "argv", [*command, "--grow", "both", "--baselines"])
+    assert quickstart.cli() == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "rowing paid" in printed or "rowing did not pay" in printed
+    record = directory.read(tmp_path / "run")
+    entries = [*record.config["pool"], *record.config["baseline_pool"]]
+    costs = [entry["horizon"] * entry["step_flops"] for entry in entries]
+    assert len({entry["horizon"] for entry in entries}) >= 4
+    assert all(abs(x - costs[0]) < entry["step_flops"] for x, entry in zip(costs, entries))
+    # Every schedule falls to its own end.
+    ends = {x["candidate"]: x["lr"] for x in record.curves if x["phase"] == "continue"}
+    assert max(ends.values()) < 0.3 * 3e-3
 
 
 @pytest.mark.slow
