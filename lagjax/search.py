@@ -6,22 +6,18 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from lagjax import baselines, checks, claims, identity
+from lagjax import baselines, checks, claims, evaluations, identity
 from lagjax.analysis.ledger import Ledger, ledger
 from lagjax.evidence import Evidence, Known, gather
 from lagjax.executors.workload import Executor, Workload
 from lagjax.initial import Group
-from lagjax.jobs import Job, Json, Note, Segment, Trial, evaluated, evaluation_steps
+from lagjax.jobs import Job, Json, Note, Segment, Trial, evaluated
 from lagjax.progress import Meter, Progress
 from lagjax.select.decision import Add, Anneal, Answer, Decision, Policy, Probe, start_choice
 from lagjax.store.directory import Store
 
 ALL = 2**62
 """A step after any other."""
-SHARE, EARLY_SHARE = 0.05, 0.1
-"""What evaluations may take of a probe's FLOPs: from a quarter of the horizon on, and before."""
-FEWEST = 2
-"""Shards, so that there is an interval."""
 
 
 class Search(NamedTuple):
@@ -35,7 +31,7 @@ class Search(NamedTuple):
         known: name → what is known of a candidate; becomes more as the policy adds some.
         at_once: how many trials run at once; None where that is measured.
         audit: whether evaluations are dense and take all shards; otherwise they are as few as
-            `_evaluations` says.
+            `evaluations.planned` says.
         asked: name → the steps that a candidate was asked to be probed to, ascending; grows with
             the answers.
         annealed: name and step, where copies were asked to be annealed; likewise.
@@ -124,37 +120,11 @@ def _jobs(search: Search, until: Mapping[str, int], phase: str = "probe") -> lis
 
 def _job(search: Search, rows: tuple[Trial, ...], at_once: int, until: int, phase: str) -> Job:
     asked = search.asked.get(rows[0].candidate, ())
-    found = _evaluations(search, rows[0].candidate, until, phase)
+    found = evaluations.planned(
+        search.work, rows[0].candidate, asked, until, phase == "continue", search.audit
+    )
     last = max(asked, default=-1)
     return Job(rows, at_once, until, (*found,), phase, last, (*found.values(),))
-
-
-def _evaluations(search: Search, name: str, until: int, phase: str) -> dict[int, int]:
-    """The steps at which a candidate is evaluated on its way, each with the number of shards.
-
-    In a probe: right after growing and where the policy asked for, on as many shards as `SHARE` of
-    the training's FLOPs pay; the first probe pays for the start as well. What goes on after the
-    decision is watched at every eighth of the horizon.
-    """
-    work, asked = search.work, search.asked.get(name, ())
-    horizon, every = work.groups[name].task.horizon, len(work.task.valid)
-    if search.audit:
-        steps = evaluation_steps(horizon, *asked, until, base=2)
-        return {step: every for step in steps if step <= until}
-    costs = work.groups[name].costs
-    found, last, shard = {0: every}, 0, costs.evaluation / every
-    for step in asked if phase == "continue" else sorted({*asked, until}):
-        # Right after growing averages are the weights themselves.
-        weights = 1 + len(work.task.averages) + (last == 0)
-        share = SHARE if 4 * step >= horizon else EARLY_SHARE
-        pays = share * (step - last) * costs.step
-        count = int(pays // (weights * shard)) if shard else every
-        found[step] = min(max(count, FEWEST), every)
-        found[0] = found[min(found.keys() - {0})]
-        last = step
-    watched = range(max(1, horizon // 8), until, max(1, horizon // 8))
-    found |= {step: every for step in (*watched, until) if step > last}
-    return found
 
 
 def _annealings(search: Search, steps: Mapping[str, int]) -> list[Job]:

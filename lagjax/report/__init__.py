@@ -34,7 +34,7 @@ def write(run: str | pathlib.Path) -> pathlib.Path:
       ImportError: matplotlib is missing; the message says how to get it.
     """
     target = pathlib.Path(run) / "report.html"
-    write_atomically(target, html.render(facts.gather(directory.read(run))))
+    write_atomically(target, html.render(facts.gather(directory.read(run), directory.trained(run))))
     return target
 
 
@@ -43,4 +43,4 @@ def show(run: str | pathlib.Path, console: Console | None = None) -> None:
 
     Raises ValueError where `run` is no run directory.
     """
-    terminal.show(facts.gather(directory.read(run)), console or Terminal())
+    terminal.show(facts.gather(directory.read(run), directory.trained(run)), console or Terminal())

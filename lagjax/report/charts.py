@@ -95,12 +95,12 @@ class Tag(NamedTuple):
 
 
 def curves(facts: Facts) -> str:
-    """Every candidate's validation loss from growing to the end of what was trained."""
+    """Every candidate's loss from growing to the end of what was trained."""
     everyone = facts.drawn
     shown = [curve for name, curve in everyone if _counts(facts, name)]
     losses = [x for curve in shown or dict(everyone).values() for x in curve.losses.values()]
     level = facts.source.last if facts.source else None
-    with frame(f"validation loss, {facts.unit}", 450, top=80) as axes:
+    with frame(f"{facts.drawn_loss}, {facts.unit}", 450, top=80) as axes:
         right = _steps(axes, [step for _, curve in everyone for step in curve.losses], facts)
         set_limits(axes.set_ylim, losses if level is None else [*losses, level])
         tags = [
@@ -123,7 +123,7 @@ def curves(facts: Facts) -> str:
         }
         legend = axes.legend(key.values(), key.keys(), ncols=3, loc="upper left", frameon=False)
         legend.set_bbox_to_anchor((0, 1), axes.figure.transFigure)
-        return as_svg(axes, "Validation loss against step")
+        return as_svg(axes, f"{facts.drawn_loss} against step".capitalize())
 
 
 def probes(facts: Facts) -> str:
@@ -132,10 +132,10 @@ def probes(facts: Facts) -> str:
     What all have in common is gone, so they stand apart. Without a decision the best so far takes
     the winner's place.
     """
-    best = facts.probes[facts.best or ""].losses
+    best = facts.shown[facts.best or ""].losses
     gaps = {
         name: {step: loss - best[step] for step, loss in curve.losses.items() if step in best}
-        for name, curve in facts.probes.items()
+        for name, curve in facts.shown.items()
         if _counts(facts, name)
     }
     gaps = {name: gap for name, gap in gaps.items() if gap}
@@ -176,7 +176,7 @@ def start_against_lag(facts: Facts) -> str:
 
 def ranking(facts: Facts) -> str:
     """The rank of each candidate at each evaluation of the probes."""
-    shown = {name: curve for name, curve in facts.probes.items() if name not in facts.apart}
+    shown = {name: curve for name, curve in facts.shown.items() if name not in facts.apart}
     # A step counts where all that are alive and in the race were measured; ranks would jump.
     paths: dict[str, dict[int, int]] = {name: {} for name in shown}
     for step in sorted({step for curve in shown.values() for step in curve.losses}):

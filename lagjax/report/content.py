@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lagjax.analysis.agreement import agreement
 from lagjax.analysis.audit import Audit
-from lagjax.report import charts, equal, sentences, worth
+from lagjax.report import bounce, charts, equal, sentences, worth
 from lagjax.report.facts import Facts, level, ranks, spent
 from lagjax.report.sentences import NOTHING, count, duration, listed, number, quantity
 
@@ -121,8 +121,14 @@ def training(facts: Facts) -> Section | None:
         return Section("The small model", "", (told,))
     apart = sentences.apart(facts)
     about = (
-        "Validation loss of each candidate while it trains. Steps are on a logarithmic axis; step "
-        "0, right after growing, stands at its left edge."
+        f"{facts.drawn_loss.capitalize()} of each candidate while it trains. Steps are on a "
+        "logarithmic axis"
+    )
+    about += (
+        ". Validation is too rare to be drawn: each point is the mean over the steps before it, a "
+        "quarter of them and 50 at most, of batches that are the same for all."
+        if facts.watched
+        else "; step 0, right after growing, stands at its left edge."
     )
     if facts.decision:
         about += " The vertical line is the lag."
@@ -132,7 +138,8 @@ def training(facts: Facts) -> Section | None:
             "over the seeds that were trained on, so a line may step there."
         )
     if source:
-        about += f" The dashed level is where the small model ended, at {number(source.last)}."
+        told = f"where the small model's validation loss ended, at {number(source.last)}"
+        about += f" The dashed level is {told}."
     if apart:
         about += f" The axis is set by the pool; {apart} may lie outside it."
     body = [Figure(charts.curves)]
@@ -186,13 +193,23 @@ def start_against_lag(facts: Facts) -> Section | None:
 def ranking(facts: Facts) -> Section | None:
     """How the order came about."""
     about = (
-        "The rank of each candidate at each evaluation of the probes. Lines that cross are "
+        f"The rank of each candidate in the probes, by {facts.drawn_loss}. Lines that cross are "
         "candidates that change places; where they stop crossing, the order has settled. Tied "
         "candidates share a place."
     )
     if not facts.lag or not facts.best or len(facts.probes.keys() - facts.apart) < 2:
         return None
     return Section("The ranking over time", about, (Figure(charts.ranking),))
+
+
+def bounces(facts: Facts) -> Section | None:
+    """What averages of the weights say beside the weights."""
+    found = bounce.bounce(facts)
+    if not found:
+        return None
+    lines = tuple(Row(row, facts.part(row[0])) for row in bounce.rows(found))
+    body = (bounce.told(found, facts.unit), Table(bounce.HEADINGS, lines))
+    return Section("Bounce and crossing", bounce.ABOUT, body)
 
 
 def rounds(facts: Facts) -> Section | None:
@@ -335,6 +352,7 @@ SECTIONS: tuple[Callable[[Facts], Section | None], ...] = (
     growing,
     start_against_lag,
     ranking,
+    bounces,
     rounds,
     metrics,
     audited,

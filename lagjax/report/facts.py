@@ -4,11 +4,14 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lagjax.analysis import agreement
 from lagjax.analysis.audit import Audit, audit
 from lagjax.analysis.crossing import interpolated
-from lagjax.jobs import Json, Line
+from lagjax.jobs import Json, Line, Trial
+from lagjax.report import watched as watching
+from lagjax.report.curve import Curve
 from lagjax.select.decision import start_choice
 from lagjax.store import directory
 
@@ -16,26 +19,6 @@ PHASES = ("source", "probe", "continue")
 LINE = ("phase", "candidate", "seed", "step", "valid_loss", "status")
 CHOICE = ("winner", "runner_up", "outcome", "lag", "margin", "margin_interval", "ranking")
 DECISION = (*CHOICE, "losses_at_start", "losses_at_lag", "status", "ledger")
-
-
-class Curve(NamedTuple):
-    """Mean validation losses by step, rising.
-
-    The curve ends before the first step at which any of its seeds has no finite loss: a mean over
-    fewer seeds would jump. `failed` then says why.
-    """
-
-    losses: dict[int, float]
-    failed: str | None = None
-
-    @property
-    def last(self) -> float | None:
-        return next(reversed(self.losses.values()), None)
-
-    def until(self, end: int) -> "Curve":
-        """The curve up to a step; whether it failed later is not said."""
-        kept = {step: loss for step, loss in self.losses.items() if step <= end}
-        return self if len(kept) == len(self.losses) else Curve(kept)
 
 
 class Entry(NamedTuple):
@@ -60,6 +43,8 @@ class Facts(NamedTuple):
     `at_lag` are seed means, None where a candidate failed or has not come that far. `apart` are
     controls and baselines: they have a rank in no table and cannot win. `metrics` are the run's
     own, by candidate: the last step measured, and the means over the seeds that came that far.
+    `watched` and `watched_on` are probes and continuations by training losses, where validation is
+    rare.
     """
 
     config: Json
@@ -72,6 +57,8 @@ class Facts(NamedTuple):
     unkept: Mapping[str, str]
     probes: dict[str, Curve]
     continued: dict[str, Curve]
+    watched: dict[str, Curve]
+    watched_on: dict[str, Curve]
     seeds: int
     unit: str
     horizon: int | None
@@ -110,10 +97,21 @@ class Facts(NamedTuple):
     @property
     def drawn(self) -> list[tuple[str, Curve]]:
         """All curves; those of baselines, whose length is what it costs, as far as others go."""
-        found = [*self.probes.items(), *self.continued.items()]
+        after = self.watched_on if self.watched else self.continued
+        found = [*self.shown.items(), *after.items()]
         others = [step for name, curve in found if not self.baseline(name) for step in curve.losses]
         end = max(others, default=0)
         return [(n, curve.until(end) if self.baseline(n) else curve) for n, curve in found]
+
+    @property
+    def shown(self) -> dict[str, Curve]:
+        """The probes as they are drawn: by training losses where validation is rare."""
+        return self.watched or self.probes
+
+    @property
+    def drawn_loss(self) -> str:
+        """What the curves are of."""
+        return "training loss" if self.watched else "validation loss"
 
     def baseline(self, name: str) -> bool:
         """Whether it is what growing is compared with."""
@@ -143,8 +141,10 @@ class Facts(NamedTuple):
         return self.pool[name].role if name in self.apart else "other"
 
 
-def gather(run: directory.RunData) -> Facts:
-    """Works out the facts of a run; raises ValueError where the files are not those of a run."""
+def gather(run: directory.RunData, losses: Mapping[Trial, NDArray[np.float32]]) -> Facts:
+    """Works out the facts of a run and of its training losses; raises ValueError where the files
+    are not those of a run.
+    """
     _check(run)
     config, curves, decision, rounds = run
     lines = [line for line in curves if line["phase"] in PHASES]
@@ -167,6 +167,13 @@ def gather(run: directory.RunData) -> Facts:
         status |= decision["status"]
         at_start |= decision["losses_at_start"]
         at_lag = dict(decision["losses_at_lag"])
+    onward = {name: continuation(probed.get(name, []), found) for name, found in after.items()}
+    watched, watched_on = {}, {}
+    if watching.rare(probes):
+        ends = {name: (0, max(curve.losses)) for name, curve in probes.items() if curve.losses}
+        watched = watching.curves(losses, ends)
+        ends = {n: (min(x.losses), max(x.losses)) for n, x in onward.items() if x.losses}
+        watched_on = watching.curves(losses, ends)
     seen = {line["seed"] for line in lines if line["phase"] == "probe"}
     seeds = int(task.get("seeds") or len(seen) or 1)
     return Facts(
@@ -179,9 +186,9 @@ def gather(run: directory.RunData) -> Facts:
         source=mean_over_seeds(source["source"]) if source else None,
         unkept=config.get("unkept") or {},
         probes={name: probes[name] for name in pool if name in probes},
-        continued={
-            name: continuation(probed.get(name, []), found) for name, found in after.items()
-        },
+        continued=onward,
+        watched={name: watched[name] for name in pool if name in watched},
+        watched_on=watched_on,
         seeds=seeds,
         unit=str(task.get("unit") or "nats per token"),
         horizon=task.get("horizon"),

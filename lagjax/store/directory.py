@@ -24,8 +24,11 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, NamedTuple, Self, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lagjax.arguments import folder
-from lagjax.jobs import Json, Line, Segment, Trial
+from lagjax.jobs import SOURCE, Json, Line, Segment, Trial
 from lagjax.store.checkpoints import Checkpoints
 from lagjax.store.curves import Curves
 from lagjax.store.files import append, read_json, read_lines, write_atomically
@@ -68,6 +71,16 @@ def read(path: str | pathlib.Path) -> RunData:
         read_json(root / "decision.json"),
         read_lines(root / "rounds.jsonl"),
     )
+
+
+def trained(path: str | pathlib.Path) -> dict[Trial, NDArray[np.float32]]:
+    """The training losses of every step of a run's trials, those of the small model left out."""
+    lines = read_lines(folder(path) / "curves.jsonl")
+    # Whoever reads the lines says what is wrong with one.
+    known = [line for line in lines if isinstance(line, dict) and {"candidate", "seed"} <= {*line}]
+    trials = {Trial(line["candidate"], line["seed"]) for line in known}
+    losses = Losses(folder(path) / "steps")
+    return {trial: losses.of(trial) for trial in sorted(trials) if trial.candidate != SOURCE}
 
 
 def checkpointed(path: str | pathlib.Path, trial: Trial, step: int | None = None) -> int:

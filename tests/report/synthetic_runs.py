@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from lagjax.jobs import Trial
+from lagjax.store.losses import Losses
+
 NAMES = (
     "stack", "interleave", "block(1)", "learned (LiGO)", "zero-new", "half-new", "wide-then-deep",
     "fpi", "aki", "net2net", '<b>&"x"', "gradmax", "random-new",
@@ -38,6 +41,8 @@ def make(
     unit: str = "nats per token",
     against: str | None = None,
     targets: bool = False,
+    rare: bool = False,
+    bounce: float = 0.0,
 ) -> dict[str, Any] | None:
     """Writes a run directory; returns its decision (None with outcome None: an unfinished run).
 
@@ -45,6 +50,8 @@ def make(
     go on to LAG. `shift` is taken off every loss, so that losses may be negative. `against` adds
     the baselines that a run adds, without controls: "paid", "lost" or "level" with not growing at
     the end, "failed", or "begun". `targets`: every other candidate's steps cost twice as much.
+    `rare`: probes are evaluated at their start and end only, and all training losses are there.
+    `bounce`: an average is that much lower than the weights, and as much more for every next one.
     """
     controls = controls and against is None
     root.mkdir(parents=True, exist_ok=True)
@@ -89,7 +96,9 @@ def make(
         status: str = "ok",
     ) -> dict[str, Any]:
         scale = 0.25 if phase == "source" else price(name)
-        return {
+        lower = bounce * (1 + [*pool, *AGAINST, "source"].index(name))
+        averages = {"ema": {"valid_loss": value and value - lower, "valid_loss_shards": []}}
+        return ({"averages": averages} if bounce else {}) | {
             "phase": phase, "candidate": name, "seed": seed, "step": step, "valid_loss": value,
             "valid_loss_shards": [] if value is None else [value - 0.01, value + 0.01],
             "train_loss": None if step == 0 else value, "grad_norm": None, "update_norm": None,
@@ -112,7 +121,9 @@ def make(
     if "probe" in phases:
         for name in pool:
             for seed in range(seeds):
-                for step in (s for s in STEPS if s <= (lags[name] if outcome else 80)):
+                for step in (
+                    s for s in ((0, LAG) if rare else STEPS) if s <= (lags[name] if outcome else 80)
+                ):
                     if name in failed and step >= 40:
                         lines.append(line("probe", name, seed, step, None, FAILED))
                         break
@@ -216,6 +227,12 @@ def make(
         answers = [{"answer": "Probe", "until": dict.fromkeys(pool, LAG)}]
     answers += [{"answer": "Decision", **decision}] if decision else []
     rounds = [{"round": number, **answer} for number, answer in enumerate(answers)]
+    if rare:
+        losses = Losses(root / "steps")
+        ends = {(x["candidate"], x["seed"]): x["step"] for x in lines if x["phase"] != "source"}
+        for (name, seed), end in ends.items():
+            values = [loss(name, step, seed) for step in range(1, end + 1)]
+            losses.add(Trial(name, seed), np.array(values, np.float32))
     (root / "config.json").write_text(json.dumps(config))
     (root / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rounds))
     (root / "curves.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))

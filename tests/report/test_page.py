@@ -8,11 +8,13 @@ import sys
 from html import escape
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import synthetic_runs
 
 from lagjax import report
-from lagjax.report import facts
+from lagjax.jobs import Trial
+from lagjax.report import bounce, facts, watched
 from lagjax.report.charts import spread
 
 RUNS = {
@@ -46,6 +48,8 @@ RUNS = {
     "targets": {"targets": True, "against": "paid", "seeds": 2, "failed": ("aki",)},
     "targets only": {"targets": True, "racing": True},
     "targets unfinished": {"targets": True, "outcome": None},
+    "rare": {"rare": True, "seeds": 2, "bounce": 0.01},
+    "audit of averages": {"audit": True, "seeds": 2, "bounce": 0.01},
     "two": {"names": ("$a$", "b_{"), "controls": False},
     "long": {"names": ("x" * 80, "ünïcode 模型", "tab\tand\nline"), "controls": False},
 }
@@ -501,3 +505,54 @@ def test_audit_is_told_and_only_when_it_is_whole(tmp_path):
     lines = curves_file.read_text().splitlines(keepends=True)
     curves_file.write_text("".join(lines[:-1]))
     assert "The audit" not in report.write(tmp_path / "whole").read_text()
+
+
+def test_training_losses_are_drawn_where_validation_is_rare(pages):
+    path, _ = pages["rare"]
+    text = "".join(Reader(path.read_text("utf-8")).texts)
+    assert "Training loss of each candidate while it trains." in text
+    assert "training loss, nats per token" in text and "by training loss." in text
+    dense = "".join(Reader(pages["seeds"][0].read_text("utf-8")).texts)
+    assert "Validation loss of each candidate" in dense and "training loss" not in dense
+
+
+def test_watched_curves_are_means_over_windows():
+    """Of a quarter of the steps and 50 at most, over the seeds that came so far."""
+    steps = np.arange(1.0, 401.0)
+    losses = {Trial("a", 0): steps, Trial("a", 1): steps + 2, Trial("b", 0): steps[:100]}
+    losses |= {Trial("c", 0): np.where(steps < 30, steps, np.nan)}
+    found = watched.curves(losses, {"a": (0, 400), "b": (0, 200), "c": (0, 400), "d": (0, 9)})
+    assert [*found] == ["a", "c"]
+    curve = found["a"].losses
+    # Steps 351 to 400, and the two seeds 2 apart; step 4 alone.
+    assert curve[400] == pytest.approx(375.5 + 1) and curve[4] == pytest.approx(4 + 1)
+    assert max(found["c"].losses) < 30
+    assert watched.steps(0, 16) == [4, 5, 6, 7, 8, 10, 11, 13, 16]
+    assert min(watched.curves(losses, {"a": (200, 400)})["a"].losses) == 200
+
+
+def test_bounce_and_crossing_are_told_apart(pages):
+    path, decision = pages["rare"]
+    reader = Reader(path.read_text("utf-8"))
+    text = "".join(reader.texts)
+    # The n-th of the pool bounces by n hundredths.
+    assert "At step 250 the average 'ema' is 0.0100 to 0.1300 nats per token below" in text
+    assert "differ less in their bounce" in text and "is crossing" not in text
+    row = reader.table("Loss of the weights", "Bounce")["interleave"]
+    lag = decision["losses_at_lag"]["interleave"]
+    assert row["Loss of the weights"] == f"{lag:.4f}" and row["Bounce"] == "0.0200"
+    assert row["of their average"] == f"{lag - 0.02:.4f}"
+    audit = "".join(Reader(pages["audit of averages"][0].read_text("utf-8")).texts)
+    assert re.search(r"order at the end agree to 0\.\d\d: what is missing to 1 is crossing", audit)
+    assert "Bounce" not in "".join(Reader(pages["clear"][0].read_text("utf-8")).texts)
+
+
+def test_an_average_that_lags_behind_says_so():
+    raw = {"a": 1.0, "b": 1.2}
+    found = bounce.Bounce("ema", 8, raw, {"a": 1.1, "b": 1.25}, {})
+    more = bounce.told(found._replace(averaged={"a": 0.9, "b": 0.91}), "nats")
+    assert "is 0.1000 to 0.2900 nats below the weights." in more
+    assert "differ more in their bounce" in more
+    text = bounce.told(found, "nats")
+    assert "is 0.0500 to 0.1000 nats above the weights, which still fall faster" in text
+    assert "differ less in their bounce" in text
