@@ -24,11 +24,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     for command in (page, text):
         command.add_argument("run", metavar="RUN", type=pathlib.Path, help="a run directory")
+    page.add_argument(
+        "--picture",
+        metavar="FILE",
+        type=pathlib.Path,
+        help="write the curves alone, as an SVG, instead of the page",
+    )
     text.add_argument("--json", action="store_true", help="print decision.json as it is")
     given = parser.parse_args(arguments)
     try:
         if given.command == "report":
-            Terminal().print(str(report.write(given.run)), markup=False, soft_wrap=True)
+            made = (
+                report.picture(given.run, given.picture)
+                if given.picture
+                else report.write(given.run)
+            )
+            Terminal().print(str(made), markup=False, soft_wrap=True)
         elif given.json:
             _print_decision(given.run)
         else:

@@ -20,7 +20,7 @@ from lagjax.report import facts, html, terminal
 from lagjax.store import directory
 from lagjax.store.files import write_atomically
 
-__all__ = ["show", "write"]
+__all__ = ["picture", "show", "write"]
 
 
 def write(run: str | pathlib.Path) -> pathlib.Path:
@@ -36,6 +36,20 @@ def write(run: str | pathlib.Path) -> pathlib.Path:
     target = pathlib.Path(run) / "report.html"
     write_atomically(target, html.render(facts.gather(directory.read(run), directory.trained(run))))
     return target
+
+
+def picture(run: str | pathlib.Path, path: str | pathlib.Path) -> pathlib.Path:
+    """Writes the curves of a run as an SVG of its own, for a document, and returns its path.
+
+    Raises:
+      ValueError: `run` is no run directory, or nothing in it has been measured yet.
+      ImportError: matplotlib is missing; the message says how to get it.
+    """
+    found = facts.gather(directory.read(run), directory.trained(run))
+    if not any(curve.losses for curve in found.probes.values()):
+        raise ValueError(f"{run} has no candidate that was measured; let the run go on first")
+    write_atomically(pathlib.Path(path), html.picture(found))
+    return pathlib.Path(path)
 
 
 def show(run: str | pathlib.Path, console: Console | None = None) -> None:

@@ -2,13 +2,13 @@
 
 from html import escape
 
-from lagjax.report import content, sentences
+from lagjax.report import charts, content, sentences
 from lagjax.report.content import Block, Code, Figure, Row, Section, Table
 from lagjax.report.facts import Facts
 
 # No script, no request: what the page promises, the browser enforces.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-CSS = """
+COLOURS = """
 :root { color-scheme: light dark; --page: #f6f7f8; --surface: #fff; --ink: #1b1f24;
   --muted: #59626d; --line: #dde1e6; --tint: #eaf2fa; --winner: #0064b4; --runner: #bf4a00;
   --start: #00785a; --failed: #a62e6c; --other: #8a939e; --control: #8a939e; --baseline: #59626d;
@@ -17,6 +17,8 @@ CSS = """
   --muted: #a2abb6; --line: #333940; --tint: #1c2a38; --winner: #5ab4f0; --runner: #f5a04a;
   --start: #3ecba0; --failed: #ee86ba; --other: #7d8793; --control: #7d8793; --baseline: #a2abb6;
   --source: #a2abb6 } }
+"""
+CSS = """
 * { box-sizing: border-box }
 html { -webkit-text-size-adjust: 100% }
 body { margin: 0; background: var(--page); color: var(--ink); overflow-wrap: anywhere;
@@ -78,7 +80,7 @@ def render(facts: Facts) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <title>{escape(sentences.title(facts))}</title>
-<style>{CSS}</style>
+<style>{COLOURS}{CSS}</style>
 </head>
 <body>
 <main>
@@ -135,3 +137,12 @@ def _row(row: Row, table: Table) -> str:
 
 def _text(title: str, table: Table) -> str:
     return ' class="text"' if title in table.words else ""
+
+
+def picture(facts: Facts) -> str:
+    """The curves alone, as an SVG document: light or dark, as whoever shows it."""
+    drawn = charts.curves(facts).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    start = drawn.index(">") + 1
+    style = f"<style>{COLOURS}text {{ font-family: system-ui, sans-serif }}</style>"
+    box = '<rect width="100%" height="100%" fill="var(--surface)"/>'
+    return f"{drawn[:start]}{style}{box}{drawn[start:]}\n"

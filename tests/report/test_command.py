@@ -1,6 +1,8 @@
 """`python -m lagjax`: what it prints, and how it fails."""
 
 import json
+import re
+from xml.etree import ElementTree
 
 import pytest
 import synthetic_runs
@@ -90,3 +92,20 @@ def test_json_of_an_unfinished_run(tmp_path, capsys):
     synthetic_runs.make(tmp_path, outcome=None)
     assert command.main(["show", "--json", str(tmp_path)]) == 2
     assert "no decision.json yet" in capsys.readouterr().err
+
+
+def test_report_writes_a_picture(tmp_path, capsys):
+    """A document of its own, in the colours of whoever shows it."""
+    synthetic_runs.make(tmp_path / "run")
+    made = tmp_path / "curves.svg"
+    assert command.main(["report", str(tmp_path / "run"), "--picture", str(made)]) == 0
+    assert capsys.readouterr().out == f"{made}\n"
+    root = ElementTree.parse(made).getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert not (tmp_path / "run/report.html").exists()
+    text = made.read_text("utf-8")
+    used, known = (set(re.findall(x, text)) for x in (r"var\(--(\w+)\)", r"--(\w+):"))
+    assert used <= known and text.count("prefers-color-scheme") == 1
+    synthetic_runs.make(tmp_path / "none", outcome=None, phases=("source",))
+    assert command.main(["report", str(tmp_path / "none"), "--picture", str(made)]) == 2
+    assert "no candidate that was measured; let the run go on" in capsys.readouterr().err
