@@ -1,14 +1,17 @@
 """The state that a trial begins with, and what candidates of one target share."""
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from lagjax import state
-from lagjax.engine import Engine, Parts, State, Trained
+from lagjax.algebra.layout import Array, Params
+from lagjax.buffers import own
+from lagjax.engine import Engine, Metrics, Parts, State, Trained, float32
 from lagjax.jobs import Trial
 from lagjax.mesh import DATA, Placement
 from lagjax.model import Batch, Key
@@ -34,10 +37,63 @@ def operator_key(key: Key) -> Key:
     return jax.random.fold_in(key, 0)
 
 
+class Grower:
+    """A candidate's operator on the small model: traced once, and compiled without what its target
+    is initialised by.
+
+    That is made by a program of its own, which all candidates of the target share, and handed to
+    the operator. The bits are those of the operator's call under `jax.jit`, as a growth record
+    replays it.
+
+    Attributes:
+        shapes: of the grown parameters.
+
+    Raises:
+        ValueError: as the operator does, and for a target whose parameters are no arrays.
+    """
+
+    def __init__(self, task: Task, candidate: Candidate, placement: Placement | None) -> None:
+        source, target, fresh = task.model.axes, candidate.target, candidate.target.shapes()
+        init = jax.jit(target.init)
+
+        def call(key: Key, params: Params, made: Params) -> Params:
+            # An operator that initialises by another key than its own does that itself.
+            given = target._replace(init=lambda other: made if other is key else init(other))
+            large = candidate.operator(key, params, source, given)
+            # No result is an array that was given: training takes its state's memory over.
+            return jax.lax.optimization_barrier(large)
+
+        traced = jax.jit(call).trace(jax.random.key(0), task.source.params, fresh)
+        self.shapes = traced.out_info
+        into: tuple[State, State] = (None, None)
+        if placement and placement.fully_sharded:
+            # Fully sharded, a candidate never lies on one device whole.
+            into = tuple(placement.state(x, (DATA,), False) for x in (fresh, self.shapes))
+        self._init = jax.jit(target.init, out_shardings=into[0])
+        self._call = jax.jit(call, out_shardings=into[1])
+        # Of what no result depends on there need not be any values, only shapes.
+        outputs = [True] * len(traced.jaxpr.out_avals)
+        used = dce_jaxpr(traced.jaxpr.jaxpr, outputs)[1][-len(jax.tree.leaves(fresh)) :]
+        self._unused = None if any(used) else jax.tree.map(_nothing, fresh)
+
+    def __call__(self, key: Key, params: Params) -> Params:
+        """The grown parameters, by the operator's key."""
+        made = self._init(key) if self._unused is None else self._unused
+        return self._call(key, params, made)
+
+
+def _nothing(like: jax.ShapeDtypeStruct) -> Array:
+    """An array of this shape that takes no memory."""
+    if jnp.issubdtype(like.dtype, jax.dtypes.extended):
+        return jnp.zeros(like.shape, like.dtype)
+    return np.broadcast_to(np.zeros((), like.dtype), like.shape)
+
+
 def initial(
     task: Task,
     candidate: Candidate,
     engine: Engine,
+    large: Params,
     key: Key,
     source: Trained,
     batches: Sequence[Batch] = (),
@@ -46,8 +102,9 @@ def initial(
 
     Args:
         task: its functions; `task.source` is passed as `source`, so that this can be traced.
-        candidate: what grows.
+        candidate: what has grown.
         engine: of its target.
+        large: the grown parameters.
         key: the trial's.
         source: the small model.
         batches: those that moments are measured on, where they are.
@@ -55,13 +112,8 @@ def initial(
     Raises:
         ValueError: for moments or collections that an operator without a plan cannot grow.
     """
-    grow_key, transfer = operator_key(key), task.transfer_of(candidate)
-    large = candidate.operator(grow_key, source.params, task.model.axes, candidate.target)
-    # What comes after shall not be fused with it: a growth record replays the operator's call
-    # alone, to the same bits.
-    large = jax.lax.optimization_barrier(large)
-    plan = None
-    if transfer.moments == "grow" or source.collections:
+    transfer, plan = task.transfer_of(candidate), None
+    if _by_plan(task, candidate):
         if not hasattr(candidate.operator, "plan"):
             kept = "moments" if transfer.moments == "grow" else f"{sorted(source.collections)}"
             raise ValueError(
@@ -69,7 +121,8 @@ def initial(
                 "anew, by Transfer(moments='reset') or source._replace(collections={})"
             )
         layout = task.model.axes.layout(source.params)
-        plan = candidate.operator.plan(grow_key, layout, candidate.target.axes.layout(large))
+        of_large = candidate.target.axes.layout(large)
+        plan = candidate.operator.plan(operator_key(key), layout, of_large)
     opt_state = None
     if task.tx is not None and transfer.moments != "grow" and transfer.schedule == "restart":
         opt_state = task.tx.init(large)
@@ -90,6 +143,12 @@ def initial(
         )
         trained = trained._replace(collections=grown)
     return engine.init(trained, loop_key)
+
+
+def _by_plan(task: Task, candidate: Candidate) -> bool:
+    """Whether more than the parameters grows by a candidate's plan."""
+    moments = task.transfer_of(candidate).moments
+    return moments == "grow" or bool(task.source.collections)
 
 
 def first_step(task: Task, candidate: Candidate) -> int:
@@ -115,15 +174,21 @@ class Group:
     """
 
     def __init__(
-        self, task: Task, first: Candidate, shards: Batch, placement: Placement | None
+        self,
+        task: Task,
+        first: Candidate,
+        shards: Batch,
+        placement: Placement | None,
+        grower: Grower | None = None,
     ) -> None:
         self.task, self.target, self.shards, self.placement = task, first.target, shards, placement
-        self.engine = task.engine(first.target, task.tx)
-        self.like = self.shapes(first)
+        self.engine = _traced_once(task.engine(first.target, task.tx))
+        self._growers: dict[str, Grower] = {}
+        self._beginnings: dict[object, Callable[..., State]] = {}
+        self._programs: dict[int, Program] = {}
+        self.like = self.shapes(first, grower)
         self.batch = jax.tree.map(abstract, task.batch(0, int(task.source.position)))
         measured(self.engine, self.like, self.batch, task.valid[0])
-        self._programs: dict[int, Program] = {}
-        self._growers: dict[str, Any] = {}
 
     @functools.cached_property
     def parts(self) -> Parts:
@@ -134,10 +199,23 @@ class Group:
     def costs(self) -> Costs:
         return costs(self.engine, self.like, self.batch, self.shards)
 
-    def shapes(self, candidate: Candidate) -> State:
-        """Those of a candidate's state right after growing."""
-        begin = functools.partial(initial, self.task, candidate, self.engine)
-        return jax.eval_shape(begin, jax.random.key(0), self.task.source)
+    def shapes(self, candidate: Candidate, grower: Grower | None = None) -> State:
+        """Those of a candidate's state right after growing; `grower` is the candidate's, where
+        there is one already.
+        """
+        if candidate.name not in self._growers:
+            grower = grower or Grower(self.task, candidate, self.placement)
+            self._growers[candidate.name] = grower
+        large, key = self._growers[candidate.name].shapes, jax.random.key(0)
+        return jax.eval_shape(self._beginning(candidate), large, key, self.task.source)
+
+    def _beginning(self, candidate: Candidate) -> Callable[..., State]:
+        """What makes a state of grown parameters; the same for all that need no plan for it."""
+        transfer = self.task.transfer_of(candidate)
+        same = candidate.name if _by_plan(self.task, candidate) else transfer
+        if same not in self._beginnings:
+            self._beginnings[same] = functools.partial(initial, self.task, candidate, self.engine)
+        return self._beginnings[same]
 
     def program(self, at_once: int) -> Program:
         """The compiled functions for so many trials at once."""
@@ -154,17 +232,16 @@ class Group:
     def begin(self, candidate: Candidate, key: Key, seed: int) -> State:
         """The state of a candidate right after growing."""
         if candidate.name not in self._growers:
-            into = None
-            if self.placement and self.placement.fully_sharded:
-                # Fully sharded, a candidate never lies on one device whole.
-                into = self.placement.state(self.like, (DATA,), False)
-            call = functools.partial(initial, self.task, candidate, self.engine)
-            self._growers[candidate.name] = jax.jit(call, out_shardings=into)
-        position = int(self.task.source.position)
+            self.shapes(candidate)
+        source, position, into = self.task.source, int(self.task.source.position), None
+        if self.placement and self.placement.fully_sharded:
+            into = self.placement.state(self.like, (DATA,), False)
+        large = self._growers[candidate.name](operator_key(key), source.params)
         batches = [
             self.task.batch(seed, position + step) for step in range(self.measured(candidate))
         ]
-        return self._growers[candidate.name](key, self.task.source, batches)
+        make = jax.jit(self._beginning(candidate), out_shardings=into)
+        return own(make(large, key, source, batches), source)
 
     def measured(self, candidate: Candidate) -> int:
         """How many batches a candidate's moments are measured on."""
@@ -187,6 +264,21 @@ class Group:
         """The size of one trial's state, and so nearly that of its checkpoint."""
         sizes = [np.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(self.like)]
         return int(sum(sizes))
+
+
+def _traced_once(engine: Engine) -> Engine:
+    """The engine, its step and its evaluation traced but once for all that ask for their shapes,
+    their cost and their text, and for what is compiled.
+    """
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        state, metrics = engine.step(state, batch)
+        return state, float32(metrics)
+
+    def evaluate(state: State, batch: Batch) -> Metrics:
+        return float32(engine.evaluate(state, batch))
+
+    return engine._replace(step=jax.jit(step, inline=True), evaluate=jax.jit(evaluate, inline=True))
 
 
 def trial_key(seed: int, trial: Trial) -> Key:

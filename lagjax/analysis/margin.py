@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 
 class Margin(NamedTuple):
@@ -49,7 +49,7 @@ def margin(
         return Margin(mean, -np.inf, np.inf)
     if variance == 0:
         return Margin(mean, mean, mean)
-    width = float(stats.t.ppf(0.975, variance**2 / inverse_dof)) * variance**0.5
+    width = float(special.stdtrit(variance**2 / inverse_dof, 0.975)) * variance**0.5
     return Margin(mean, mean - width, mean + width)
 
 
@@ -73,5 +73,5 @@ def steps_margin(losses_SxT: NDArray[np.float64], others_SxT: NDArray[np.float64
     if len(means) < 2:
         return Margin(mean, -np.inf, np.inf)
     error = float(means.std(ddof=1)) / len(means) ** 0.5
-    width = float(stats.t.ppf(0.975, len(means) - 1)) * error
+    width = float(special.stdtrit(len(means) - 1, 0.975)) * error
     return Margin(mean, mean - width, mean + width)

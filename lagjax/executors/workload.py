@@ -52,10 +52,10 @@ class Workload(NamedTuple):
         for one in candidates:
             there = [*self.groups.values(), *joined.values()]
             group = next((each for each in there if each.target == one.target), None)
-            checks.check_growth(one, self.task)
+            grower = checks.check_growth(one, self.task, self.placed)
             with checks.naming(one):
-                group = group or Group(self.task, one, self.shards, self.placed)
-            checks.check_state(one, group)
+                group = group or Group(self.task, one, self.shards, self.placed, grower)
+            checks.check_state(one, group, grower)
             joined[one.name] = group
             known[one.name] = Known(one, *self._planned(one), *group.costs, self.task.horizon)
         self.groups.update(joined)
