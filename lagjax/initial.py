@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Var
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from lagjax import state
-from lagjax.algebra.layout import Array, Params
+from lagjax.algebra.layout import Params
 from lagjax.buffers import own
 from lagjax.engine import Engine, Metrics, Parts, State, Trained, float32
 from lagjax.jobs import Trial
@@ -32,6 +33,13 @@ MEASURED = 8
 """Batches on which moments are measured, where they are."""
 
 
+MOVING = {
+    "broadcast_in_dim", "concatenate", "copy", "dynamic_slice", "dynamic_update_slice", "gather",
+    "optimization_barrier", "pad", "reshape", "rev", "select_n", "slice", "squeeze", "transpose",
+}  # fmt: skip
+"""Primitives that round nothing."""
+
+
 def operator_key(key: Key) -> Key:
     """The key of the operator's call, of a trial's."""
     return jax.random.fold_in(key, 0)
@@ -39,14 +47,15 @@ def operator_key(key: Key) -> Key:
 
 class Grower:
     """A candidate's operator on the small model: traced once, and compiled without what its target
-    is initialised by.
+    is initialised by, where this changes no bit.
 
-    That is made by a program of its own, which all candidates of the target share, and handed to
-    the operator. The bits are those of the operator's call under `jax.jit`, as a growth record
+    That is then made by a program of its own, which all candidates of the target share, and handed
+    to the operator. The bits are those of the operator's call under `jax.jit`, as a growth record
     replays it.
 
     Attributes:
         shapes: of the grown parameters.
+        apart: whether the initialisation is a program of its own.
 
     Raises:
         ValueError: as the operator does, and for a target whose parameters are no arrays.
@@ -54,7 +63,7 @@ class Grower:
 
     def __init__(self, task: Task, candidate: Candidate, placement: Placement | None) -> None:
         source, target, fresh = task.model.axes, candidate.target, candidate.target.shapes()
-        init = jax.jit(target.init)
+        init = jax.jit(target.init, inline=True)
 
         def call(key: Key, params: Params, made: Params) -> Params:
             # An operator that initialises by another key than its own does that itself.
@@ -63,7 +72,8 @@ class Grower:
             # No result is an array that was given: training takes its state's memory over.
             return jax.lax.optimization_barrier(large)
 
-        traced = jax.jit(call).trace(jax.random.key(0), task.source.params, fresh)
+        inlined = jax.jit(call, inline=True)
+        traced = inlined.trace(jax.random.key(0), task.source.params, fresh)
         self.shapes = traced.out_info
         into: tuple[State, State] = (None, None)
         if placement and placement.fully_sharded:
@@ -71,22 +81,40 @@ class Grower:
             into = tuple(placement.state(x, (DATA,), False) for x in (fresh, self.shapes))
         self._init = jax.jit(target.init, out_shardings=into[0])
         self._call = jax.jit(call, out_shardings=into[1])
-        # Of what no result depends on there need not be any values, only shapes.
-        outputs = [True] * len(traced.jaxpr.out_avals)
-        used = dce_jaxpr(traced.jaxpr.jaxpr, outputs)[1][-len(jax.tree.leaves(fresh)) :]
-        self._unused = None if any(used) else jax.tree.map(_nothing, fresh)
+        self._whole = jax.jit(
+            lambda key, params: inlined(key, params, init(key)), out_shardings=into[1]
+        )
+        # What no result depends on is dropped.
+        jaxpr, used = dce_jaxpr(traced.jaxpr.jaxpr, [True] * len(traced.jaxpr.out_avals))
+        drawn = len(jax.tree.leaves(fresh))
+        self.apart = any(used[-drawn:]) and _moves(jaxpr, jaxpr.invars[-sum(used[-drawn:]) :])
 
     def __call__(self, key: Key, params: Params) -> Params:
         """The grown parameters, by the operator's key."""
-        made = self._init(key) if self._unused is None else self._unused
-        return self._call(key, params, made)
+        return self._call(key, params, self._init(key)) if self.apart else self._whole(key, params)
 
 
-def _nothing(like: jax.ShapeDtypeStruct) -> Array:
-    """An array of this shape that takes no memory."""
-    if jnp.issubdtype(like.dtype, jax.dtypes.extended):
-        return jnp.zeros(like.shape, like.dtype)
-    return np.broadcast_to(np.zeros((), like.dtype), like.shape)
+def _moves(jaxpr: Jaxpr, drawn: Sequence[Var]) -> bool:
+    """Whether a program only moves values, and multiplies some that are not drawn: nothing that XLA
+    could round otherwise together with what draws them.
+    """
+    from_drawn = set(drawn)
+    for equation in jaxpr.eqns:
+        name, made = equation.primitive.name, equation.outvars
+        read = [x for x in equation.invars if isinstance(x, Var)]
+        inner = equation.params.get("jaxpr")
+        if isinstance(inner, ClosedJaxpr):
+            among = [at for at, x in enumerate(equation.invars) if x in read and x in from_drawn]
+            inside = inner.jaxpr
+            if name not in ("jit", "pjit") or not _moves(inside, [inside.invars[i] for i in among]):
+                return False
+        elif any(jnp.issubdtype(x.aval.dtype, jnp.inexact) for x in made):  # type: ignore[attr-defined]
+            multiplies = name == "mul" and not from_drawn & set(read)
+            if name not in MOVING and not multiplies:
+                return False
+        if from_drawn & set(read):
+            from_drawn |= set(made)
+    return True
 
 
 def initial(

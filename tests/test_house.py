@@ -44,6 +44,7 @@ LONGER = {
     "algebra.pieces": "what becomes of one part of an array, for every role",
     "certify.certify": "proof and five measurements, which share what they compile",
     "executors.worker": "a job's course, what is measured on the way, and its checkpoints",
+    "initial": "what a trial begins with, and why its bits are those of the operator's call alone",
     "growth.gradmax": "a measurement column by column, and the operator that it makes",
     "growth.width": "a dataclass for each expansion of the literature",
     "probe": "the program, its placement, and how many trials it takes at once",
@@ -55,7 +56,7 @@ LONGER = {
     "runs": "what `run`, `train` and `load` promise, in full",
 }
 """Files over 300 lines, each with its reason; 400 is the most for any."""
-LINES = 13_780
+LINES = 13_900
 """Of all files together: to be lowered as they become fewer."""
 
 

@@ -82,23 +82,42 @@ def test_everything_is_traced_once(tmp_path: pathlib.Path, transfer: lagjax.Tran
     assert TRACED == dict.fromkeys([*names, "init", "step", "evaluation"], 1)
 
 
+NOISE = width.NoisySplit(0.1)
+
+
 @pytest.mark.parametrize(
-    ("operator", "layers", "size"),
+    ("operator", "layers", "size", "apart"),
     [
-        (Grow(depth=Stack()), 4, 8),
-        (Grow(depth={"layers": "0 new*0.5 1 1*"}), 4, 8),
-        (Grow(depth=Fresh("top"), width={"embed": width.Isometric(width.NoisySplit(0.1))}), 4, 12),
-        (Grow(depth=Stack(), width={"embed": width.RandomPad(), "mlp": width.Net2Net()}), 4, 12),
-        (Elsewhere(), 4, 8),
-        (FromScratch(), 4, 12),
-        (Same(), 2, 8),
+        (Grow(depth=Stack()), 4, 8, False),
+        (Grow(depth=Fresh("between")), 4, 8, True),
+        (Grow(depth={"layers": "0 new*0.5 1 1*0.3"}), 4, 8, False),
+        # The sum of a copy and noise is rounded once where both are made in one loop.
+        (
+            Grow(
+                depth=Fresh("top"), width={"embed": width.Isometric(NOISE), "mlp": width.Net2Net()}
+            ),
+            4,
+            12,
+            False,
+        ),
+        (
+            Grow(depth=Stack(), width={"embed": width.RandomPad(), "mlp": width.Net2Net()}),
+            4,
+            12,
+            False,
+        ),
+        (Elsewhere(), 4, 8, False),
+        (FromScratch(), 4, 12, True),
+        (Same(), 2, 8, False),
     ],
-    ids=repr,
 )
-def test_the_bits_are_those_of_the_call_alone(operator: Any, layers: int, size: int) -> None:
+def test_the_bits_are_those_of_the_call_alone(
+    operator: Any, layers: int, size: int, apart: bool
+) -> None:
     large = toy.model(layers, size)
     grower = Grower(toy.task(), lagjax.Candidate("one", operator, large), None)
     grown = grower(KEY, toy.PARAMS)
+    assert grower.apart is apart
     alone = jax.jit(lambda key, params: operator(key, params, toy.AXES, large))(KEY, toy.PARAMS)
     chex.assert_trees_all_equal(grown, alone, strict=True)
     chex.assert_trees_all_equal_shapes_and_dtypes(grower.shapes, grown)
@@ -137,7 +156,16 @@ def test_a_state_has_memory_of_its_own() -> None:
         def init(trained, key):
             return plain.init(trained, key), trained.params, trained.opt_state
 
-        return plain._replace(init=init, trained=lambda state: plain.trained(state[0]))
+        def step(state, batch):
+            made, metrics = plain.step(state[0], batch)
+            return (made, *state[1:]), metrics
+
+        return lagjax.Engine(
+            init,
+            step,
+            lambda state, batch: plain.evaluate(state[0], batch),
+            lambda state: plain.trained(state[0]),
+        )
 
     source = lagjax.Trained(toy.PARAMS, toy.tx().init(toy.PARAMS))
     task = toy.task(source=source, engine=twice, transfer=lagjax.Transfer("reset", "continue"))
@@ -145,6 +173,6 @@ def test_a_state_has_memory_of_its_own() -> None:
     group = lagjax.initial.Group(task, candidate, np.stack(toy.VALID), None)
     state = group.begin(candidate, KEY, 0)
     # The key has no pointer, and is the training loop's own.
-    leaves = jax.tree.leaves((state[0][:3], state[1:], source))
+    leaves = jax.tree.leaves((state[0][:3], state[1:], source.params, source.opt_state))
     places = [x.unsafe_buffer_pointer() for x in leaves if x.size]
     assert len(places) == len(set(places))
