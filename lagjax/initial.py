@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 from jax.interpreters.partial_eval import dce_jaxpr
+from jax.typing import ArrayLike
 
 from lagjax import state
 from lagjax.algebra.layout import Params
@@ -31,8 +32,6 @@ from lagjax.task import Candidate, Task
 
 MEASURED = 8
 """Batches on which moments are measured, where they are."""
-
-
 MOVING = {
     "broadcast_in_dim", "concatenate", "copy", "dynamic_slice", "dynamic_update_slice", "gather",
     "optimization_barrier", "pad", "reshape", "rev", "select_n", "slice", "squeeze", "transpose",
@@ -87,34 +86,52 @@ class Grower:
         # What no result depends on is dropped.
         jaxpr, used = dce_jaxpr(traced.jaxpr.jaxpr, [True] * len(traced.jaxpr.out_avals))
         drawn = len(jax.tree.leaves(fresh))
-        self.apart = any(used[-drawn:]) and _moves(jaxpr, jaxpr.invars[-sum(used[-drawn:]) :])
+        whole = [x for x, value in zip(jaxpr.constvars, traced.jaxpr.consts) if _whole(value)]
+        self.apart = any(used[-drawn:]) and _moves(
+            jaxpr, jaxpr.invars[-sum(used[-drawn:]) :], whole
+        )
 
     def __call__(self, key: Key, params: Params) -> Params:
         """The grown parameters, by the operator's key."""
         return self._call(key, params, self._init(key)) if self.apart else self._whole(key, params)
 
 
-def _moves(jaxpr: Jaxpr, drawn: Sequence[Var]) -> bool:
-    """Whether a program only moves values, and multiplies some that are not drawn: nothing that XLA
-    could round otherwise together with what draws them.
+def _moves(jaxpr: Jaxpr, drawn: Sequence[Var], whole: Sequence[Var]) -> bool:
+    """Whether a program only moves values, and multiplies some: those that are drawn by 0 and 1
+    alone. That is nothing that XLA could round otherwise together with what draws them.
+
+    `whole` are variables that are 0 or 1.
     """
-    from_drawn = set(drawn)
+    from_drawn, exact = set(drawn), set(whole)
+
+    def is_exact(x: Var | Literal) -> bool:
+        return x in exact if isinstance(x, Var) else _whole(x.val)
+
     for equation in jaxpr.eqns:
-        name, made = equation.primitive.name, equation.outvars
-        read = [x for x in equation.invars if isinstance(x, Var)]
+        name, read, made = equation.primitive.name, equation.invars, equation.outvars
+        of_drawn = [isinstance(x, Var) and x in from_drawn for x in read]
         inner = equation.params.get("jaxpr")
         if isinstance(inner, ClosedJaxpr):
-            among = [at for at, x in enumerate(equation.invars) if x in read and x in from_drawn]
             inside = inner.jaxpr
-            if name not in ("jit", "pjit") or not _moves(inside, [inside.invars[i] for i in among]):
+            among = [x for x, one in zip(inside.invars, of_drawn) if one]
+            known = [x for x, one in zip(inside.invars, read) if is_exact(one)]
+            if name not in ("jit", "pjit") or not _moves(inside, among, known):
                 return False
         elif any(jnp.issubdtype(x.aval.dtype, jnp.inexact) for x in made):  # type: ignore[attr-defined]
-            multiplies = name == "mul" and not from_drawn & set(read)
-            if name not in MOVING and not multiplies:
+            rounds = any(one and not is_exact(other) for one, other in zip(of_drawn, read[::-1]))
+            if name not in MOVING and (name != "mul" or rounds):
                 return False
-        if from_drawn & set(read):
+        if any(of_drawn):
             from_drawn |= set(made)
+        elif name in ("broadcast_in_dim", "reshape") and is_exact(read[0]):
+            exact |= set(made)
     return True
+
+
+def _whole(value: ArrayLike) -> bool:
+    """Whether a constant is 0 and 1 alone."""
+    numbers = jnp.issubdtype(jnp.result_type(value), jnp.inexact)
+    return bool(numbers and np.isin(np.asarray(value), (0, 1)).all())
 
 
 def initial(

@@ -56,7 +56,7 @@ LONGER = {
     "runs": "what `run`, `train` and `load` promise, in full",
 }
 """Files over 300 lines, each with its reason; 400 is the most for any."""
-LINES = 13_900
+LINES = 13_920
 """Of all files together: to be lowered as they become fewer."""
 
 

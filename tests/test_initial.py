@@ -90,6 +90,7 @@ NOISE = width.NoisySplit(0.1)
     [
         (Grow(depth=Stack()), 4, 8, False),
         (Grow(depth=Fresh("between")), 4, 8, True),
+        (Grow(depth=Fresh("top", zero=True)), 4, 8, True),
         (Grow(depth={"layers": "0 new*0.5 1 1*0.3"}), 4, 8, False),
         # The sum of a copy and noise is rounded once where both are made in one loop.
         (
