@@ -1,6 +1,7 @@
 """How fast lagjax is, as ratios measured within one run.
 
-    python -m experiments.benchmark     # five minutes on 2 quiet CPU cores; ends with a JSON object
+    python -m experiments.benchmark     # an hour on 2 quiet CPU cores; ends with a JSON object
+    python -m experiments.benchmark --only growth_vs_copy data_vs_step          # a minute
 
 probe_vs_loop_single    time of a training step in the probe, against a minimal hand-written loop
                         that scans: ≤ 1.02
@@ -14,8 +15,17 @@ growth_vs_copy          stacking 200 million parameters to twice their depth, ag
 step_vs_torch           a training step, against PyTorch with fused attention; null where it is not
                         installed: ≤ 1.1
 data_vs_step            making a batch, against a training step: ≤ 0.05
+wall_vs_steps           a whole search of the quickstart's lag, horizon and pool, in a process of
+                        its own that has nothing compiled, from its start on and without the small
+                        model's training, less 15 s; against its compiled training steps alone. The
+                        worse of two models: the quickstart's sizes with stacked layers, and 4 to 8
+                        layers, each with arrays of its own: ≤ 1.3
+evaluation_share        FLOPs of the evaluations in those of a search, losers, the winner's probe
+                        and evaluations, at a lag of a quarter of the horizon: ≤ 0.05
+evaluation_share_early  likewise at a tenth: ≤ 0.1
 
 Both sides of a ratio are timed in turn; a ratio is the median over rounds, and its spread is shown.
+The last two are counted, not timed. All but a few minutes are those of wall_vs_steps.
 """
 
 import contextlib
@@ -24,6 +34,8 @@ import difflib
 import json
 import logging
 import os
+import pathlib
+import subprocess
 import sys
 import tempfile
 import time
@@ -50,7 +62,7 @@ from lagjax.growth.operator import FromScratch
 from lagjax.initial import Group
 from lagjax.model import Batch
 from lagjax.probe import LENGTH, Program, steps_of
-from lagjax.progress import Silent
+from lagjax.progress import Event, Silent
 
 GOALS = {
     "probe_vs_loop_single": 1.02,
@@ -60,7 +72,12 @@ GOALS = {
     "growth_vs_copy": 1.5,
     "step_vs_torch": 1.1,
     "data_vs_step": 0.05,
+    "wall_vs_steps": 1.3,
+    "evaluation_share": 0.05,
+    "evaluation_share_early": 0.1,
 }
+ALLOWED = 15.0
+"""Seconds that a search may take beside its steps whatever they are: imports and compilation."""
 STACK = lagjax.Grow(depth=Stack())
 
 
@@ -82,6 +99,14 @@ class Config:
     """Candidates in a group."""
     grown_parameters: int = 200_000_000
     """Parameters that are grown."""
+    runs: int = 5
+    """Times that a whole search of each of two models is timed."""
+    pool: int = 16
+    """Candidates of each."""
+    unrolled_layers: int = 8
+    """Layers of the second model, each with arrays of its own; it is grown from half of them."""
+    horizon: int = quickstart.Config.horizon
+    """Steps of a whole training run, in what is measured of searches; the lag is a quarter."""
     record: bool = False
     """Add the result to experiments/results/benchmark.jsonl."""
 
@@ -321,6 +346,129 @@ def data_vs_step(bench: Bench) -> list[float]:
     return paired(batches, bench.probe(bench.group.program(1)), bench.config.rounds)
 
 
+def wall_vs_steps(bench: Bench) -> list[float]:
+    """The worse of two models, of whole searches in processes of their own."""
+    found = []
+    for _ in range(bench.config.runs):
+        ratios = []
+        for scanned in (True, False):
+            seconds, steps = timed(bench.config, scanned)
+            ratios.append((seconds - ALLOWED) / steps)
+        found.append(max(ratios))
+    return found
+
+
+def timed(config: Config, scanned: bool) -> tuple[float, float]:
+    """The seconds of a search in a new process, and those of its compiled steps."""
+    code = "import sys; from experiments import benchmark; benchmark.child(*sys.argv[1:])"
+    # Nothing that was compiled before shall be found.
+    hidden = {"JAX_COMPILATION_CACHE_DIR"}
+    surroundings = {name: value for name, value in os.environ.items() if name not in hidden}
+    told = json.dumps(dataclasses.asdict(config))
+    begun = time.time()
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(begun), told, json.dumps(scanned)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=surroundings,
+    )
+    seconds, steps = json.loads(done.stdout.splitlines()[-1])
+    return seconds, steps
+
+
+def child(begun: str, config: str, scanned: str) -> None:
+    """What `timed` starts: prints the seconds of a search from the process's start on, and those of
+    its compiled steps.
+    """
+    ready = time.time() - float(begun)
+    made = Config(**json.loads(config))
+    task, pool = search(made, json.loads(scanned))
+    times: list[tuple[int, float]] = []
+    compile_program = Group.program
+
+    def program(self: Group, at_once: int) -> Program:
+        plain = compile_program(self, at_once)
+
+        def advance(*given: Any) -> Any:
+            start = time.perf_counter()
+            found = jax.block_until_ready(plain.advance(*given))
+            times.append((int(given[-1]), time.perf_counter() - start))
+            return found
+
+        return plain._replace(advance=advance)
+
+    # Timed where they are made, because a machine that others use too is never the same for long.
+    Group.program = program  # type: ignore[method-assign]
+    start = time.time()
+    with tempfile.TemporaryDirectory() as folder:
+        lagjax.run(task, pool, lagjax.FixedLag(lag(made, 4)), folder, progress=Silent())
+        ready += time.time() - start
+    each = float(np.median([seconds / count for count, seconds in times]))
+    print(json.dumps([ready, each * sum(count for count, _ in times)]))
+
+
+def search(config: Config, scanned: bool) -> tuple[lagjax.Task, list[lagjax.Candidate]]:
+    """A search of the quickstart's sizes, of a small model that is not trained."""
+    shape = quickstart.Config()
+    layers = config.layers if scanned else config.unrolled_layers
+    size = gpt.Config(layers, config.width, shape.heads, shape.window, scanned=scanned)
+    small, large = gpt.model(dataclasses.replace(size, layers=layers // 2)), gpt.model(size)
+    params = jax.jit(small.init)(jax.random.key(0))
+    corpus = text.load(None)
+    task = lagjax.Task(
+        small,
+        lagjax.Trained(params),
+        quickstart.optimizer(shape, config.horizon),
+        text.batches(corpus, shape.batch, shape.window),
+        text.shards(corpus, shape.shards, shape.batch, shape.window),
+        config.horizon,
+    )
+    return task, list(lagjax.pools.depth(params, small.axes, large))[: config.pool]
+
+
+def lag(config: Config, share: int) -> int:
+    """One `share`-th of the horizon."""
+    return max(1, config.horizon // share)
+
+
+def evaluation_share(bench: Bench) -> list[float]:
+    """At a lag of a quarter of the horizon."""
+    return [_share(bench.config, lag(bench.config, 4))]
+
+
+def evaluation_share_early(bench: Bench) -> list[float]:
+    """At a tenth."""
+    return [_share(bench.config, lag(bench.config, 10))]
+
+
+class Decided(Exception):
+    """A search has decided: its winner need not go on."""
+
+
+class UntilDecided(Silent):
+    """Ends a run where its winner goes on."""
+
+    def __call__(self, event: Event, /) -> None:
+        if event.phase == "continue":
+            raise Decided
+
+
+def _share(config: Config, steps: int) -> float:
+    """Of the FLOPs of a search those of its evaluations, as its ledger has them. All candidates
+    cost the same, so that two tell of any number.
+    """
+    task, pool = search(config, True)
+    with tempfile.TemporaryDirectory() as folder:
+        with contextlib.suppress(Decided):
+            lagjax.run(task, pool[:2], lagjax.FixedLag(steps), folder, progress=UntilDecided())
+        decision = json.loads((pathlib.Path(folder) / "decision.json").read_text())
+    ledger, share = decision["ledger"], decision["lag"] / config.horizon
+    probes = ledger["losers_flops"] + share * ledger["full_run_flops"]
+    evaluations: float = ledger["evaluation_flops"]
+    return evaluations / (probes + evaluations)
+
+
 def main(config: Config) -> None:
     """Measures, and prints the table and, as the last line, the row."""
     for name in config.only:
@@ -374,7 +522,8 @@ def sections(rows: list[Row]) -> list[str]:
         (
             f"{row['device']}, {row['cores']} cores",
             str(row["commit"])[:12],
-            *("–" if row[name] is None else f"{row[name]:.3g}" for name in GOALS),
+            # Rows lack what was not yet measured then.
+            *("–" if row.get(name) is None else f"{row[name]:.3g}" for name in GOALS),
         )
         for row in rows
     ]

@@ -15,8 +15,10 @@ from lagjax.algebra.layout import Params, flatten
 from lagjax.arguments import inside, whole
 from lagjax.engine import Trained
 from lagjax.evidence import Evidence
+from lagjax.grower import Grower
 from lagjax.initial import Group
 from lagjax.jobs import SOURCE
+from lagjax.mesh import Placement
 from lagjax.model import Batch
 from lagjax.select.decision import Add, Anneal, Answer, Decision, Policy, Probe
 from lagjax.store.checkpoints import KEPT, Checkpoints, nested
@@ -121,25 +123,24 @@ def _check_transfer(whose: str, transfer: Transfer, task: Task) -> None:
         )
 
 
-def check_growth(candidate: Candidate, task: Task) -> None:
-    """Raises ValueError, with the candidate's name, where its operator does not fill its target."""
+def check_growth(candidate: Candidate, task: Task, placement: Placement | None) -> Grower:
+    """What grows a candidate; raises ValueError, with its name, where its operator does not fill
+    its target.
+    """
     target = candidate.target.shapes()
     with naming(candidate):
-        grown = jax.eval_shape(
-            lambda key, params: candidate.operator(key, params, task.model.axes, candidate.target),
-            jax.random.key(0),
-            task.source.params,
-        )
-        if shapes(grown) != shapes(target):
+        grower = Grower(task, candidate, placement)
+        if shapes(grower.shapes) != shapes(target):
             raise ValueError("its operator's result differs in shapes from the target")
+    return grower
 
 
-def check_state(candidate: Candidate, group: Group) -> None:
+def check_state(candidate: Candidate, group: Group, grower: Grower) -> None:
     """Raises ValueError, with the candidate's name, where it does not begin as others of its target
     do.
     """
     with naming(candidate):
-        if shapes(group.shapes(candidate)) != shapes(group.like):
+        if shapes(group.shapes(candidate, grower)) != shapes(group.like):
             raise ValueError(
                 "its training state differs in shapes from that of the other candidates of its "
                 "target"

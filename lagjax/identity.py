@@ -51,7 +51,9 @@ def check(store: Store, work: Workload, names: Iterable[str]) -> None:
     texts: dict[int, str] = {}
     for name in names:
         group = work.groups[name]
-        text = texts.setdefault(id(group), described(group))
+        if id(group) not in texts:
+            texts[id(group)] = described(group)
+        text = texts[id(group)]
         now = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         was = store.once(("programs", name), functools.partial(str, now))
         path = store.path / "programs" / f"{now}.txt"

@@ -1,15 +1,17 @@
 """The state that a trial begins with, and what candidates of one target share."""
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 from lagjax import annealing, state
+from lagjax.algebra.layout import Params
 from lagjax.averages import Averager
-from lagjax.engine import Engine, Parts, State, Trained
+from lagjax.buffers import own
+from lagjax.engine import Engine, Metrics, Parts, State, Trained, float32
+from lagjax.grower import Grower
 from lagjax.growth.operator import FromScratch
 from lagjax.jobs import Trial
 from lagjax.mesh import DATA, Placement
@@ -40,6 +42,7 @@ def initial(
     task: Task,
     candidate: Candidate,
     engine: Engine,
+    large: Params,
     key: Key,
     source: Trained,
     batches: Sequence[Batch] = (),
@@ -48,8 +51,9 @@ def initial(
 
     Args:
         task: its functions; `task.source` is passed as `source`, so that this can be traced.
-        candidate: what grows.
+        candidate: what has grown.
         engine: of its target.
+        large: the grown parameters.
         key: the trial's.
         source: the small model.
         batches: those that moments are measured on, where they are.
@@ -57,16 +61,11 @@ def initial(
     Raises:
         ValueError: for moments or collections that an operator without a plan cannot grow.
     """
-    grow_key, transfer, tx = operator_key(key), task.transfer_of(candidate), task.optimizer
+    transfer, plan, tx = task.transfer_of(candidate), None, task.optimizer
     if isinstance(candidate.operator, FromScratch):
         # What the small model has gathered is nothing to one that takes nothing from it.
         source = source._replace(collections={})
-    large = candidate.operator(grow_key, source.params, task.model.axes, candidate.target)
-    # What comes after shall not be fused with it: a growth record replays the operator's call
-    # alone, to the same bits.
-    large = jax.lax.optimization_barrier(large)
-    plan = None
-    if transfer.moments == "grow" or source.collections:
+    if _by_plan(task, candidate):
         if not hasattr(candidate.operator, "plan"):
             kept = "moments" if transfer.moments == "grow" else f"{sorted(source.collections)}"
             raise ValueError(
@@ -74,7 +73,8 @@ def initial(
                 "anew, by Transfer(moments='reset') or source._replace(collections={})"
             )
         layout = task.model.axes.layout(source.params)
-        plan = candidate.operator.plan(grow_key, layout, candidate.target.axes.layout(large))
+        of_large = candidate.target.axes.layout(large)
+        plan = candidate.operator.plan(operator_key(key), layout, of_large)
     opt_state = None
     if tx is not None and transfer.moments != "grow" and transfer.schedule == "restart":
         opt_state = tx.init(large)
@@ -95,6 +95,12 @@ def initial(
         )
         trained = trained._replace(collections=grown)
     return engine.init(trained, loop_key)
+
+
+def _by_plan(task: Task, candidate: Candidate) -> bool:
+    """Whether more than the parameters grows by a candidate's plan."""
+    moments, taken = task.transfer_of(candidate).moments, task.source.collections
+    return moments == "grow" or bool(taken and not isinstance(candidate.operator, FromScratch))
 
 
 def first_step(task: Task, candidate: Candidate) -> int:
@@ -123,18 +129,24 @@ class Group:
     """
 
     def __init__(
-        self, task: Task, first: Candidate, shards: Batch, placement: Placement | None
+        self,
+        task: Task,
+        first: Candidate,
+        shards: Batch,
+        placement: Placement | None,
+        grower: Grower | None = None,
     ) -> None:
         self.task, self.target, self.shards, self.placement = task, first.target, shards, placement
         engine = task.engine(first.target, task.optimizer)
         self.averager = Averager(engine, task.averages, task.horizon)
-        self.engine = self.averager.engine
-        self.like = self.shapes(first)
-        self.batch = jax.tree.map(abstract, task.batch(0, int(task.source.position)))
-        measured(self.engine, self.like, self.batch, task.valid[0])
+        self.engine = _traced_once(self.averager.engine)
+        self._growers: dict[str, Grower] = {}
+        self._beginnings: dict[object, Callable[..., State]] = {}
         self._programs: dict[int, Program] = {}
         self._annealers: dict[int, Program] = {}
-        self._growers: dict[str, Any] = {}
+        self.like = self.shapes(first, grower)
+        self.batch = jax.tree.map(abstract, task.batch(0, int(task.source.position)))
+        measured(self.engine, self.like, self.batch, task.valid[0])
 
     @functools.cached_property
     def parts(self) -> Parts:
@@ -145,10 +157,23 @@ class Group:
     def costs(self) -> Costs:
         return costs(self.engine, self.like, self.batch, self.shards)
 
-    def shapes(self, candidate: Candidate) -> State:
-        """Those of a candidate's state right after growing."""
-        begin = functools.partial(initial, self.task, candidate, self.engine)
-        return jax.eval_shape(begin, jax.random.key(0), self.task.source)
+    def shapes(self, candidate: Candidate, grower: Grower | None = None) -> State:
+        """Those of a candidate's state right after growing; `grower` is the candidate's, where
+        there is one already.
+        """
+        if candidate.name not in self._growers:
+            grower = grower or Grower(self.task, candidate, self.placement)
+            self._growers[candidate.name] = grower
+        large, key = self._growers[candidate.name].shapes, jax.random.key(0)
+        return jax.eval_shape(self._beginning(candidate), large, key, self.task.source)
+
+    def _beginning(self, candidate: Candidate) -> Callable[..., State]:
+        """What makes a state of grown parameters; the same for all that need no plan for it."""
+        transfer = self.task.transfer_of(candidate)
+        same = candidate.name if _by_plan(self.task, candidate) else transfer
+        if same not in self._beginnings:
+            self._beginnings[same] = functools.partial(initial, self.task, candidate, self.engine)
+        return self._beginnings[same]
 
     def program(self, at_once: int) -> Program:
         """The compiled functions for so many trials at once."""
@@ -175,17 +200,16 @@ class Group:
     def begin(self, candidate: Candidate, key: Key, seed: int) -> State:
         """The state of a candidate right after growing."""
         if candidate.name not in self._growers:
-            into = None
-            if self.placement and self.placement.fully_sharded:
-                # Fully sharded, a candidate never lies on one device whole.
-                into = self.placement.state(self.like, (DATA,), False)
-            call = functools.partial(initial, self.task, candidate, self.engine)
-            self._growers[candidate.name] = jax.jit(call, out_shardings=into)
-        position = int(self.task.source.position)
+            self.shapes(candidate)
+        source, position, into = self.task.source, int(self.task.source.position), None
+        if self.placement and self.placement.fully_sharded:
+            into = self.placement.state(self.like, (DATA,), False)
+        large = self._growers[candidate.name](operator_key(key), source.params)
         batches = [
             self.task.batch(seed, position + step) for step in range(self.measured(candidate))
         ]
-        return self._growers[candidate.name](key, self.task.source, batches)
+        make = jax.jit(self._beginning(candidate), out_shardings=into)
+        return own(make(large, key, source, batches), source)
 
     def measured(self, candidate: Candidate) -> int:
         """How many batches a candidate's moments are measured on."""
@@ -208,6 +232,21 @@ class Group:
         """The size of one trial's state, and so nearly that of its checkpoint."""
         sizes = [np.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(self.like)]
         return int(sum(sizes))
+
+
+def _traced_once(engine: Engine) -> Engine:
+    """The engine, its step and its evaluation traced but once for all that ask for their shapes,
+    their cost and their text, and for what is compiled.
+    """
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        state, metrics = engine.step(state, batch)
+        return state, float32(metrics)
+
+    def evaluate(state: State, batch: Batch) -> Metrics:
+        return float32(engine.evaluate(state, batch))
+
+    return engine._replace(step=jax.jit(step, inline=True), evaluate=jax.jit(evaluate, inline=True))
 
 
 def trial_key(seed: int, trial: Trial) -> Key:

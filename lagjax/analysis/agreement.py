@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 START_TOLERANCE = 1e-5
 """Losses right after growing within this share of the lowest count as equal: all exact operators
@@ -30,6 +29,9 @@ def agreement(first: Sequence[float | None], second: Sequence[float | None]) -> 
     pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
     if pairs.shape[1] < 3 or (np.ptp(pairs, axis=1) == 0).any():
         return Agreement(None, None, None)
+    # An import of a second, which only audits need.
+    from scipy import stats
+
     found = (stats.spearmanr(*pairs), stats.kendalltau(*pairs), stats.pearsonr(*pairs))
     return Agreement(*(float(result.statistic) for result in found))
 

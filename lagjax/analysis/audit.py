@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from lagjax.analysis.agreement import START_TOLERANCE, Agreement, agreement
 from lagjax.analysis.transition import Transition, transition
@@ -215,5 +215,5 @@ def noise_floor(end_CxS: NDArray[np.float64]) -> float | None:
     rest = end_CxS - end_CxS.mean(axis=1, keepdims=True)
     rest -= np.median(rest, axis=0)
     variances = (rest**2).sum(axis=1) / (seeds - 1)
-    variance = np.median(variances) / stats.chi2.median(seeds - 1) * (seeds - 1)
+    variance = np.median(variances) / (2 * special.gammaincinv((seeds - 1) / 2, 0.5)) * (seeds - 1)
     return float(2 * np.sqrt(2 * variance / seeds))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 LONGEST = 50
 """Steps of a window of training losses at most: differences drift within more."""
@@ -35,7 +35,7 @@ class Estimate(NamedTuple):
         """With the 95 % interval of Student's t."""
         if self.dof == 0:
             return Margin(self.mean, -np.inf, np.inf)
-        width = float(stats.t.ppf(0.975, self.dof)) * self.variance**0.5
+        width = float(special.stdtrit(self.dof, 0.975)) * self.variance**0.5
         return Margin(self.mean, self.mean - width, self.mean + width)
 
 
@@ -180,7 +180,9 @@ def agree(pairs: Sequence[tuple[Estimate, Estimate]]) -> bool:
         for one, other in pairs
         if one.variance + other.variance > 0
     ]
-    return not distances or sum(distances) <= float(stats.chi2.ppf(0.99, len(distances)))
+    return not distances or sum(distances) <= 2 * float(
+        special.gammaincinv(len(distances) / 2, 0.99)
+    )
 
 
 def combined(pairs: Sequence[tuple[Estimate, Estimate]]) -> list[Estimate]:

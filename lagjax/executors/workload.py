@@ -10,6 +10,7 @@ from lagjax import checks
 from lagjax.certify import readings
 from lagjax.evidence import Known
 from lagjax.fingerprint import described
+from lagjax.grower import Grower
 from lagjax.initial import Group
 from lagjax.jobs import Job, Json, Trial, Update
 from lagjax.mesh import Placement
@@ -57,14 +58,16 @@ class Workload(NamedTuple):
         """
         joined: dict[str, Group] = {}
         known = {}
+        growers = {one.name: checks.check_growth(one, self.task, self.placed) for one in candidates}
         made = list(dict.fromkeys(self.groups.values()))
         if full_run_flops is None:
             everyone = [*self.candidates.values(), *candidates]
             first = next(each for each in everyone if each.role == "candidate")
-            full_run_flops = self.task.horizon * self._group(first, made).costs.step
+            group = self.groups.get(first.name) or self._group(first, growers[first.name], made)
+            full_run_flops = self.task.horizon * group.costs.step
         for one in candidates:
-            group = self._group(one, made, full_run_flops)
-            checks.check_state(one, group)
+            group = self._group(one, growers[one.name], made, full_run_flops)
+            checks.check_state(one, group, growers[one.name])
             joined[one.name] = group
             known[one.name] = Known(one, *self._planned(one), *group.costs, group.task.horizon)
         self.groups.update(joined)
@@ -72,18 +75,21 @@ class Workload(NamedTuple):
         return known
 
     def _group(
-        self, one: Candidate, made: list[Group], full_run_flops: float | None = None
+        self,
+        one: Candidate,
+        grower: Grower,
+        made: list[Group],
+        full_run_flops: float | None = None,
     ) -> Group:
         """The group of a candidate: one of those made, or a new one, which is added to them."""
-        checks.check_growth(one, self.task)
         alike, horizon = [each for each in made if each.target == one.target], self.task.horizon
         with checks.naming(one):
             if not alike:
-                alike = [Group(self.task.at(horizon), one, self.shards, self.placed)]
+                alike = [Group(self.task.at(horizon), one, self.shards, self.placed, grower)]
             if full_run_flops is not None:
                 horizon = self.task.horizon_of(one, alike[0].costs.step, full_run_flops)
             group = next((each for each in alike if each.task.horizon == horizon), None)
-            group = group or Group(self.task.at(horizon), one, self.shards, self.placed)
+            group = group or Group(self.task.at(horizon), one, self.shards, self.placed, grower)
         if group not in made:
             made.append(group)
         return group
