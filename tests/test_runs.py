@@ -69,6 +69,7 @@ LEDGER = {
     "seconds",
 }
 CONFIG = {
+    "baselines",
     "programs",
     "format",
     "arguments",
