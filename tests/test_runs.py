@@ -86,7 +86,7 @@ CONFIG = {
     "grouping",
     "shard_tokens",
 }
-ENTRY = {"name", "operator", "role", "word", "exact", "transfer", "target", "step_flops"}
+ENTRY = {"name", "operator", "role", "word", "exact", "transfer", "target", "step_flops", "horizon"}
 
 
 FINISHED = {
