@@ -12,7 +12,7 @@ import pytest
 
 import lagjax
 from lagjax.evidence import Evidence
-from lagjax.report import facts
+from lagjax.report import equal, facts
 from lagjax.store import directory
 from tests import toy
 
@@ -131,7 +131,10 @@ def test_pools_matched_by_flops(tmp_path: pathlib.Path) -> None:
     rates = [x["lr"] for x in toy.curve(tmp_path / "flops", "wider") if x["lr"]]
     assert rates[-1] == min(rates) < 3e-3 / 5
     # An audit compares each at its own end, and has no baselines in it.
-    told = facts.gather(directory.read(tmp_path / "flops")).audit
+    whole = facts.gather(directory.read(tmp_path / "flops"))
+    both, told = equal.equal(whole), whole.audit
+    assert both is not None and both.steps == decision.lags["wider"]
+    assert both.lag_is == "flops" and "Rank at equal FLOPs" not in equal.columns(both)
     assert (
         told is not None and told.moments[-1].step == 24 and set(told.final) == {"stack", "wider"}
     )

@@ -70,6 +70,7 @@ LEDGER = {
     "seconds",
 }
 CONFIG = {
+    "baselines",
     "programs",
     "format",
     "arguments",
@@ -86,7 +87,7 @@ CONFIG = {
     "grouping",
     "shard_tokens",
 }
-ENTRY = {"name", "operator", "role", "word", "exact", "transfer", "target", "step_flops"}
+ENTRY = {"name", "operator", "role", "word", "exact", "transfer", "target", "step_flops", "horizon"}
 
 
 FINISHED = {

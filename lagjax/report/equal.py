@@ -78,9 +78,10 @@ def columns(both: Equal | None) -> dict[str, Callable[[str], str]]:
 
 def both_ways(both: Equal) -> str:
     """What these columns mean."""
-    ways = [f"after {count(both.steps)} steps", f"after {quantity(both.flops)} FLOPs"]
+    plural = "s" * (both.steps != 1)
+    ways = [f"after {count(both.steps)} step{plural}", f"after {quantity(both.flops)} FLOPs"]
     for index, lag_is in enumerate(("steps", "flops")):
-        ways[index] += ", which is the lag," * (both.lag_is == lag_is)
+        ways[index] += " (the lag)" * (both.lag_is == lag_is)
     return (
         " A step does not cost the same for all targets of this pool, so that the probes are "
         f"compared in both ways: {listed(ways)}; losses are interpolated where a candidate was not "

@@ -159,7 +159,8 @@ def test_audit_over_devices_to_rows_and_tables(
         for line in record.curves
         if line["step"] == 12 and line["phase"] == "continue"
     }
-    assert ends == {(member["name"], seed) for member in record.config["pool"] for seed in (0, 1)}
+    members = [*record.config["pool"], *record.config["baseline_pool"]]
+    assert ends == {(member["name"], seed) for member in members for seed in (0, 1)}
     # One cosine over both models' steps, so that the rate goes on where the small model's stood.
     rates = {(line["phase"], line["step"]): line["lr"] for line in record.curves if line["lr"]}
     assert 0.5 * rates["source", 6] < rates["probe", 1] < rates["source", 6]
@@ -177,10 +178,16 @@ def test_audit_over_devices_to_rows_and_tables(
     rows = read(results / "audit.jsonl")
     assert len(rows) == len(ends)
     assert all(len(row["losses"]) == len(row["steps"]) for row in rows)
-    assert {row["candidate"] for row in rows if row["control"]} == {"stack", "half-stack"}
+    assert {row["candidate"] for row in rows if row["control"]} == {
+        "stack",
+        "half-stack",
+        "not growing",
+        "from scratch",
+    }
     assert {row["commit"] for row in rows} == {record.config["versions"]["commit"]}
     text = readme.read_text()
     assert text == tables.render(results)
+    assert "For as many FLOPs, means over seeds: " in text and "not growing" in text
     assert "learning rate continued" in text and "| 12 | 1.00 |" in text
     monkeypatch.setattr(sys, "argv", ["tables", str(tmp_path), *more])
     assert tables.cli() == 2

@@ -335,7 +335,7 @@ def test_ranks_are_told_of_those_in_the_race(pages, name):
             "cannot be told yet: no baseline has ended. not growing has come to 4 %",
         ),
         ("racing", "small model goes on has come to 1.2 % of its training; after"),
-        ("targets", "after 250 steps, which is the lag, and after 6.00 × 10¹⁴ FLOPs; losses are"),
+        ("targets", "after 250 steps (the lag) and after 6.00 × 10¹⁴ FLOPs; losses are"),
         ("targets only", "At equal FLOPs"),
         ("racing", "chosen out of 14 candidates after up to 250 training steps"),
         ("racing", "by candidate from 60 to 250"),
