@@ -172,8 +172,8 @@ class Evidence:
 
     def shards(self, name: str, step: int, weights: str = RAW) -> NDArray[np.float64] | None:
         """Validation losses `[seeds, shards]` at a step, NaN where they are not finite; None where
-        it was not evaluated there. Shards are counted from the first on: all candidates of a step
-        are evaluated on the same ones.
+        it was not evaluated there. Shards are counted from the first on, and targets of other costs
+        may have fewer or more of them.
         """
         lines = self._at.get((name, step, weights), [None])
         if any(line is None for line in lines):
@@ -190,18 +190,28 @@ class Evidence:
         """The validation loss at a step, the mean over seeds; None where it is not finite or was
         not measured.
         """
-        shards = self.shards(name, step, weights)
-        lines = self._at.get((name, step, weights), ())
-        if shards is None or any(line and line["status"] != "ok" for line in lines):
-            return None
-        counts = self.counts[: shards.shape[1]]
-        found = float((shards * (counts / counts.sum())).sum(axis=-1).mean())
-        # An average may overflow where the weights do not.
-        return found if np.isfinite(found) else None
+        return self.losses_at({name: step}, weights)[name]
+
+    def losses_at(self, steps: Mapping[str, int], weights: str = RAW) -> dict[str, float | None]:
+        """Name → loss, each at a step of its own, on the shards that all of them were measured on:
+        shards differ by more than candidates do.
+        """
+        shards = {name: self.shards(name, step, weights) for name, step in steps.items()}
+        fewest = min((x.shape[1] for x in shards.values() if x is not None), default=0)
+        counts = self.counts[:fewest]
+        losses: dict[str, float | None] = dict.fromkeys(steps)
+        for name, step in steps.items():
+            of_shards, lines = shards[name], self._at.get((name, step, weights), ())
+            if of_shards is None or any(line and line["status"] != "ok" for line in lines):
+                continue
+            mean = float((of_shards[:, :fewest] * (counts / counts.sum())).sum(axis=-1).mean())
+            # An average may overflow where the weights do not.
+            losses[name] = mean if np.isfinite(mean) else None
+        return losses
 
     def losses(self, step: int, weights: str = RAW) -> dict[str, float | None]:
         """Name → loss at a step."""
-        return {name: self.loss(name, step, weights) for name in self.known}
+        return self.losses_at(dict.fromkeys(self.known, step), weights)
 
     def last(self, name: str, weights: str = RAW) -> float | None:
         """The loss where a candidate was last probed to."""
@@ -212,10 +222,9 @@ class Evidence:
         loss first.
         """
         names = [name for name, known in self.known.items() if known.able]
-        found = {
-            name: self.loss(name, self.reached(name) if step is None else step, weights)
-            for name in names
-        }
+        found = self.losses_at(
+            {name: self.reached(name) if step is None else step for name in names}, weights
+        )
         finite = {name: loss for name, loss in found.items() if loss is not None}
         return tuple(sorted(finite, key=lambda name: finite[name]))
 

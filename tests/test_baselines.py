@@ -12,6 +12,7 @@ import pytest
 
 import lagjax
 from lagjax.evidence import Evidence
+from lagjax.jobs import evaluated
 from lagjax.report import equal, facts
 from lagjax.store import directory
 from tests import toy
@@ -97,12 +98,14 @@ def test_those_of_the_pool_take_their_place_and_are_not_charged(tmp_path: pathli
         assert getattr(decision.ledger, field) == getattr(alone.ledger, field)
     probed = seen[-1].known["mine"]
     lines = [x for x in toy.curve(tmp_path / "a", "mine") if x["phase"] == "probe"]
-    whole = probed.horizon * probed.step_flops + len(lines) * probed.evaluation_flops
+    shards = sum(map(evaluated, lines)) / len(toy.VALID)
+    whole = probed.horizon * probed.step_flops + shards * probed.evaluation_flops
     scratch = ends["from scratch"][1]
     assert decision.ledger.baseline_flops == pytest.approx(whole + scratch)
     # Nor does a policy see them as spent.
     others = [seen[-1].known[name] for name in ("stack", "random-top")]
-    counts = [len(seen[-1].lines[name, 0]) for name in ("stack", "random-top")]
+    every = [seen[-1].lines[name, 0] for name in ("stack", "random-top")]
+    counts = [sum(map(evaluated, lines)) / len(toy.VALID) for lines in every]
     assert seen[-1].spent == pytest.approx(
         sum(6 * x.step_flops + n * x.evaluation_flops for x, n in zip(others, counts))
     )
@@ -131,7 +134,7 @@ def test_pools_matched_by_flops(tmp_path: pathlib.Path) -> None:
     rates = [x["lr"] for x in toy.curve(tmp_path / "flops", "wider") if x["lr"]]
     assert rates[-1] == min(rates) < 3e-3 / 5
     # An audit compares each at its own end, and has no baselines in it.
-    whole = facts.gather(directory.read(tmp_path / "flops"))
+    whole = facts.gather(directory.read(tmp_path / "flops"), {})
     both, told = equal.equal(whole), whole.audit
     assert both is not None and both.steps == decision.lags["wider"]
     assert both.lag_is == "flops" and "Rank at equal FLOPs" not in equal.columns(both)

@@ -185,3 +185,17 @@ def test_a_lead_is_validations_alone_where_training_says_otherwise() -> None:
     assert short.why == "9 steps before step 36 are too few"
     with pytest.raises(ValueError, match="no candidate was evaluated at step 50"):
         found.lead(50)
+
+
+def test_candidates_are_compared_on_the_shards_that_all_have() -> None:
+    """A shard of twice the loss, which one target was not evaluated on, makes it no better."""
+    found = evidence({}, [known("a"), known("b")], counts=np.ones(3))
+    shards = {"a": [1.0, 1.0, 4.0], "b": [1.1, 1.1]}
+    lines = {
+        Trial(name, 0): [{"step": 8, "valid_loss_shards": each, "status": "ok"}]
+        for name, each in shards.items()
+    }
+    found = dataclasses.replace(found, lines=lines, seeds=1, asked={"a": 8, "b": 8})
+    assert found.losses(8) == {"a": pytest.approx(1.0), "b": pytest.approx(1.1)}
+    assert found.ranking() == ("a", "b") and found.loss("a", 8) == pytest.approx(2.0)
+    assert found.margin("a", "b").mean == pytest.approx(0.1)

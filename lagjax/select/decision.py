@@ -150,7 +150,7 @@ def decide(evidence: Evidence, step: int | None = None, weights: str = RAW) -> D
     """
     known, step = evidence.known, None if step is None else int(step)
     lags = {name: evidence.reached(name) if step is None else step for name in known}
-    losses = {name: evidence.loss(name, lags[name], weights) for name in known}
+    losses = evidence.losses_at(lags, weights)
     finite = {name: loss for name, loss in losses.items() if loss is not None}
     ranking = tuple(sorted(finite, key=lambda name: finite[name]))
     start, able = evidence.losses(0), list(evidence.ranking(step, weights))
