@@ -95,6 +95,8 @@ class Config:
     """Layers of the model that is trained, as in the quickstart."""
     width: int = 64
     """Its width."""
+    batch: int = 16
+    """Windows in a batch."""
     candidates: int = 8
     """Candidates in a group."""
     grown_parameters: int = 200_000_000
@@ -125,8 +127,8 @@ class Bench:
         self.model = gpt.model(self.shape)
         self.tx = quickstart.optimizer(shape, shape.horizon)
         corpus = text.load(None)
-        self.batch = text.batches(corpus, shape.batch, shape.window)
-        self.shards = text.shards(corpus, shape.shards, shape.batch, shape.window)
+        self.batch = text.batches(corpus, config.batch, shape.window)
+        self.shards = text.shards(corpus, shape.shards, config.batch, shape.window)
         self.candidate = lagjax.Candidate("benchmark", FromScratch(), self.model)
         nothing = lagjax.Trained({})
         task = lagjax.Task(self.model, nothing, self.tx, self.batch, self.shards, config.steps)
@@ -402,7 +404,9 @@ def child(begun: str, config: str, scanned: str) -> None:
     Group.program = program  # type: ignore[method-assign]
     start = time.time()
     with tempfile.TemporaryDirectory() as folder:
-        lagjax.run(task, pool, lagjax.FixedLag(lag(made, 4)), folder, progress=Silent())
+        lagjax.run(
+            task, pool, lagjax.FixedLag(lag(made, 4), weights="average"), folder, progress=Silent()
+        )
         ready += time.time() - start
     each = float(np.median([seconds / count for count, seconds in times]))
     print(json.dumps([ready, each * sum(count for count, _ in times)]))
@@ -412,7 +416,7 @@ def search(config: Config, scanned: bool) -> tuple[lagjax.Task, list[lagjax.Cand
     """A search of the quickstart's sizes, of a small model that is not trained."""
     shape = quickstart.Config()
     layers = config.layers if scanned else config.unrolled_layers
-    size = gpt.Config(layers, config.width, shape.heads, shape.window, scanned=scanned)
+    size = gpt.Config(layers, shape.width, shape.heads, shape.window, scanned=scanned)
     small, large = gpt.model(dataclasses.replace(size, layers=layers // 2)), gpt.model(size)
     params = jax.jit(small.init)(jax.random.key(0))
     corpus = text.load(None)
@@ -423,6 +427,7 @@ def search(config: Config, scanned: bool) -> tuple[lagjax.Task, list[lagjax.Cand
         text.batches(corpus, shape.batch, shape.window),
         text.shards(corpus, shape.shards, shape.batch, shape.window),
         config.horizon,
+        averages={"average": lagjax.Ema(shape.average)},
     )
     return task, list(lagjax.pools.depth(params, small.axes, large))[: config.pool]
 
@@ -461,7 +466,13 @@ def _share(config: Config, steps: int) -> float:
     task, pool = search(config, True)
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.suppress(Decided):
-            lagjax.run(task, pool[:2], lagjax.FixedLag(steps), folder, progress=UntilDecided())
+            lagjax.run(
+                task,
+                pool[:2],
+                lagjax.FixedLag(steps, weights="average"),
+                folder,
+                progress=UntilDecided(),
+            )
         decision = json.loads((pathlib.Path(folder) / "decision.json").read_text())
     ledger, share = decision["ledger"], decision["lag"] / config.horizon
     probes = ledger["losers_flops"] + share * ledger["full_run_flops"]

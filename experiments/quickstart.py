@@ -53,7 +53,7 @@ class Config:
     """Layers of the small model."""
     grown_layers: int = 6
     """Layers of the large model."""
-    width: int = 64
+    width: int = 48
     """Size of the residual stream."""
     grow: Literal["depth", "width", "both"] = "depth"
     """What grows: layers, or the residual stream with as many heads more and an MLP as much wider,
@@ -65,14 +65,14 @@ class Config:
     """Attention heads."""
     window: int = 64
     """Length of a training window, in bytes."""
-    batch: int = 16
+    batch: int = 8
     """Windows in a batch."""
 
     source_steps: int = 1000
     """Steps that the small model is trained."""
     horizon: int = 800
     """Steps of the large model's full training."""
-    lag: int = 200
+    lag: int = 50
     """Steps that each candidate is probed before the choice."""
     learning_rate: float = 3e-3
     """Peak of the schedule: linear warm-up, then a cosine down to 0 at the horizon."""
@@ -86,6 +86,9 @@ class Config:
     """Whether the learning rate warms up again after growing and has a cosine of its own, or goes
     on along one cosine over the small and the large model's steps."""
 
+    average: float = 1 / 32
+    """Half-life of the average of each candidate's weights that it is chosen by, as a share of the
+    horizon; 0 to choose by the weights themselves."""
     shards: int = 16
     """Validation shards, each of one batch of windows; their differences give the intervals."""
     compare: Literal["none", "start"] = "start"
@@ -121,11 +124,13 @@ def main(config: Config) -> None:
     size = gpt.Config(config.layers, config.width, config.heads, config.window)
     small = gpt.model(size)
     pool = candidates(config, size)
-    policy = lagjax.FixedLag(config.lag)
+    averages = {"average": lagjax.Ema(config.average)} if config.average else {}
+    weights = next(iter(averages), "raw")
+    policy = lagjax.FixedLag(config.lag, weights=weights)
     policy.lag(config.horizon)
     matched = config.matched or ("flops" if config.grow == "both" else "steps")
     if matched == "flops":
-        policy = lagjax.FixedLag(share=config.lag / config.horizon)
+        policy = lagjax.FixedLag(share=config.lag / config.horizon, weights=weights)
 
     def stream(offset: int) -> Callable[[int, int], np.ndarray]:
         # The small model's data order is none of the large one's.
@@ -173,6 +178,7 @@ def main(config: Config) -> None:
         seed=config.seed,
         transfer=lagjax.Transfer(config.moments, config.schedule),
         matched=matched,
+        averages=averages,
     )
     lagjax.run(
         task,

@@ -17,7 +17,7 @@ def planned(
     """The steps at which a candidate is evaluated on its way, each with the number of shards.
 
     In a probe: right after growing and where the policy asked for, on as many shards as `SHARE` of
-    the training's FLOPs pay; the first probe pays for the start as well.
+    the training's FLOPs pay; the first probe pays for the start as well. At the horizon on all.
 
     Args:
         work: what is run.
@@ -39,7 +39,8 @@ def planned(
         share = SHARE if 4 * step >= horizon else EARLY_SHARE
         pays = share * (step - last) * costs.step
         count = int(pays // (weights * shard)) if shard else every
-        found[step] = min(max(count, FEWEST), every)
+        # What a candidate ends at is told as well as can be.
+        found[step] = every if step == horizon else min(max(count, FEWEST), every)
         found[0] = found[min(found.keys() - {0})]
         last = step
     eighth = max(1, horizon // 8)

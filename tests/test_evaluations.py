@@ -44,6 +44,10 @@ def test_each_probe_pays_for_its_own() -> None:
     assert second[400] == int(0.05 * 320 * 3)
 
 
+def test_an_end_is_evaluated_on_all() -> None:
+    assert planned(work(64), "a", (80,), 800, False, False)[800] == 64
+
+
 def test_what_goes_on_is_watched() -> None:
     probe = planned(work(), "a", (200,), 200, False, False)
     found = planned(work(), "a", (200,), 800, True, False)
