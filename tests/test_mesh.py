@@ -27,6 +27,7 @@ a whole step.
 MODEL, TX = toy.model(4, width=64), optax.sgd(0.1, momentum=0.9)
 ENGINE = from_loss(MODEL, TX)
 SHARDS = np.stack(toy.VALID)
+ALL = np.int32(len(SHARDS))
 MESHES = {
     "candidates": ((8,), ("candidates",)),
     "data": ((4,), ("data",)),
@@ -60,7 +61,7 @@ def advanced(count: int, of: Mesh | None, fully_sharded: bool = False):
     batches = steps_of(toy.batch, [0, 1], 0, 4, 4)
     order = np.arange(count, dtype=np.int32) % 2 if count > 1 else np.int32(1)
     state, buffer = made.advance(made.place(states(count)), batches, order, np.int32(4))
-    return state, made.evaluate(state, SHARDS)["loss"], np.asarray(buffer)
+    return state, made.evaluate(state, SHARDS, ALL)["loss"], np.asarray(buffer)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_one_compilation() -> None:
     order = np.zeros(8, np.int32)
     for count in (1, 3, 4):
         state, _ = one.advance(state, batches, order, np.int32(count))
-        one.evaluate(state, SHARDS)
+        one.evaluate(state, SHARDS, ALL)
     assert len(traces) == before
 
 

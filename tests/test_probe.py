@@ -15,6 +15,7 @@ from tests import toy
 
 ENGINE = from_loss(toy.LARGE, toy.tx())
 SHARDS = np.stack(toy.VALID)
+ALL = np.int32(len(SHARDS))
 
 
 def began(seed: int = 0):
@@ -92,7 +93,7 @@ def test_traced_once() -> None:
     for count in (1, 5, 8):
         batches = steps_of(toy.batch, [0], 0, count, 8)
         state, _ = one.advance(state, batches, np.int32(0), np.int32(count))
-        one.evaluate(state, SHARDS)
+        one.evaluate(state, SHARDS, ALL)
     assert len(traces) == before
 
 
@@ -135,10 +136,14 @@ def test_the_random_key_follows_the_step() -> None:
 
 def test_evaluation_adds_up_over_shards() -> None:
     state = began()
-    sums, counts = compiled(1).evaluate(state, SHARDS)["loss"]
+    sums, counts = compiled(1).evaluate(state, SHARDS, ALL)["loss"]
     total, count = toy.LARGE.loss(state.params, np.concatenate(toy.VALID), None)
     assert float(jnp.sum(sums)) == pytest.approx(float(total), rel=1e-6)
     assert float(jnp.sum(counts)) == count
+    # Or over the first ones alone.
+    some, counts = compiled(1).evaluate(state, SHARDS, np.int32(2))["loss"]
+    np.testing.assert_array_equal(some[:2], sums[:2])
+    assert not some[2:].any() and not counts[2:].any()
 
 
 def test_flops_of_products_scans_branches_and_convolutions() -> None:

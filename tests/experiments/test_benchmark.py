@@ -15,6 +15,7 @@ import pytest
 from experiments import benchmark
 from experiments.models import gpt
 from lagjax.initial import Group
+from lagjax.jobs import evaluated
 from lagjax.probe import Program
 from lagjax.store import directory
 from tests import quick
@@ -61,7 +62,7 @@ def test_a_share_is_what_the_ledger_says(
     group = Group(task, pool[0], np.stack(task.valid), None)
     probed = [line for line in run.curves if line["step"] <= 2]
     assert {line["candidate"] for line in probed} == {each.name for each in pool[:2]}
-    evaluations = len(probed) * group.costs.evaluation
+    evaluations = sum(map(evaluated, probed)) / len(task.valid) * group.costs.evaluation
     assert found == pytest.approx(evaluations / (evaluations + 2 * 2 * group.costs.step))
     # Nobody goes on to the horizon for it.
     assert max(line["step"] for line in run.curves) < SEARCH.horizon
