@@ -34,7 +34,7 @@ import lagjax
 from experiments.cli import command
 from experiments.data import text
 from experiments.models import gpt
-from experiments.rows import RESULTS, Row, environment, store
+from experiments.rows import RESULTS, Row, store
 from lagjax.algebra.layout import Params
 from lagjax.algebra.proof import Requirement
 from lagjax.analysis.agreement import START_TOLERANCE, agreement
@@ -189,20 +189,24 @@ def main(config: Config) -> None:
     for name in config.regimes:
         run = config.workdir / name
         train(config, REGIMES[name], run)
-        curves = Curves.read(run)
-        curves.save(config.results / "curves" / f"evidence-{name}.npz")
-        sizes = dataclasses.asdict(config)
-        told = {key: x for key, x in sizes.items() if key not in ("regimes", "workdir", "results")}
-        here = environment()
-        asked = told | {"regime": name}
-        found = [
-            {"question": "evidence", "config": asked} | row | here for row in rows(name, curves)
-        ]
-        store(config.results / "evidence.jsonl", found)
-        of_methods = coverages(name, curves)
-        covered = [{"question": "coverage", "config": asked} | row | here for row in of_methods]
-        store(config.results / "coverage.jsonl", covered)
-        print(f"{name}: {len(found)} rows")
+        keep(config, name, run)
+
+
+def keep(config: Config, name: str, run: Path) -> None:
+    """Stores the rows and the curves of a finished run, with where it was made."""
+    curves, made = Curves.read(run), directory.read(run).config
+    curves.save(config.results / "curves" / f"evidence-{name}.npz")
+    left_out, sizes = ("regimes", "workdir", "results"), dataclasses.asdict(config)
+    told = {key: x for key, x in sizes.items() if key not in left_out} | {"regime": name}
+    here = {"commit": made["versions"]["commit"]}
+    here |= {key: made[key] for key in ("versions", "device", "cores")}
+    for question, found in (
+        ("evidence", rows(name, curves)),
+        ("coverage", coverages(name, curves)),
+    ):
+        kept = [{"question": question, "config": told} | row | here for row in found]
+        store(config.results / f"{question}.jsonl", kept)
+    print(f"{name}: {curves.able} candidates")
 
 
 def train(config: Config, regime: Regime, run: Path) -> None:

@@ -6,9 +6,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments import evidence, evidence_findings, pictures, tables
+from experiments import evidence, evidence_findings, pictures, quickstart, tables
 from experiments.rows import RESULTS, read
 from lagjax.jobs import RAW
+from lagjax.select import fixed
 
 SMALL = {
     "layers": 1, "width": 16, "heads": 2, "window": 16, "batch": 4, "source_steps": 20,
@@ -132,3 +133,24 @@ def test_the_tables_have_the_picture(tmp_path: pathlib.Path) -> None:
 def test_a_regime_that_is_not_there() -> None:
     with pytest.raises(ValueError, match="no regime 'x'; there are quickstart, constant"):
         evidence.main(evidence.Config(regimes=("x",)))
+
+
+def test_the_defaults_follow_from_the_committed_rows() -> None:
+    found = evidence_findings.default(read(RESULTS / "evidence.jsonl"))
+    assert found and found.share == fixed.SHARE
+    assert found.signal == f"ema 1/{1 / quickstart.Config.average:.0f}"
+    assert quickstart.Config.lag == round(fixed.SHARE * quickstart.Config.horizon)
+    # No worse than the start's choice but for noise, and far cheaper than one and a half full runs.
+    for start, chosen, random, cost in found.lines.values():
+        assert chosen <= start + 0.001 and chosen < random / 5 and cost <= 1.5
+
+
+def test_a_default_is_the_shortest_lag_within_the_noise() -> None:
+    shared = {"config": {"horizon": 800}, "random_regret": 0.1}
+    raw = [row("raw", 0, 0.2, 0.1), row("raw", 50, 0.1, 1.0), row("raw", 100, 0.1, 2.0)]
+    ema = [row("ema", 16, 0.0, 0.2), row("ema", 50, 0.03, 1.0), row("ema", 100, 0.01, 2.0)]
+    found = evidence_findings.default([x | shared for x in (*raw, *ema)])
+    assert found and (found.signal, found.share) == ("ema 1/64", 0.125)
+    assert found.lines == {"low": (0.2, 0.01, 0.1, 2.0)}
+    worse = [row("ema", 50, 0.3, 1.0)]
+    assert evidence_findings.default([x | shared for x in (*raw, *worse)]) is None

@@ -1,10 +1,12 @@
 """Policies and decisions, by hand-made numbers."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
+from lagjax.jobs import Trial
 from lagjax.select.decision import Decision, Probe, decide, start_choice
 from lagjax.select.fixed import FixedLag
 from tests.made import SHARDS, evidence, known
@@ -143,7 +145,7 @@ def test_what_a_probe_asks_for() -> None:
 
 @pytest.mark.parametrize(
     "policy",
-    [FixedLag(), FixedLag(3, 0.1), FixedLag(101), FixedLag(0), FixedLag(share=1.5)],
+    [FixedLag(3, 0.1), FixedLag(101), FixedLag(0), FixedLag(share=1.5)],
 )
 def test_a_lag_that_does_not_fit(policy: FixedLag) -> None:
     with pytest.raises(ValueError, match="horizon"):
@@ -155,3 +157,23 @@ def test_start_choice_breaks_ties_by_the_alphabet() -> None:
     assert start_choice(losses, {"e"}) == "b"
     assert start_choice({"a": 2.001, "b": 2.0}) == "b"
     assert start_choice({"a": None}) is None
+
+
+def test_a_fixed_lag_by_default() -> None:
+    """A sixteenth of the horizon, by the task's first average where it has one."""
+    one, other = known("a"), known("b")
+    assert FixedLag()(evidence({}, [one, other])) == Probe(round(100 / 16))
+    raw = evidence({"a": {6: [[1.0, 1.1]]}, "b": {6: [[2.0, 2.1]]}}, [one, other])
+    assert FixedLag()(raw).weights == "raw"
+    lines = {
+        Trial(name, 0): [
+            {
+                "step": 6, "valid_loss_shards": [loss, loss], "status": "ok",
+                "averages": {"ema": {"valid_loss_shards": [3 - loss, 3.1 - loss]}},
+            }
+        ]
+        for name, loss in (("a", 1.0), ("b", 2.0))
+    }  # fmt: skip
+    kept = dataclasses.replace(raw, lines=lines, averages=("ema",))
+    assert (FixedLag()(kept).winner, FixedLag()(kept).weights) == ("b", "ema")
+    assert FixedLag(weights="raw")(kept).winner == "a"
