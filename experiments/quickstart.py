@@ -1,6 +1,6 @@
 """Grow a small GPT to twice its depth in every way of the depth pool; keep what wins after a lag.
 
-    python -m experiments.quickstart --workdir runs/quickstart      # five minutes on 2 CPU cores
+    python -m experiments.quickstart --workdir runs/quickstart      # three minutes on 2 CPU cores
     python -m experiments.quickstart --grow both --baselines --workdir runs/both
 
 A byte-level GPT is trained on text (by default the Python standard library's own source), grown,
