@@ -43,8 +43,7 @@ def bounce(facts: Facts) -> Bounce | None:
     probed.
     """
     there = [name for line in facts.lines for name in line.get("averages") or ()]
-    weights = (facts.decision or {}).get("weights", RAW)
-    average = weights if weights in there else next(iter(there), None)
+    average = facts.weights if facts.weights in there else next(iter(there), None)
     if average is None or not facts.lag:
         return None
     raw, averaged = (_losses(facts, facts.lag, weights) for weights in (RAW, average))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from lagjax.analysis.agreement import agreement
 from lagjax.analysis.audit import Audit
+from lagjax.jobs import RAW
 from lagjax.report import bounce, charts, equal, sentences, worth
 from lagjax.report.facts import Facts, level, ranks, spent
 from lagjax.report.sentences import NOTHING, count, duration, listed, number, quantity
@@ -97,6 +98,10 @@ def candidates(facts: Facts) -> Section | None:
         )
     if both:
         about += equal.both_ways(both)
+    if facts.weights != RAW:
+        about += (
+            f" Losses at the lag are those of the weights {facts.weights!r}, the final ones not."
+        )
     if facts.seeds > 1:
         about += f" Losses at growing and at the lag are means over {facts.seeds} seeds."
     cells = {heading: [cell(name) for name in names] for heading, cell in columns.items()}

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from lagjax.analysis import agreement
 from lagjax.analysis.audit import Audit, audit
 from lagjax.analysis.crossing import interpolated
-from lagjax.jobs import Json, Line, Trial
+from lagjax.jobs import RAW, Json, Line, Trial
 from lagjax.report import watched as watching
 from lagjax.report.curve import Curve
 from lagjax.select.decision import start_choice
@@ -107,6 +107,11 @@ class Facts(NamedTuple):
     def shown(self) -> dict[str, Curve]:
         """The probes as they are drawn: by training losses where validation is rare."""
         return self.watched or self.probes
+
+    @property
+    def weights(self) -> str:
+        """Those that the decision compared."""
+        return str((self.decision or {}).get("weights", RAW))
 
     @property
     def drawn_loss(self) -> str:

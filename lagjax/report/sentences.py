@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from lagjax import progress
 from lagjax.analysis.audit import Audit
+from lagjax.jobs import RAW
 from lagjax.report.facts import Facts, ranks
 
 NOTHING = "–"
@@ -162,6 +163,8 @@ def how(facts: Facts) -> list[tuple[str, str]]:
             terms["Lag"] += f", {100 * decision['lag'] / horizon:.1f} % of the horizon"
         if len({*lags}) > 1:
             terms["Lag"] += f"; by candidate from {count(min(lags))} to {count(max(lags))}"
+    if facts.weights != RAW:
+        terms["Compared"] = f"the losses of the weights {facts.weights!r}"
     if facts.horizon:
         terms["Horizon"] = f"{count(facts.horizon)} steps, the length of the full run"
         if len({facts.horizon_of(name) for name in facts.pool if not facts.baseline(name)}) > 1:

@@ -151,7 +151,7 @@ def make(
                 name: FAILED if name in failed else "ok" if lags[name] == LAG else STOPPED
                 for name in pool
             },
-            "tied": tied, "lags": dict.fromkeys(pool, LAG),
+            "weights": "ema" if rare else "raw", "tied": tied, "lags": dict.fromkeys(pool, LAG),
             "ledger": {
                 "overhead": 0.6721, "budget_share": 1.6721 / len(pool),
                 "full_run_flops": 2.4e12 * HORIZON, "evaluation_flops": 3.1e13,

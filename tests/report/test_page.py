@@ -547,6 +547,13 @@ def test_bounce_and_crossing_are_told_apart(pages):
     assert "Bounce" not in "".join(Reader(pages["clear"][0].read_text("utf-8")).texts)
 
 
+def test_the_page_says_which_weights_were_compared(pages):
+    text = "".join(Reader(pages["rare"][0].read_text("utf-8")).texts)
+    assert "Losses at the lag are those of the weights 'ema', the final ones not." in text
+    assert "the losses of the weights 'ema'" in text
+    assert "weights '" not in "".join(Reader(pages["clear"][0].read_text("utf-8")).texts)
+
+
 def test_an_average_that_lags_behind_says_so():
     raw = {"a": 1.0, "b": 1.2}
     found = bounce.Bounce("ema", 8, raw, {"a": 1.1, "b": 1.25}, {})
