@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 import lagjax
 from lagjax.engine import Trained, from_loss
-from lagjax.jobs import evaluation_steps
+from lagjax.jobs import ANNEAL, evaluation_steps
 from lagjax.mesh import placement
 from lagjax.probe import fitting, program, steps_of
 from lagjax.store import directory
@@ -152,16 +152,27 @@ def run(workdir: pathlib.Path, stop_after: int | None = None, **options: object)
         if stop_after and event.step >= stop_after:
             raise KeyboardInterrupt
 
-    task = toy.task(seeds=2)
+    task = toy.task(seeds=2, averages={"ema": lagjax.Ema(0.2)})
     return lagjax.run(
-        task, toy.pool("stack", "random-top"), lagjax.FixedLag(8), workdir, progress=toy.Told(interrupt), **options
+        task, toy.pool("stack", "random-top"), looking, workdir, progress=toy.Told(interrupt), **options
     )  # fmt: skip
 
 
 def losses(workdir: pathlib.Path) -> list[float]:
     lines = directory.read(workdir).curves
-    lines.sort(key=lambda line: (line["candidate"], line["seed"], line["step"]))
-    return [line["valid_loss"] for line in lines]
+    # Those of averages and of annealed copies too.
+    lines.sort(key=lambda x: (x["candidate"], x["seed"], x["phase"], x["step"]))
+    averages = [x["averages"]["ema"]["valid_loss"] for x in lines if x["phase"] != ANNEAL]
+    return [line["valid_loss"] for line in lines] + averages
+
+
+def looking(evidence: lagjax.Evidence) -> object:
+    """Anneals copies at the lag, and decides by the average."""
+    if evidence.frontier < 8:
+        return lagjax.Probe(8)
+    if not evidence.annealed("stack", 8):
+        return lagjax.Anneal()
+    return lagjax.decide(evidence, 8, "ema")
 
 
 @pytest.fixture(scope="module")
