@@ -356,7 +356,7 @@ COMMANDS: dict[str, tuple[Callable[[pathlib.Path], list[str]], list[str]]] = {
     "fewer layers": (lambda folder: ["--grown-layers", "2"], ["2 layers", "3"]),
     "mistyped flag": (lambda folder: ["--horizn", "9"], ["--horizon"]),
     "not a number": (lambda folder: ["--lag", "soon"], ["soon"]),
-    "heads do not divide": (lambda folder: ["--heads", "5"], ["width=64", "heads=5"]),
+    "heads do not divide": (lambda folder: ["--heads", "5"], ["width=48", "heads=5"]),
     "under a file": (lambda folder: ["--workdir", str(_file(folder / "a") / "run")], ["file"]),
 }
 
