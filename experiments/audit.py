@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from experiments.rows import Row, alike, markdown
 from lagjax.analysis.audit import Audit, audit, matrix
-from lagjax.analysis.crossing import interpolated
+from lagjax.analysis.crossing import stretched
 from lagjax.report import content, sentences
 from lagjax.store import directory
 
@@ -109,8 +109,8 @@ def _aligned(row: Row, rows: list[Row]) -> dict[int, float | None]:
     if own == horizon or steps is None:
         return curve
     finite = {step: loss for step, loss in curve.items() if loss is not None}
-    found = interpolated(finite, [step * own / horizon for step in steps]).tolist()
-    return {step: None if np.isnan(loss) else loss for step, loss in zip(steps, found)}
+    found = stretched(finite, own, horizon, steps)
+    return {step: None if np.isnan(loss) else loss for step, loss in found.items()}
 
 
 def _beside(rows: list[Row]) -> str:

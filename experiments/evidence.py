@@ -20,6 +20,7 @@ the losers' steps, the evaluations at the start and at the step, copies that are
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,9 +37,8 @@ from experiments.data import text
 from experiments.models import gpt
 from experiments.rows import RESULTS, Row, store
 from lagjax.algebra.layout import Params
-from lagjax.algebra.proof import Requirement
-from lagjax.analysis.agreement import START_TOLERANCE, agreement
-from lagjax.analysis.audit import noise_floor
+from lagjax.analysis.agreement import agreement
+from lagjax.analysis.audit import chances, noise_floor
 from lagjax.analysis.margin import METHODS, margin, of_steps, window
 from lagjax.evidence import SHORTEST
 from lagjax.jobs import ANNEAL, RAW, Trial, evaluated
@@ -269,20 +269,7 @@ def _pool(regime: Regime, size: gpt.Config, small: lagjax.Model) -> tuple[lagjax
     shapes = jax.eval_shape(small.init, jax.random.key(0))
     if regime.grow == "width":
         wide = dataclasses.replace(size, width=2 * size.width, heads=2 * size.heads)
-
-        def required(asked: tuple[Requirement, ...]) -> lagjax.Model:
-            factor = {"epsilon": 1.0, "logits": 1.0}
-            for each in asked:
-                if each.what in factor and isinstance(each.value, float):
-                    factor[each.what] *= each.value
-            return gpt.model(
-                dataclasses.replace(
-                    wide,
-                    epsilon=wide.epsilon * factor["epsilon"],
-                    logit_scale=factor["logits"],
-                )
-            )
-
+        required = functools.partial(gpt.required, wide)
         return lagjax.pools.width(shapes, small.axes, gpt.model(wide), required)
     large = gpt.model(dataclasses.replace(size, layers=2 * size.layers))
     if regime.fresh != 1:
@@ -403,6 +390,7 @@ def rows(regime: str, curves: Curves) -> list[Row]:
     able, horizon = slice(curves.able), curves.train.shape[2]
     ends = curves.valid[RAW][able, :, -1]
     final, floor = ends.mean(axis=1), noise_floor(ends)
+    everyone = np.ones(len(final), bool)
     found = []
     for step in steps_told(curves):
         for signal, losses in signals(curves, step).items():
@@ -421,7 +409,7 @@ def rows(regime: str, curves: Curves) -> list[Row]:
                         "share": share or None,
                         "decay": decay and round(decay, 6),
                         "spearman": agreement(column.tolist(), final.tolist()).spearman,
-                        "regret_nats": float(chances(column) @ final - final.min()),
+                        "regret_nats": float(chances(column, everyone) @ final - final.min()),
                         "cost": cost(curves, name, step),
                         "about": REGIMES[regime].about,
                         "candidates": curves.able,
@@ -486,17 +474,9 @@ def signals(curves: Curves, step: int) -> dict[str, NDArray[np.float64]]:
     """Signal → `[candidates, seeds]` at a step; those that are not there are left out."""
     at = curves.steps.index(step)
     found = {name: x[:, :, at] for name, x in curves.valid.items() if step or name == RAW}
-    if window := min(50, step // 4):
-        found["window"] = curves.train[:, :, step - window : step].mean(axis=2, dtype=float)
+    if length := window(step):
+        found["window"] = curves.train[:, :, step - length : step].mean(axis=2, dtype=float)
     return {name: x for name, x in found.items() if np.isfinite(x).any()}
-
-
-def chances(losses: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The probability with which the lowest loss chooses each; those that are equal share it."""
-    known = np.where(np.isfinite(losses), losses, np.inf)
-    tied = known <= known.min() + START_TOLERANCE * abs(known.min())
-    share: NDArray[np.float64] = tied / tied.sum()
-    return share
 
 
 def cost(curves: Curves, signal: str, step: int) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from experiments.evidence_findings import means, verdicts
+from experiments.evidence_findings import FIRST, means, verdicts
 from experiments.rows import Row, alike
 
 LOOKS = {
@@ -43,14 +43,14 @@ def evidence(rows: list[Row]) -> Figure:
         for name, start in (("average", "ema"), ("tail", "tail"))
     }
     for panel, group in zip(panels, groups):
-        regime = group[0]["regime"]
+        regime, first = group[0]["regime"], FIRST * group[0]["config"]["horizon"]
         regret, cost = means(group, "regret_nats"), means(group, "cost")
         for name, (color, marker, label) in LOOKS.items():
             signal = best.get(name, name)
             points = sorted(
                 (cost[key], regret[key])
                 for key in regret
-                if key[:2] == (regime, signal) and key[2] >= 50
+                if key[:2] == (regime, signal) and key[2] >= first
             )
             if points:
                 panel.plot(

@@ -9,8 +9,9 @@ growing would have chosen. Interrupt it whenever you like: the same command goes
 """
 
 import dataclasses
+import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,6 @@ from experiments.cli import command
 from experiments.data import text
 from experiments.models import gpt
 from lagjax import report
-from lagjax.algebra.proof import Requirement
 from lagjax.growth.depth import Strategy
 
 FEW = 4
@@ -210,13 +210,7 @@ def candidates(config: Config, size: gpt.Config) -> tuple[lagjax.Candidate, ...]
 
     def wider(layers: int, deeper: Strategy | None = None) -> tuple[lagjax.Candidate, ...]:
         target = dataclasses.replace(size, layers=layers, width=width, heads=width // head)
-
-        def required(requires: Sequence[Requirement]) -> lagjax.Model:
-            found = {one.what: float(one.value) for one in requires}
-            epsilon = target.epsilon * found.get("epsilon", 1.0)
-            scale = target.logit_scale * found.get("logits", 1.0)
-            return gpt.model(dataclasses.replace(target, epsilon=epsilon, logit_scale=scale))
-
+        required = functools.partial(gpt.required, target)
         return lagjax.pools.width(shapes, small.axes, gpt.model(target), required, deeper)
 
     if config.grow == "width":

@@ -80,7 +80,7 @@ def check(averages: Mapping[str, Average]) -> None:
             )
         if not callable(getattr(rule, "share", None)):
             raise ValueError(  # noqa: TRY004 - as all bad input.
-                f"the average {name!r} is {rule!r}; give a rule, as lagjax.Ema(half_life=1 / 64)"
+                f"the average {name!r} is {rule!r}; give a rule, as lagjax.Ema(half_life=1 / 32)"
             )
         if isinstance(rule, Ema | Tail):
             length = rule.half_life if isinstance(rule, Ema) else rule.length

@@ -131,7 +131,7 @@ class Evidence:
         if weights not in there:
             raise ValueError(
                 f"there are no weights {weights!r}; there are {list(there)}: give one of them, or "
-                "keep the average, Task(averages={name: lagjax.Ema(half_life=1 / 64)})"
+                "keep the average, Task(averages={name: lagjax.Ema(half_life=1 / 32)})"
             )
 
     def reached(self, name: str) -> int:
@@ -201,10 +201,10 @@ class Evidence:
         counts = self.counts[:fewest]
         losses: dict[str, float | None] = dict.fromkeys(steps)
         for name, step in steps.items():
-            of_shards, lines = shards[name], self._at.get((name, step, weights), ())
-            if of_shards is None or any(line and line["status"] != "ok" for line in lines):
+            own, lines = shards[name], self._at.get((name, step, weights), ())
+            if own is None or any(line and line["status"] != "ok" for line in lines):
                 continue
-            mean = float((of_shards[:, :fewest] * (counts / counts.sum())).sum(axis=-1).mean())
+            mean = float((own[:, :fewest] * (counts / counts.sum())).sum(axis=-1).mean())
             # An average may overflow where the weights do not.
             losses[name] = mean if np.isfinite(mean) else None
         return losses

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import lagjax
-from lagjax import initial
+from lagjax import annealing, initial
 from lagjax.averages import Averager
 from lagjax.engine import Engine
 from lagjax.jobs import ANNEAL, Trial
@@ -274,7 +274,6 @@ def test_annealings_that_are_refused(answer: object, says: str, tmp_path: pathli
 
 def test_sgd_with_momentum_is_annealed_by_its_rate() -> None:
     """A share of each update is that share of the rate: the same as a schedule to 0."""
-    from lagjax import annealing
 
     def task_engine(tx: optax.GradientTransformation) -> Engine:
         return lagjax.from_loss(toy.LARGE, tx)

@@ -9,7 +9,9 @@ arXiv:1608.05859)::
     nats, count = model.loss(params, batch, None)       # batch [B, T + 1], T <= window
 """
 
+import dataclasses
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -20,6 +22,7 @@ import optax
 from lagjax.algebra.axes import Axes
 from lagjax.algebra.kinds import Channels, Dot, Heads, Kind, Lookup, Residual, RMSNorm, Units
 from lagjax.algebra.layout import Params
+from lagjax.algebra.proof import Requirement
 from lagjax.model import Key, Model
 
 
@@ -177,6 +180,14 @@ class GPT(nn.Module):
 
 def _norm(config: Config, name: str) -> nn.RMSNorm:
     return nn.RMSNorm(config.epsilon, dtype=config.dtype, param_dtype=config.param_dtype, name=name)
+
+
+def required(config: Config, requires: Iterable[Requirement]) -> Model:
+    """The GPT as a plan requires it: with another epsilon, or its logits scaled."""
+    found = {one.what: float(one.value) for one in requires if not isinstance(one.value, tuple)}
+    epsilon = config.epsilon * found.get("epsilon", 1.0)
+    scale = config.logit_scale * found.get("logits", 1.0)
+    return model(dataclasses.replace(config, epsilon=epsilon, logit_scale=scale))
 
 
 _LAYER = {

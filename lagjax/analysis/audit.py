@@ -136,7 +136,7 @@ def audit(
     for step, losses_CxS in zip(steps, losses_TxCxS):
         inner = [agreement(*pair) for pair in zip(losses_CxS[able].T, end_CxS[able].T)]
         outer = [agreement(*pair) for pair in zip(losses_CxS.T, end_CxS.T)]
-        shares = [_chosen(losses, able) for losses in losses_CxS.T]
+        shares = [chances(losses, able) for losses in losses_CxS.T]
         regret = float(np.mean([share @ judged_C for share in shares]) - final_C[best])
         spearmans = [each.spearman for each in inner if each.spearman is not None]
         moments.append(
@@ -181,7 +181,7 @@ def _equal(losses: NDArray[np.float64], to: float) -> NDArray[np.bool_]:
     return equal
 
 
-def _chosen(losses: NDArray[np.float64], able: NDArray[np.bool_]) -> NDArray[np.float64]:
+def chances(losses: NDArray[np.float64], able: NDArray[np.bool_]) -> NDArray[np.float64]:
     """The probability with which the lowest loss chooses each candidate; those that are equal share
     it.
     """

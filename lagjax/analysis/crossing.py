@@ -39,6 +39,16 @@ def interpolated(
     return found
 
 
+def stretched(
+    curve: Mapping[int, float], own: int, horizon: int, steps: Sequence[int]
+) -> dict[int, float]:
+    """A curve of a training of `own` steps, at the steps of one of `horizon`: at the same share of
+    each; NaN where it does not reach.
+    """
+    points = [step * own / horizon for step in steps]
+    return dict(zip(steps, interpolated(curve, points).tolist()))
+
+
 def compare(own: Mapping[float, float], other: Mapping[float, float]) -> Comparison | None:
     """Compares two curves, point → loss; None where they have no part in common."""
     if not own or not other:

@@ -9,6 +9,9 @@ from scipy import special
 
 LONGEST = 50
 """Steps of a window of training losses at most: differences drift within more."""
+METHOD = "twice iid"
+"""How the error of a window's mean is measured: the narrowest of `METHODS` whose intervals hold the
+mean of as many steps more nine times out of ten in every regime of `experiments.evidence`."""
 BLOCKS = 5
 """Means of successive steps, by which `blocks` measures a window's error."""
 
@@ -85,7 +88,7 @@ def window(step: int) -> int:
 
 
 def of_steps(
-    losses_SxT: NDArray[np.float64], others_SxT: NDArray[np.float64], method: str = "twice iid"
+    losses_SxT: NDArray[np.float64], others_SxT: NDArray[np.float64], method: str = METHOD
 ) -> Estimate:
     """How much lower the training losses of successive steps are than others of the same batches.
 
@@ -96,9 +99,7 @@ def of_steps(
     Args:
         losses_SxT: for each seed and step.
         others_SxT: the same for the other candidate.
-        method: how the error is measured within a seed, of `METHODS`. The default is the cheapest
-            whose intervals cover the mean of as many steps more nine times out of ten, see
-            `python -m experiments.evidence`.
+        method: how the error is measured within a seed, of `METHODS`.
     """
     differences = others_SxT - losses_SxT
     by_seed = differences.mean(axis=1)

@@ -5,6 +5,8 @@
     content.py    the sections as data, each written once
     worth.py      whether growing paid, against baselines at equal FLOPs
     equal.py      both comparisons, where a step does not cost the same for all
+    bounce.py     what averages of the weights say beside the weights
+    watched.py    training losses as curves, where validation is rare
     charts.py     the pictures
     html.py and terminal.py render the same sections
 
@@ -34,7 +36,7 @@ def write(run: str | pathlib.Path) -> pathlib.Path:
       ImportError: matplotlib is missing; the message says how to get it.
     """
     target = pathlib.Path(run) / "report.html"
-    write_atomically(target, html.render(facts.gather(directory.read(run), directory.trained(run))))
+    write_atomically(target, html.render(_facts(run)))
     return target
 
 
@@ -45,7 +47,7 @@ def picture(run: str | pathlib.Path, path: str | pathlib.Path) -> pathlib.Path:
       ValueError: `run` is no run directory, or nothing in it has been measured yet.
       ImportError: matplotlib is missing; the message says how to get it.
     """
-    found = facts.gather(directory.read(run), directory.trained(run))
+    found = _facts(run)
     if not any(curve.losses for curve in found.probes.values()):
         raise ValueError(f"{run} has no candidate that was measured; let the run go on first")
     write_atomically(pathlib.Path(path), html.picture(found))
@@ -57,4 +59,8 @@ def show(run: str | pathlib.Path, console: Console | None = None) -> None:
 
     Raises ValueError where `run` is no run directory.
     """
-    terminal.show(facts.gather(directory.read(run), directory.trained(run)), console or Terminal())
+    terminal.show(_facts(run), console or Terminal())
+
+
+def _facts(run: str | pathlib.Path) -> facts.Facts:
+    return facts.gather(directory.read(run), directory.training_losses(run))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from lagjax.analysis import agreement
 from lagjax.analysis.audit import Audit, audit
-from lagjax.analysis.crossing import interpolated
+from lagjax.analysis.crossing import stretched
 from lagjax.jobs import RAW, Json, Line, Trial
 from lagjax.report import watched as watching
 from lagjax.report.curve import Curve
@@ -155,7 +155,7 @@ def gather(run: directory.RunData, losses: Mapping[Trial, NDArray[np.float32]]) 
     lines = [line for line in curves if line["phase"] in PHASES]
     task = config.get("task") or {}
     source, probed, after = (
-        _by_candidate(line for line in lines if line["phase"] == phase) for phase in PHASES
+        by_candidate(line for line in lines if line["phase"] == phase) for phase in PHASES
     )
     pool = _pool(run, (*probed, *after))
     apart = frozenset(name for name, entry in pool.items() if entry.role != "candidate")
@@ -285,7 +285,8 @@ def spent(facts: Facts) -> dict[str, tuple[float, float, float]]:
     return found
 
 
-def _by_candidate(lines: Iterable[Line]) -> dict[str, list[Line]]:
+def by_candidate(lines: Iterable[Line]) -> dict[str, list[Line]]:
+    """Lines, each candidate's together."""
     found: dict[str, list[Line]] = {}
     for line in lines:
         found.setdefault(line["candidate"], []).append(line)
@@ -319,7 +320,7 @@ def _common_step(probes: Mapping[str, Curve], lags: Mapping[str, int]) -> int | 
 def _metrics(lines: Iterable[Line]) -> dict[str, tuple[int, dict[str, float | None]]]:
     told = [line for line in lines if line["phase"] != "source" and line.get("metrics")]
     found = {}
-    for name, own in _by_candidate(told).items():
+    for name, own in by_candidate(told).items():
         step = max(line["step"] for line in own)
         last = [line["metrics"] for line in own if line["step"] == step]
         means = {}
@@ -365,8 +366,7 @@ def _audit(
     steps = sorted(set.intersection(*alike))
     for (name, seed), losses in found.items():
         if ends.get(name, horizon) != horizon:
-            points = [step * ends[name] / horizon for step in steps]
-            found[name, seed] = dict(zip(steps, interpolated(losses, points).tolist()))
+            found[name, seed] = stretched(losses, ends[name], horizon, steps)
     losses_TxCxS = [
         [[found[trial].get(step, np.nan) for trial in row] for row in trials] for step in steps
     ]

@@ -13,7 +13,7 @@ from lagjax.analysis.margin import Margin, margin
 from lagjax.jobs import Line
 from lagjax.report import charts
 from lagjax.report.charts import C
-from lagjax.report.facts import Facts, mean_over_seeds
+from lagjax.report.facts import Facts, by_candidate, mean_over_seeds
 from lagjax.report.sentences import NOTHING, count, listed, number, quantity
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Against(NamedTuple):
 
 def against(facts: Facts) -> list[Against]:
     """Each baseline of which there is a curve, where there is a winner's."""
-    lines, told = _by_candidate(facts), []
+    lines, told = _grown(facts), []
     if facts.winner not in lines:
         return []
     for name in facts.pool:
@@ -98,7 +98,7 @@ def verdict(facts: Facts, told: list[Against]) -> list[str]:
 
 def by_flops(facts: Facts) -> str:
     """Loss against FLOPs: the winner, the baselines, and all others that were trained on."""
-    lines, told = _by_candidate(facts), {each.name: each for each in against(facts)}
+    lines, told = _grown(facts), {each.name: each for each in against(facts)}
     shown = [name for name in lines if name in told or not facts.baseline(name)]
     curves = {name: _curve(lines[name])[0] for name in shown}
     for name, each in told.items():
@@ -221,12 +221,10 @@ def rows(facts: Facts, told: list[Against]) -> list[tuple[str, ...]]:
     return found
 
 
-def _by_candidate(facts: Facts) -> dict[str, list[Line]]:
-    found: dict[str, list[Line]] = {}
-    for line in facts.lines:
-        if line["phase"] != "source" and line["candidate"] in facts.pool:
-            found.setdefault(line["candidate"], []).append(line)
-    return found
+def _grown(facts: Facts) -> dict[str, list[Line]]:
+    """What was trained after growing, by candidate."""
+    known = [x for x in facts.lines if x["phase"] != "source" and x["candidate"] in facts.pool]
+    return by_candidate(known)
 
 
 def _furthest(lines: list[Line]) -> set[int]:
@@ -258,7 +256,8 @@ def _margin(facts: Facts, mine: list[Line], other: list[Line]) -> Margin | None:
     sizes = {len(shards) for end in ends for shards in end}
     if len(ends[0]) != len(ends[1]) or len(sizes) != 1 or sizes == {0}:
         return None
-    counts = np.array(facts.config.get("shard_tokens") or [1.0] * sizes.pop(), np.float64)
+    size = sizes.pop()
+    counts = np.array(facts.config.get("shard_tokens") or [1.0] * size, np.float64)[:size]
     found = margin(np.array(ends[0], np.float64), np.array(ends[1], np.float64), counts)
     # A shard without tokens has no loss.
     return found if np.isfinite(found.mean) else None

@@ -162,9 +162,10 @@ def decide(evidence: Evidence, step: int | None = None, weights: str = RAW) -> D
     }
     if not able:
         lag = evidence.frontier if step is None else step
-        return Decision(
+        failed = Decision(
             None, None, "all_failed", lag, None, None, ranking, start, losses, status, (), lags
         )
+        return failed._replace(weights=weights)
     leader, *others = able
     behind = [name for name in others if evidence.margin(leader, name, step, weights).low > 0]
     tied = {leader, *others} - {*behind}

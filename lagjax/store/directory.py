@@ -73,7 +73,7 @@ def read(path: str | pathlib.Path) -> RunData:
     )
 
 
-def trained(path: str | pathlib.Path) -> dict[Trial, NDArray[np.float32]]:
+def training_losses(path: str | pathlib.Path) -> dict[Trial, NDArray[np.float32]]:
     """The training losses of every step of a run's trials, those of the small model left out."""
     lines = read_lines(folder(path) / "curves.jsonl")
     # Whoever reads the lines says what is wrong with one.

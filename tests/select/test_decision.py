@@ -177,3 +177,9 @@ def test_a_fixed_lag_by_default() -> None:
     kept = dataclasses.replace(raw, lines=lines, averages=("ema",))
     assert (FixedLag()(kept).winner, FixedLag()(kept).weights) == ("b", "ema")
     assert FixedLag(weights="raw")(kept).winner == "a"
+
+
+def test_weights_are_told_where_all_have_failed() -> None:
+    failed = evidence({"a": {6: [[np.nan, np.nan]]}}, [known("a")])
+    found = decide(failed, 6, "ema")
+    assert (found.outcome, found.weights) == ("all_failed", "ema")
