@@ -11,7 +11,7 @@ SHOWN = (0, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2)
 """Of the horizon, the steps of the tables; all are in the rows."""
 FIRST = 1 / 16
 """Of the horizon: where verdicts begin, and lags. Before it the rate is still being warmed up, and
-what is compared is mostly what an evaluation more costs."""
+an average is mostly what the weights were right after growing."""
 HEAD = "## Evidence: which signal tells early who ends best"
 
 
@@ -54,11 +54,12 @@ def means(rows: Sequence[Row], field: str) -> dict[tuple[str, str, int], float]:
     return {key: float(np.mean(values)) for key, values in found.items()}
 
 
-def verdicts(rows: Sequence[Row]) -> list[Verdict]:
+def verdicts(rows: Sequence[Row], first: float = FIRST) -> list[Verdict]:
     """One for each signal but the weights themselves, those that hold first, then by gain.
 
     At a signal's step the weights are judged at the same cost: between the two steps around it,
-    where a signal costs more than they do.
+    where a signal costs more than they do. Steps before the share `first` of the horizon do not
+    count.
     """
     regret, cost = means(rows, "regret_nats"), means(rows, "cost")
     floors = {row["regime"]: row["noise_floor"] for row in rows}
@@ -69,7 +70,7 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
             continue
         gaps = []
         for (regime, which, step), mine in regret.items():
-            if which != signal or step < FIRST * horizons[regime]:
+            if which != signal or step < first * horizons[regime]:
                 continue
             raw = sorted(
                 (cost[key], regret[key]) for key in regret if key[:2] == (regime, "raw") and key[2]
@@ -209,6 +210,7 @@ def _verdict(rows: list[Row]) -> str:
                 "yes" if each.holds else "no",
             )
         )
+    early = [each.signal for each in verdicts(rows, 0.0) if each.holds]
     head = (
         *("Signal", "mean gain", "better by more than the floor in"),
         *("worst place, over the floor", "holds"),
@@ -216,7 +218,8 @@ def _verdict(rows: list[Row]) -> str:
     return (
         "Against the weights themselves at equal cost, from a sixteenth of the horizon on. A "
         "signal holds where its regret is nowhere\nhigher by more than the noise floor, and "
-        "somewhere lower by more than it.\n\n" + markdown(head, lines)
+        "somewhere lower by more than it. Counted from the first step on, "
+        f"{', '.join(early) or 'none'} would.\n\n" + markdown(head, lines)
     )
 
 

@@ -89,6 +89,10 @@ def test_verdicts_compare_at_equal_cost() -> None:
     # Lower by less than the floor is not lower.
     (level,) = evidence_findings.verdicts([*raw, row("ema", 50, 0.045, 1.5)])
     assert not level.holds and level.worst[2] <= 0
+    # Steps before a sixteenth of the horizon count where that is asked for.
+    early = [*raw, row("ema", 16, 0.5, 1.2), row("ema", 50, 0.03, 1.5)]
+    assert evidence_findings.verdicts(early)[0].holds
+    assert not evidence_findings.verdicts(early, 0.0)[0].holds
     # One place that is worse by more than the floor is enough.
     rows = [*raw, row("ema", 50, 0.03, 1.5), row("ema", 100, 0.02, 2.0)]
     (worse,) = evidence_findings.verdicts(rows)
