@@ -130,16 +130,19 @@ def judge(ended: Ended, draws: int = DRAWS) -> tuple[Verdict, ...]:
     return tuple(each for each in found if each.parts)
 
 
-def spearmans(losses: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Spearman of the losses at each step with those at the end, the mean over seeds, `[steps]`;
-    NaN where all losses are equal, which says nothing.
+def spearmans(
+    losses: NDArray[np.float64], ends: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """Spearman of the losses at each step with those at the end, `[candidates, seeds]`, by default
+    their own; the mean over seeds, `[steps]`. NaN where all losses are equal, which says nothing.
     """
-    ranks = stats.rankdata(losses, axis=1)
-    ranks -= ranks.mean(axis=1, keepdims=True)
-    norms = np.sqrt((ranks**2).sum(axis=1))
+    ranks, final = (
+        stats.rankdata(x, axis=-2) for x in (losses, losses[-1] if ends is None else ends)
+    )
+    ranks, final = (x - x.mean(axis=-2, keepdims=True) for x in (ranks, final))
+    norms = np.sqrt((ranks**2).sum(axis=1) * (final**2).sum(axis=0))
     with np.errstate(invalid="ignore"):
-        found = (ranks * ranks[-1]).sum(axis=1) / (norms * norms[-1])
-    return np.asarray(found.mean(axis=1))
+        return np.asarray(((ranks * final).sum(axis=1) / norms).mean(axis=1))
 
 
 def settled(losses: NDArray[np.float64], steps: Sequence[int]) -> int | None:

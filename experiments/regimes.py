@@ -1,0 +1,163 @@
+"""The map of regimes: what of a source and of a schedule decides what the start tells.
+
+Eight audits are a half fraction of four factors of two levels, 2^(4−1) with D = ABC (Box, Hunter
+and Hunter 1978, 12). Each main effect is then free of the others and of all interactions of two
+factors, but these stand in pairs for each other: AB with CD, AC with BD, BC with AD.
+
+An effect is the mean of a number over the four audits with the factor's second level, less that
+over the four with its first. Its interval is a bootstrap over seeds, the same for all audits, and
+over the candidates of each.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.verdicts import DRAWS, STRONG, Ended, regret, spearmans
+
+Number: TypeAlias = Callable[["Told"], float]
+
+
+class Told(NamedTuple):
+    """What an audit's evaluations were.
+
+    Attributes:
+        steps: of the evaluations.
+        rates: the learning rate summed over the steps up to each of them, as a share of the whole.
+        losses: of the weights, `[steps, candidates, seeds]`.
+        averaged: of their running average, likewise; at the start those of the weights.
+    """
+
+    steps: tuple[int, ...]
+    rates: NDArray[np.float64]
+    losses: NDArray[np.float64]
+    averaged: NDArray[np.float64]
+
+    def drawn(self, random: np.random.Generator, seeds: NDArray[np.int64]) -> "Told":
+        """With these seeds, and candidates drawn anew."""
+        pool = self.losses.shape[1]
+        drawn = random.integers(pool, size=pool)
+        return self._replace(
+            losses=self.losses[:, drawn][:, :, seeds],
+            averaged=self.averaged[:, drawn][:, :, seeds],
+        )
+
+
+class Effect(NamedTuple):
+    """What a factor does to a number.
+
+    Attributes:
+        number: its name.
+        factor: its name.
+        levels: the means at its first and its second level.
+        effect: the second less the first.
+        interval: 95 %.
+    """
+
+    number: str
+    factor: str
+    levels: tuple[float, float]
+    effect: float
+    interval: tuple[float, float]
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.interval[0] > 0 or self.interval[1] < 0
+
+
+def told_of(ended: Ended, averaged: NDArray[np.float64], rates: NDArray[np.float64]) -> Told:
+    """An audit's, of the candidates that failed with no seed.
+
+    Args:
+        ended: the audit.
+        averaged: losses of the averages at its evaluations, `[steps, candidates, seeds]`; NaN at
+            the start.
+        rates: the learning rate at each of its evaluations.
+    """
+    able = np.isfinite(ended.losses).all(axis=(0, 2))
+    ready = ended.ready()
+    averaged = averaged[:, able].copy()
+    averaged[0] = ready.losses[0]
+    # Between evaluations the rate is as good as straight.
+    area = np.diff(ended.steps) * (rates[1:] + rates[:-1]) / 2
+    summed = np.concatenate([[0.0], np.cumsum(area)])
+    return Told(ended.steps, summed / (summed[-1] or 1.0), ready.losses, averaged)
+
+
+def sooner(told: Told, losses: NDArray[np.float64], at: Sequence[float]) -> float:
+    """Where the mean Spearman of these losses with the final ones of the weights becomes `STRONG`
+    for good, by the places `at` of the evaluations; their last where it does not before.
+    """
+    found = spearmans(losses, told.losses[-1])
+    high = np.minimum.accumulate(np.nan_to_num(found, nan=-1.0)[::-1])[::-1] >= STRONG
+    return float(at[int(high.argmax())] if high.any() else at[-1])
+
+
+def shares(told: Told) -> list[float]:
+    """The evaluations as shares of the horizon."""
+    return [step / told.steps[-1] for step in told.steps]
+
+
+NUMBERS: dict[str, Number] = {
+    "Spearman at the start": lambda told: float(spearmans(told.losses[[0, -1]])[0]),
+    "normalised regret of the start's choice": lambda told: regret(told.losses, 0),
+    "share of the horizon from which on weights tell": lambda told: sooner(
+        told, told.losses, shares(told)
+    ),
+    "share of the horizon from which on averages tell": lambda told: sooner(
+        told, told.averaged, shares(told)
+    ),
+    "share of the summed learning rate from which on weights tell": lambda told: sooner(
+        told, told.losses, told.rates.tolist()
+    ),
+}
+"""What is asked of each audit."""
+
+
+def effects(
+    audits: Sequence[tuple[Mapping[str, bool], Told]], draws: int = DRAWS
+) -> tuple[Effect, ...]:
+    """Every factor's effect on every number.
+
+    Args:
+        audits: the level of each factor, and what was told.
+        draws: of the bootstrap.
+
+    Raises:
+        ValueError: where audits have other factors, or a factor one level only.
+    """
+    factors = list(audits[0][0]) if audits else []
+    for factor in factors:
+        levels = {told.get(factor) for told, _ in audits}
+        if levels != {False, True}:
+            raise ValueError(
+                f"the factor {factor!r} has the levels {sorted(map(str, levels))} in these "
+                f"{len(audits)} audits; an effect compares both of them"
+            )
+    random = np.random.default_rng(0)
+    seeds = min((told.losses.shape[2] for _, told in audits), default=0)
+    found = np.array([_numbers(told) for _, told in audits])
+    drawn = []
+    for _ in range(draws):
+        same = random.integers(seeds, size=seeds)
+        drawn.append([_numbers(told.drawn(random, same)) for _, told in audits])
+    many, made = np.array(drawn), []
+    for factor in factors:
+        second = np.array([levels[factor] for levels, _ in audits])
+        for column, number in enumerate(NUMBERS):
+            low, high = (float(found[x, column].mean()) for x in (~second, second))
+            difference = many[:, second, column].mean(axis=1) - many[:, ~second, column].mean(
+                axis=1
+            )
+            ends = np.nanpercentile(difference, [2.5, 97.5])
+            made.append(
+                Effect(number, factor, (low, high), high - low, (float(ends[0]), float(ends[1])))
+            )
+    return tuple(made)
+
+
+def _numbers(told: Told) -> list[float]:
+    return [number(told) for number in NUMBERS.values()]

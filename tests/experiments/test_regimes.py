@@ -1,0 +1,71 @@
+"""Effects of factors: known by hand on made-up audits."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from experiments import regimes, verdicts
+from experiments.regimes import Told
+
+STEPS = (0, 1, 2, 4, 8, 16)
+FACTORS = ("a", "b", "c", "d")
+UP, DOWN = np.arange(8.0), np.arange(8.0)[::-1]
+
+
+def told(turn: int, averaged: int) -> Told:
+    """Weights rank as at the end from the evaluation `turn` on, averages from `averaged` on."""
+    losses, others = (
+        np.stack([UP if at >= first else DOWN for at in range(len(STEPS))])[:, :, None]
+        + np.array([0.0, 0.1, 0.2])
+        for first in (turn, averaged)
+    )
+    return Told(STEPS, np.linspace(0, 1, len(STEPS)), losses, others)
+
+
+def half_fraction() -> list[tuple[dict[str, bool], Told]]:
+    """The rate after growing, b, makes the start mislead; nothing else does anything."""
+    found = []
+    for a, b, c in itertools.product((False, True), repeat=3):
+        levels = dict(zip(FACTORS, (a, b, c, (a + b + c) % 2 == 1)))
+        found.append((levels, told(4, 2) if b else told(0, 0)))
+    return found
+
+
+def test_an_effect_is_that_of_its_factor() -> None:
+    found = {(x.factor, x.number): x for x in regimes.effects(half_fraction(), 50)}
+    spearman = found["b", "Spearman at the start"]
+    assert spearman.levels == pytest.approx((1, -1)) and spearman.clear
+    weights = found["b", "share of the horizon from which on weights tell"]
+    averages = found["b", "share of the horizon from which on averages tell"]
+    rates = found["b", "share of the summed learning rate from which on weights tell"]
+    assert [x.levels for x in (weights, averages, rates)] == [(0, 8 / 16), (0, 2 / 16), (0, 0.8)]
+    regret = found["b", "normalised regret of the start's choice"]
+    assert regret.levels == pytest.approx((0, 2))
+    others = [x for (factor, _), x in found.items() if factor != "b"]
+    assert all(x.effect == pytest.approx(0) and not x.clear for x in others) and len(others) == 15
+
+
+def test_a_ranking_that_never_settles_tells_at_the_end() -> None:
+    one = told(5, 6)
+    assert regimes.sooner(one, one.losses, regimes.shares(one)) == 1
+    # The averages end otherwise than the weights.
+    assert regimes.sooner(one, one.averaged, regimes.shares(one)) == 1
+
+
+def test_a_factor_needs_both_levels() -> None:
+    with pytest.raises(ValueError, match=r"'b' has the levels \['True'\] in these 4 audits"):
+        regimes.effects([each for each in half_fraction() if each[0]["b"]], 10)
+
+
+def test_what_failed_takes_no_part_and_averages_begin_as_weights_do() -> None:
+    losses = told(4, 2).losses
+    losses[-1, 2, 0] = np.nan
+    names = tuple(map(str, range(8)))
+    ended = verdicts.Ended(names, ("",) * 8, np.zeros(8, bool), STEPS, losses)
+    averaged = np.full_like(losses, 7.0)
+    averaged[0] = np.nan
+    found = regimes.told_of(ended, averaged, np.array([0.0, 2.0, 2.0, 2.0, 2.0, 2.0]))
+    assert found.losses.shape == (6, 7, 3) and (found.averaged[0] == found.losses[0]).all()
+    # One step of a half, one, two, four and eight of the full rate.
+    assert found.rates == pytest.approx(np.array([0, 0.5, 1.5, 3.5, 7.5, 15.5]) / 15.5)
