@@ -66,16 +66,14 @@ def enough(evidence: Evidence, every: int) -> dict[str, int]:
     """
     told: dict[str, float] = {}
     for weights in (RAW, *evidence.averages):
-        ranked = evidence.ranking(None, weights)
+        leader = next(iter(evidence.ranking(None, weights)), None)
         for name, loss in evidence.losses_at(evidence.asked, weights).items():
-            if not ranked or loss is None or name == ranked[0]:
+            if leader is None or loss is None or name == leader:
                 continue
-            pair = [
-                evidence.shards(one, evidence.reached(one), weights) for one in (ranked[0], name)
-            ]
+            pair = [evidence.shards(x, evidence.reached(x), weights) for x in (leader, name)]
             count = min(len(shards[0]) for shards in pair if shards is not None)
-            mean, _, high = evidence.margin(ranked[0], name, None, weights)
+            mean, _, high = evidence.margin(leader, name, None, weights)
             needed = count * ((high - mean) / mean) ** 2 if mean else np.inf
-            for one in (ranked[0], name):
-                told[one] = max(told.get(one, FEWEST), min(needed, every))
+            for each in (leader, name):
+                told[each] = max(told.get(each, FEWEST), min(needed, every))
     return dict.fromkeys(evidence.known, every) | {name: ceil(x) for name, x in told.items()}
