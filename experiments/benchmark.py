@@ -131,7 +131,10 @@ class Bench:
         self.shards = text.shards(corpus, shape.shards, config.batch, shape.window)
         self.candidate = lagjax.Candidate("benchmark", FromScratch(), self.model)
         nothing = lagjax.Trained({})
-        task = lagjax.Task(self.model, nothing, self.tx, self.batch, self.shards, config.steps)
+        # The loops that it is compared with keep no average.
+        task = lagjax.Task(
+            self.model, nothing, self.tx, self.batch, self.shards, config.steps, averages={}
+        )
         self.group = Group(task, self.candidate, np.stack(self.shards), None)
         self.params = self.begin().params
 
@@ -427,7 +430,6 @@ def search(config: Config, scanned: bool) -> tuple[lagjax.Task, list[lagjax.Cand
         text.batches(corpus, shape.batch, shape.window),
         text.shards(corpus, shape.shards, shape.batch, shape.window),
         config.horizon,
-        averages={"average": lagjax.Ema(shape.average)},
     )
     return task, list(lagjax.pools.depth(params, small.axes, large))[: config.pool]
 

@@ -261,6 +261,7 @@ class Experiment:
             steps,
             seed=seed,
             transfer=transfer,
+            averages={},
         )
         pool = [lagjax.Candidate(n, ARMS[n].operator, self.target(ARMS[n])) for n in names]
         lagjax.run(task, pool, lagjax.FixedLag(steps), folder, **options)

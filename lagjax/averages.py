@@ -61,6 +61,11 @@ class Tail:
         return 1 / ((step - 1) % steps + 1).astype(jnp.float32)
 
 
+AVERAGES: Mapping[str, Average] = {"average": Ema(1 / 32)}
+"""What a task keeps unless it says otherwise: the average that chooses best in every regime of
+`python -m experiments.evidence`, by the table in experiments/README.md."""
+
+
 def described(averages: Mapping[str, Average], horizon: int) -> dict[str, object] | None:
     """For config.json: each rule, with its decay per step where it has one."""
     found: dict[str, object] = {}

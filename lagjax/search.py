@@ -32,8 +32,8 @@ class Search(NamedTuple):
         at_once: how many trials run at once; None where that is measured.
         audit: whether evaluations are dense and take all shards; otherwise they are as few as
             `evaluations.planned` says.
-        asked: name → the steps that a candidate was asked to be probed to, ascending; grows with
-            the answers.
+        asked: name → the steps that a candidate was asked to be probed to, ascending, each with
+            the shards that are enough to evaluate it there; grows with the answers.
         annealed: name and step, where copies were asked to be annealed; likewise.
         baselines: names of those that are trained to their end, the pool's own and others.
     """
@@ -45,7 +45,7 @@ class Search(NamedTuple):
     known: dict[str, Known]
     at_once: int | None
     audit: bool
-    asked: dict[str, tuple[int, ...]]
+    asked: dict[str, dict[int, int]]
     annealed: set[tuple[str, int]]
     baselines: tuple[str, ...]
 
@@ -58,7 +58,7 @@ class Search(NamedTuple):
     def evidence(self, additions: int) -> Evidence:
         """What the policy may see."""
         fits = self.work.fits(name for name, each in self.known.items() if not each.baseline)
-        asked = {name: steps[-1] for name, steps in self.asked.items()}
+        asked = {name: max(steps) for name, steps in self.asked.items()}
         task = self.work.task
         return gather(self.store, self.known, asked, self.annealed, additions, task, fits)
 
@@ -87,10 +87,11 @@ def choose(search: Search, policy: Policy) -> tuple[Decision, Evidence]:
             until = answer.steps(tuple(search.known))
             # Who is further already stays there.
             until = {name: step for name, step in until.items() if step > evidence.reached(name)}
-            carry_out(search, _jobs(search, until))
             first, new = not search.asked, [name for name in until if name not in search.asked]
+            shards = evaluations.enough(evidence, len(search.work.task.valid))
             for name, step in until.items():
-                search.asked[name] = (*search.asked.get(name, ()), step)
+                search.asked.setdefault(name, {})[step] = shards[name]
+            carry_out(search, _jobs(search, until))
             if new:
                 begun = search.evidence(additions)
                 if first:
@@ -105,8 +106,8 @@ def _jobs(search: Search, until: Mapping[str, int], phase: str = "probe") -> lis
     """
     jobs, groups = [], search.work.groups
 
-    def alike(name: str) -> tuple[Group, tuple[int, ...], int]:
-        return groups[name], search.asked.get(name, ()), until[name]
+    def alike(name: str) -> tuple[Group, tuple[tuple[int, int], ...], int]:
+        return groups[name], (*search.asked.get(name, {}).items(),), until[name]
 
     for one in dict.fromkeys(map(alike, until)):
         names = [name for name in until if alike(name) == one]
@@ -119,7 +120,7 @@ def _jobs(search: Search, until: Mapping[str, int], phase: str = "probe") -> lis
 
 
 def _job(search: Search, rows: tuple[Trial, ...], at_once: int, until: int, phase: str) -> Job:
-    asked = search.asked.get(rows[0].candidate, ())
+    asked = search.asked.get(rows[0].candidate, {})
     found = evaluations.planned(
         search.work, rows[0].candidate, asked, until, phase == "continue", search.audit
     )
@@ -129,7 +130,7 @@ def _job(search: Search, rows: tuple[Trial, ...], at_once: int, until: int, phas
 
 def _annealings(search: Search, steps: Mapping[str, int]) -> list[Job]:
     """The jobs of annealing copies of candidates, for so many steps each, from where they stand."""
-    until = {name: search.asked[name][-1] for name in steps}
+    until = {name: max(search.asked[name]) for name in steps}
     return [job._replace(anneal=steps[job.trials[0].candidate]) for job in _jobs(search, until)]
 
 

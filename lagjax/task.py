@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, Self, TypeAlias
 
 import optax
 
-from lagjax.averages import Average
+from lagjax.averages import AVERAGES, Average
 from lagjax.engine import Engine, Trained, from_loss
 from lagjax.model import Batch, Growth, Model
 
@@ -71,7 +71,8 @@ class Task(NamedTuple):
         transfer: what becomes of the optimizer's state, where a candidate does not say it.
         engine: `(target, tx)` → its training loop.
         averages: name → a running average of each trial's weights, which is kept and evaluated
-            beside the weights themselves: a name in the evidence, as `weights="ema"`.
+            beside the weights themselves: a name in the evidence, as `weights="average"`. Each
+            costs a copy of the parameters; `{}` keeps none.
         matched: by what full trainings of other targets are alike: all take the horizon's "steps",
             or as many as cost its "flops". Baselines are always matched by FLOPs.
     """
@@ -86,7 +87,7 @@ class Task(NamedTuple):
     seed: int = 0
     transfer: Transfer = Transfer()
     engine: Callable[[Model, optax.GradientTransformation | None], Engine] = from_loss
-    averages: Mapping[str, Average] = {}
+    averages: Mapping[str, Average] = AVERAGES
     matched: Literal["steps", "flops"] = "steps"
 
     @property

@@ -122,7 +122,9 @@ def test_your_own_model(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch)
     last = directory.read(tmp_path / "runs/mine").curves[-1]
     assert (last["candidate"], last["step"], int(trained.step)) == (decision.winner, 100, 100)
     assert of(trained.params) == pytest.approx(last["valid_loss"], rel=1e-5)
-    at_lag = lagjax.load("runs/mine", large, step=decision.lag)
+    # It was chosen by the average that a task keeps.
+    assert decision.weights == "average"
+    at_lag = lagjax.load("runs/mine", large, step=decision.lag, average="average")
     (line,) = toy.curve(pathlib.Path("runs/mine"), decision.winner)[1:2]
     shards = len(line["valid_loss_shards"])
     assert line["step"] == decision.lag and shards < len(toy.VALID)

@@ -75,8 +75,9 @@ PARAMS = jax.jit(SMALL.init)(jax.random.key(5))
 
 
 def task(**changes: object) -> lagjax.Task:
-    """A task from the untrained small net."""
-    return lagjax.Task(SMALL, lagjax.Trained(PARAMS), tx(), batch, VALID, 24)._replace(**changes)
+    """A task from the untrained small net, without averages unless they are asked for."""
+    plain = lagjax.Task(SMALL, lagjax.Trained(PARAMS), tx(), batch, VALID, 24, averages={})
+    return plain._replace(**changes)
 
 
 def pool(*names: str) -> tuple[lagjax.Candidate, ...]:

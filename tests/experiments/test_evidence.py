@@ -9,6 +9,7 @@ import pytest
 from experiments import evidence, evidence_findings, pictures, quickstart, tables
 from experiments.rows import RESULTS, read
 from lagjax.analysis.margin import METHOD
+from lagjax.averages import AVERAGES
 from lagjax.jobs import RAW
 from lagjax.select import fixed
 
@@ -144,6 +145,7 @@ def test_the_defaults_follow_from_the_committed_rows() -> None:
     found = evidence_findings.default(read(RESULTS / "evidence.jsonl"))
     assert found and found.share == fixed.SHARE
     assert found.signal == f"ema 1/{1 / quickstart.Config.average:.0f}"
+    assert [*AVERAGES.values()] == [evidence.AVERAGES[found.signal]]
     assert quickstart.Config.lag == round(fixed.SHARE * quickstart.Config.horizon)
     assert evidence_findings.interval(read(RESULTS / "coverage.jsonl")) == METHOD
     # Over the regimes far below the start's choice, each for less than one and a half full runs.
