@@ -32,6 +32,7 @@ import optax
 from numpy.typing import NDArray
 
 import lagjax
+from experiments.bank import Curves
 from experiments.cli import command
 from experiments.data import text
 from experiments.models import gpt
@@ -41,9 +42,8 @@ from lagjax.analysis.agreement import agreement
 from lagjax.analysis.audit import chances, noise_floor
 from lagjax.analysis.margin import METHODS, margin, of_steps, window
 from lagjax.evidence import SHORTEST
-from lagjax.jobs import ANNEAL, RAW, Trial, evaluated
+from lagjax.jobs import ANNEAL, RAW
 from lagjax.store import directory
-from lagjax.store.losses import Losses
 
 AVERAGES = {
     "ema 1/128": lagjax.Ema(1 / 128),
@@ -285,104 +285,6 @@ def _fresh(model: lagjax.Model, factor: float) -> lagjax.Model:
         return jax.tree.map(lambda x: x * factor if x.ndim > 1 else x, model.init(key))
 
     return model._replace(init=init)
-
-
-class Curves(NamedTuple):
-    """An audit's curves, of able candidates first.
-
-    Attributes:
-        names: of the candidates, `able` of which may win.
-        able: how many.
-        steps: of the evaluations.
-        valid: weights → validation losses `[candidates, seeds, steps]`; NaN where there are none.
-        train: the training loss of every step `[candidates, seeds, horizon]`.
-        norms: the gradient's norm and the learning rate at the evaluations, `[2, candidates, seeds,
-            steps]`.
-        shards: validation losses of the weights, `[candidates, seeds, steps, shards]`.
-        evaluation: FLOPs of an evaluation over those of a training step.
-    """
-
-    names: tuple[str, ...]
-    able: int
-    steps: tuple[int, ...]
-    valid: dict[str, NDArray[np.float64]]
-    train: NDArray[np.float32]
-    norms: NDArray[np.float64]
-    shards: NDArray[np.float64]
-    evaluation: float
-
-    @classmethod
-    def read(cls, run: Path) -> "Curves":
-        """Those of a finished run directory."""
-        config, lines, decision, _ = directory.read(run)
-        if decision is None:
-            raise ValueError(f"{run} has not decided; run the same command again")
-        pool = sorted(config["pool"], key=lambda entry: entry["role"] != "candidate")
-        names, seeds = [entry["name"] for entry in pool], config["task"]["seeds"]
-        lines = [line for line in lines if line["candidate"] in names]
-        steps = sorted({line["step"] for line in lines})
-        shape = len(names), seeds, len(steps)
-        valid = {weights: np.full(shape, np.nan) for weights in (RAW, *AVERAGES, ANNEAL)}
-        norms = np.full((2, *shape), np.nan)
-        shards = np.full((*shape, len(config["shard_tokens"])), np.nan)
-        for line in lines:
-            at = names.index(line["candidate"]), line["seed"], steps.index(line["step"])
-            own = ANNEAL if line["phase"] == ANNEAL else RAW
-            for weights, read in {own: line, **line.get("averages", {})}.items():
-                valid[weights][at] = np.nan if read["valid_loss"] is None else read["valid_loss"]
-            if own == RAW:
-                found = line["grad_norm"], line["lr"]
-                norms[(slice(None), *at)] = [np.nan if x is None else x for x in found]
-                given = line["valid_loss_shards"]
-                shards[at][: len(given)] = [np.nan if x is None else x for x in given]
-        losses = Losses(run / "steps")
-        train = np.full((len(names), seeds, config["task"]["horizon"]), np.nan, np.float32)
-        for one, name in enumerate(names):
-            for seed in range(seeds):
-                found = losses.of(Trial(name, seed))
-                train[one, seed, : len(found)] = found
-        probed = [x for x in lines if x["phase"] in ("probe", ANNEAL)]
-        count = sum(map(evaluated, probed)) / len(config["shard_tokens"])
-        evaluation = decision["ledger"]["evaluation_flops"] / count / pool[0]["step_flops"]
-        able = sum(entry["role"] == "candidate" for entry in pool)
-        return cls((*names,), able, (*steps,), valid, train, norms, shards, evaluation)
-
-    def save(self, path: Path) -> None:
-        """As a compressed file of NumPy's, float32."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        valid = {f"valid {name}": x.astype(np.float32) for name, x in self.valid.items()}
-        with path.open("wb") as file:
-            np.savez_compressed(
-                file,
-                names=np.array(self.names),
-                able=self.able,
-                steps=np.array(self.steps),
-                train=self.train,
-                norms=self.norms.astype(np.float32),
-                shards=self.shards.astype(np.float32),
-                evaluation=self.evaluation,
-                **valid,
-            )
-
-    @classmethod
-    def load(cls, path: Path) -> "Curves":
-        """What `save` made."""
-        found = np.load(path)
-        valid = {
-            name.removeprefix("valid "): found[name].astype(np.float64)
-            for name in found.files
-            if name.startswith("valid ")
-        }
-        return cls(
-            tuple(found["names"].tolist()),
-            int(found["able"]),
-            tuple(found["steps"].tolist()),
-            valid,
-            found["train"],
-            found["norms"].astype(np.float64),
-            found["shards"].astype(np.float64),
-            float(found["evaluation"]),
-        )
 
 
 def rows(regime: str, curves: Curves) -> list[Row]:

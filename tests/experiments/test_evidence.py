@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments import evidence, evidence_findings, pictures, quickstart, tables
+from experiments import bank, evidence, evidence_findings, pictures, quickstart, tables
 from experiments.rows import RESULTS, read
 from lagjax.analysis.margin import METHOD
 from lagjax.averages import AVERAGES
@@ -19,7 +19,7 @@ SMALL = {
 }  # fmt: skip
 
 
-def made(**changes: object) -> evidence.Curves:
+def made(**changes: object) -> bank.Curves:
     """Three candidates, two seeds, evaluated at 0, 48 and 64; the second ends best."""
     end = np.array([[2.0, 2.0], [1.0, 1.2], [1.5, 1.5]])
     at_48 = np.array([[1.9, 1.9], [1.6, 1.6], [1.5, 1.5]])
@@ -28,7 +28,7 @@ def made(**changes: object) -> evidence.Curves:
     random = np.random.default_rng(0)
     train = (end[..., None] + random.normal(size=(1, 2, 64)) * 0.1).astype(np.float32)
     shards = raw[..., None] + random.normal(size=(1, 1, 3, 4)) * 0.1
-    curves = evidence.Curves(
+    curves = bank.Curves(
         ("a", "b", "c"), 3, (0, 48, 64), {RAW: raw, "ema 1/64": ema}, train,
         np.zeros((2, 3, 2, 3)), shards, 0.5,
     )  # fmt: skip
@@ -49,7 +49,7 @@ def test_a_small_one_goes_through(tmp_path: pathlib.Path) -> None:
     # A half-life of one step of 64.
     (decay,) = {row["decay"] for row in rows if row["share"] == "1/64" and row["signal"] == "ema"}
     assert decay == pytest.approx(0.5)
-    saved = evidence.Curves.load(tmp_path / "results/curves/evidence-constant.npz")
+    saved = bank.Curves.load(tmp_path / "results/curves/evidence-constant.npz")
     # One layer has no order to destroy: there is no control.
     assert saved.able == len(saved.names) == 4
     assert saved.train.shape == (len(saved.names), 2, 64) and np.isfinite(saved.train).all()
