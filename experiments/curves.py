@@ -118,14 +118,15 @@ def _half_fraction() -> dict[str, Entry]:
     return cells
 
 
-_CELLS = _half_fraction()
+CELLS = _half_fraction()
+"""The half fraction."""
 
 
 def _again(name: str, about: str, **changes: object) -> Entry:
-    return dataclasses.replace(_CELLS[name], about=about, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(CELLS[name], about=about, **changes)  # type: ignore[arg-type]
 
 
-TASKS: dict[str, Entry] = _CELLS | {
+TASKS: dict[str, Entry] = CELLS | {
     "gpt-1-again": _again("gpt-1", "gpt-1 with another source", second=True),
     "gpt-2-again": _again("gpt-2", "gpt-2 with another source", second=True),
     "wikitext": _again("gpt-1", "gpt-1 on WikiText-2", corpus="wikitext2"),

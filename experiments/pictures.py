@@ -5,6 +5,7 @@ The rows' digest stands in each, so that a test can tell a picture of other rows
 
 import hashlib
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -70,7 +71,44 @@ def evidence(rows: list[Row]) -> Figure:
     return figure
 
 
-PICTURES: dict[str, Callable[[list[Row]], Figure]] = {"evidence": evidence}
+def regimes(rows: list[Row]) -> Figure:
+    """How well losses rank candidates as their ends do, by the share of the horizon, a panel for
+    each task.
+    """
+    tasks = [row for row in rows if row["question"] == "numbers"]
+    columns = min(4, len(tasks))
+    lines = -(-len(tasks) // columns)
+    figure = Figure(figsize=(11, 2.3 * lines + 0.5), layout="constrained")
+    FigureCanvasSVG(figure)
+    panels = np.atleast_1d(figure.subplots(lines, columns, sharey=True, squeeze=False)).ravel()
+    for panel in panels[len(tasks) :]:
+        panel.set_visible(False)
+    for panel, row in zip(panels, tasks):
+        # The start has no logarithm; it stands left of the first step.
+        first = next(share for share in row["shares"] if share)
+        shares = [share or first / 2 for share in row["shares"]]
+        for name, look in (("spearman", "raw"), ("spearman of averages", "average")):
+            color, marker, label = LOOKS[look]
+            found = [np.nan if x is None else x for x in row[name]]
+            panel.plot(shares, found, color=color, linewidth=1.3, label=label)
+            panel.plot(shares[0], found[0], color=color, marker=marker, markersize=4)
+        panel.axhline(0.8, color="#000000", alpha=0.25, linewidth=0.8)
+        panel.set_xscale("log")
+        panel.set_ylim(-1.05, 1.05)
+        words = textwrap.fill(row["regime"], 34)
+        panel.set_title(f"{row['task']}: {words}", fontsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[::columns]:
+        panel.set_ylabel("Spearman")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figure
+
+
+PICTURES: dict[str, Callable[[list[Row]], Figure]] = {
+    "evidence.jsonl": evidence,
+    "regimes.json": regimes,
+}
 """What draws the rows of a file."""
 
 

@@ -17,8 +17,13 @@ Row = dict[str, Any]
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file; none where there is no file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    """The rows of a file, a line each or in a list; none where there is no file."""
+    if not path.is_file():
+        return []
+    if path.suffix == ".json":
+        rows: list[Row] = json.loads(path.read_text())
+        return rows
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def store(path: Path, rows: Sequence[Row]) -> None:

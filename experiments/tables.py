@@ -19,6 +19,7 @@ from experiments import (
     audit,
     benchmark,
     evidence_findings,
+    hypotheses,
     optimizers,
     pictures,
     scale,
@@ -34,12 +35,15 @@ HEAD = (
     "configuration, seed, commit, versions and device.\n"
 )
 SECTIONS: dict[str, Callable[[list[Row]], list[str]]] = {
-    "evidence": evidence_findings.sections,
-    "coverage": evidence_findings.coverage,
-    "audit": audit.sections,
-    "benchmark": benchmark.sections,
-    "width": width_findings.sections,
-    "scale": scale.sections,
+    "hypotheses.json": hypotheses.sections,
+    "regimes.json": hypotheses.regime_sections,
+    "worth.json": hypotheses.worth_sections,
+    "evidence.jsonl": evidence_findings.sections,
+    "coverage.jsonl": evidence_findings.coverage,
+    "audit.jsonl": audit.sections,
+    "benchmark.jsonl": benchmark.sections,
+    "width.jsonl": width_findings.sections,
+    "scale.jsonl": scale.sections,
 }
 """What makes the parts of a file of rows, in the order of the page."""
 FRONT: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
@@ -70,8 +74,9 @@ def main(arguments: Arguments) -> None:
         store(arguments.results / "audit.jsonl", added)
     directory.write_atomically(arguments.readme, render(arguments.results))
     for name, draw in pictures.PICTURES.items():
-        if found := read(arguments.results / f"{name}.jsonl"):
-            pictures.save(draw(found), arguments.results / f"{name}.svg", found)
+        if found := read(arguments.results / name):
+            path = arguments.results / name
+            pictures.save(draw(found), path.with_suffix(".svg"), found)
     for name, (file, _) in FRONT.items():
         if found := read(arguments.results / f"{file}.jsonl"):
             text = with_table(name, arguments.front.read_text(), found)
@@ -82,7 +87,7 @@ def render(results: Path) -> str:
     """The tables of all rows, as Markdown."""
     parts = [HEAD]
     for name, sections in SECTIONS.items():
-        parts += sections(read(results / f"{name}.jsonl"))
+        parts += sections(read(results / name))
     return "\n".join(parts)
 
 

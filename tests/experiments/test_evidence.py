@@ -116,7 +116,7 @@ def test_coverage_is_of_what_comes_next() -> None:
 
 def test_the_committed_picture_is_of_the_committed_rows() -> None:
     for name in pictures.PICTURES:
-        rows, picture = read(RESULTS / f"{name}.jsonl"), RESULTS / f"{name}.svg"
+        rows, picture = read(RESULTS / name), (RESULTS / name).with_suffix(".svg")
         assert bool(rows) == picture.exists()
         assert not rows or f"rows {pictures.digest(rows)}" in picture.read_text()
 
