@@ -119,9 +119,7 @@ BASE = Config(
     vocab=32_128,
 )
 """T5.1.1 base."""
-SMALL = dataclasses.replace(
-    BASE, encoder_layers=8, decoder_layers=8, width=512, heads=6, mlp=1024
-)
+SMALL = dataclasses.replace(BASE, encoder_layers=8, decoder_layers=8, width=512, heads=6, mlp=1024)
 """T5.1.1 small."""
 TINY = Config(
     encoder_layers=2,
@@ -306,9 +304,7 @@ class UL2(nn.Module):
     config: Config
 
     @nn.compact
-    def __call__(
-        self, inputs: jax.Array, targets: jax.Array, training: bool = False
-    ) -> jax.Array:
+    def __call__(self, inputs: jax.Array, targets: jax.Array, training: bool = False) -> jax.Array:
         c, embed = self.config, embedding(self.config)
         seen = (inputs != PAD)[:, None, None, :]
         context = Context(positions(c, "enc_bias", inputs.shape[1], both=True), seen)
