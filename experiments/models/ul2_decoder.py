@@ -1,8 +1,8 @@
 """UL2's decoder alone (Tay et al., 2022, arXiv:2205.05131), as a prefix language model.
 
-Inputs and targets are one sequence. Inputs see each other in both directions, targets what stands
-before them (Liu et al., 2018, arXiv:1801.10198; Raffel et al., 2020, arXiv:1910.10683), and the loss
-is that of the targets::
+Inputs and targets are one sequence. Inputs see each other in both directions, targets see what
+stands before them (Liu et al., 2018, arXiv:1801.10198; Raffel et al., 2020, arXiv:1910.10683), and
+the loss is that of the targets::
 
     model = ul2_decoder.model(ul2_decoder.TINY)
     params = jax.jit(model.init)(jax.random.key(0))
