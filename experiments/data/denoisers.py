@@ -80,8 +80,9 @@ def scaled(window: int, roll: bool = False) -> tuple[Denoiser, ...]:
 
     In a short text a span of 64 is one span at most, and since texts begin with what is kept, it is
     always the end: the denoiser would be the prefix model under another name. So the longest span
-    shrinks with the window, which keeps the number of spans as published or one less; the shortest
-    stays at 3, and the logarithms of those between follow, so that no two denoisers become one.
+    shrinks with the window, which keeps the number of spans about as published (7 for 8 at 64
+    tokens); the shortest stays at 3, and the logarithms of those between follow, so that no two
+    denoisers become one.
 
     At 0.15 and 64 there is one span at the published window too, always the end. That is kept as
     published, here and in other implementations; `roll` puts it anywhere. Each text then has the

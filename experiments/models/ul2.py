@@ -2,7 +2,8 @@
 
 T5 (Raffel et al., 2020, arXiv:1910.10683) as its version 1.1 has it: RMSNorm before each sublayer,
 gated GELU (Shazeer, 2020, arXiv:2002.05202), no biases, scores that are not divided by the root of
-a head's size, relative positions, and a head of its own::
+a head's size, relative positions, and a head of its own. The published model of 20 billion
+parameters gates by SiLU instead::
 
     model = ul2.model(ul2.TINY)
     params = jax.jit(model.init)(jax.random.key(0))
@@ -471,7 +472,7 @@ def optimizer(
     to the size of each parameter and no first moment, but for one thing: its second moments are
     kept whole. Those of rows and columns are no statistic of single entries, and would have to
     begin anew wherever a model grows; whole ones take a parameter's memory more and follow the
-    plan. Short runs of small models learn faster by AdamW, with rates of its own.
+    plan. AdamW, with a rate of its own, does as well in short runs of small models.
 
     Args:
         learning_rate: of Adafactor, relative; `inverse_root()` is the published one.

@@ -185,7 +185,7 @@ def test_the_experiments_encoder_decoder_is_t5(monkeypatch):
     )
     flat = flatten(params)
 
-    def found(path):
+    def at(path):
         stack, *rest = path.split("/")
         if stack in ("embed", "head"):
             return flat[{"embed": "shared/embedding", "head": "lm_head/kernel"}[stack]]
@@ -205,13 +205,13 @@ def test_the_experiments_encoder_decoder_is_t5(monkeypatch):
         return flat[f"{here}/{module[part]}/{weight}/kernel"]
 
     shapes = ours.shapes()
-    leaves = [found(path).reshape(leaf.shape) for path, leaf in flatten(shapes).items()]
+    leaves = [at(path).reshape(leaf.shape) for path, leaf in flatten(shapes).items()]
     grown = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
     assert sum(x.size for x in leaves) == sum(x.size for x in flat.values())
     batch = {"inputs": draw.integers(1, 13, (3, 20)), "targets": draw.integers(1, 13, (3, 18))}
     batch["inputs"][:, 15:] = 0
     before = np.pad(batch["targets"][:, :-1], ((0, 0), (1, 0)))
-    logits = theirs(
-        batch["inputs"], batch["inputs"] != 0, before, jnp.ones_like(before), params=params
-    ).logits
-    np.testing.assert_allclose(ours.apply(grown, batch), logits, rtol=1e-4, atol=1e-4)
+    inputs = batch["inputs"], batch["inputs"] != 0, before, jnp.ones_like(before)
+    logits = jax.jit(lambda params: theirs(*inputs, params=params).logits)(params)
+    found = jax.jit(ours.apply)(grown, batch)
+    np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-4)
