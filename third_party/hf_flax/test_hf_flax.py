@@ -7,6 +7,8 @@ import pytest
 import transformers
 from transformers import BertConfig, GPT2Config, T5Config
 
+from experiments.models import ul2
+from lagjax.algebra.layout import flatten
 from lagjax.certify.certify import difference, plan_of
 from lagjax.growth.depth import Fresh
 from lagjax.growth.operator import Grow
@@ -155,3 +157,61 @@ def test_t5(monkeypatch):
         checks.KEY, layout, t5.T5.layout(large)
     )
     assert plan.exact_by_table
+
+
+def test_the_experiments_encoder_decoder_is_t5(monkeypatch):
+    """Same parameters, same logits as T5.1.1, with padding, and distances in shared buckets."""
+    clip = jnp.clip
+    monkeypatch.setattr(jnp, "clip", lambda x, a_min=None, a_max=None: clip(x, a_min, a_max))
+    sizes = {"encoder_layers": 2, "decoder_layers": 2, "width": 8, "heads": 2, "head_dim": 3}
+    sizes |= {"mlp": 12, "vocab": 13, "buckets": 8, "max_distance": 12}
+    ours = ul2.model(ul2.Config(**sizes))
+    config = T5Config(
+        vocab_size=13,
+        d_model=8,
+        d_kv=3,
+        d_ff=12,
+        num_layers=2,
+        num_heads=2,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=12,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )
+    theirs = transformers.FlaxT5ForConditionalGeneration(config, _do_init=False)
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: draw.normal(0, 0.5, x.shape).astype(x.dtype), theirs.params_shape_tree
+    )
+    flat = flatten(params)
+
+    def at(path):
+        stack, *rest = path.split("/")
+        if stack in ("embed", "head"):
+            return flat[{"embed": "shared/embedding", "head": "lm_head/kernel"}[stack]]
+        name, what = stack.split("_")
+        where = {"enc": "encoder", "dec": "decoder"}[name]
+        if what == "bias":
+            return flat[f"{where}/block/0/layer/0/SelfAttention/relative_attention_bias/embedding"]
+        if what == "norm":
+            return flat[f"{where}/final_layer_norm/weight"]
+        part, inner = rest[0].removesuffix("_norm"), rest[1]
+        layer = {"attn": 0, "cross": 1, "mlp": 1 if name == "enc" else 2}[part]
+        module = {"attn": "SelfAttention", "cross": "EncDecAttention", "mlp": "DenseReluDense"}
+        weight = {"out": "o", "gate": "wi_0", "up": "wi_1", "down": "wo"}.get(inner, inner)
+        here = f"{where}/block/{what}/layer/{layer}"
+        if inner == "scale":
+            return flat[f"{here}/layer_norm/weight"]
+        return flat[f"{here}/{module[part]}/{weight}/kernel"]
+
+    shapes = ours.shapes()
+    leaves = [at(path).reshape(leaf.shape) for path, leaf in flatten(shapes).items()]
+    grown = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+    assert sum(x.size for x in leaves) == sum(x.size for x in flat.values())
+    batch = {"inputs": draw.integers(1, 13, (3, 20)), "targets": draw.integers(1, 13, (3, 18))}
+    batch["inputs"][:, 15:] = 0
+    before = np.pad(batch["targets"][:, :-1], ((0, 0), (1, 0)))
+    inputs = batch["inputs"], batch["inputs"] != 0, before, jnp.ones_like(before)
+    logits = jax.jit(lambda params: theirs(*inputs, params=params).logits)(params)
+    found = jax.jit(ours.apply)(grown, batch)
+    np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-4)
