@@ -27,18 +27,19 @@ SMALL = LARGE // 4
 _TITLE = re.compile(rb"(?<=\n) ?\n(?= = [^=\n][^\n]* = \n ?\n)")
 _PARAGRAPH = re.compile(rb"\n[ \t\r]*\n(?=\S)")
 
-_WIKITEXT = "9f16410a66d15dbc35a9dde3cbfc16303704931644b5a01e0e38ca4309085c6a"
-_VIM = "e0f2a77aa6395f15c9e90b32e6a6cffe6e2b0680970dbf581052a7f80d02bbe4"
+_WIKITEXT = (
+    "WikiText-2 (Merity et al., 2016, arXiv:1609.07843): wiki.valid.tokens and wiki.test.tokens "
+    "of wikitext-2-v1.zip, in a folder as valid.txt and test.txt"
+)
+_VIM = (
+    "the manual of Vim: /usr/share/vim/vim90/doc/*.txt of Debian's package vim-runtime, version "
+    "2:9.0.1378-2+deb12u2, in a folder of their own"
+)
 KNOWN = {
-    _WIKITEXT: (
-        "WikiText-2 (Merity et al., 2016, arXiv:1609.07843): wiki.valid.tokens and "
-        "wiki.test.tokens of wikitext-2-v1.zip, in a folder as valid.txt and test.txt",
-        "CC BY-SA 3.0",
-    ),
-    _VIM: (
-        "the manual of Vim: /usr/share/vim/vim90/doc/*.txt of Debian's package vim-runtime "
-        "2:9.0.1378-2+deb12u2, in a folder of their own",
-        "Open Publication License 1.0 or later",
+    "9f16410a66d15dbc35a9dde3cbfc16303704931644b5a01e0e38ca4309085c6a": (_WIKITEXT, "CC BY-SA 3.0"),
+    "e0f2a77aa6395f15c9e90b32e6a6cffe6e2b0680970dbf581052a7f80d02bbe4": (
+        _VIM,
+        "Open Publication License 1.0 or later, no options",
     ),
 }
 """Digest of a corpus -> its public source and its licence."""

@@ -31,9 +31,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import tyro
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -487,8 +487,12 @@ class Arguments:
 def main(given: Arguments) -> None:
     """Makes the subwords, and prints what a datasheet says of them."""
     began = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), transient=True) as shown:
+    errors = Console(stderr=True)
+    bar = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), *bar)
+    with Progress(
+        *columns, console=errors, transient=True, disable=not errors.is_terminal
+    ) as shown:
         add = functools.cache(functools.partial(shown.add_task, total=None))
 
         def told(what: str, done: int, of: int | None) -> None:
