@@ -109,17 +109,17 @@ def _dataset(name: str, data_dir: Path | str | None) -> Corpus:
     from experiments.data import tfds
 
     dataset = tfds.opened(name, data_dir)
-    if not any(True for _ in dataset.parts["train"]):
+    digest, counts = dataset.digest(dataset.parts)
+    if not counts["train"]:
         raise tfds.without_text(name, dataset)
-    own = len(dataset.parts) > 1
+    own = sum(counts.values()) > counts["train"]
 
     def read() -> Iterator[Document]:
         for split, records in dataset.parts.items():
             for record in records:
                 yield Document(record, split != "train" if own else None)
 
-    left_out = dataset.found - sum(1 for _ in read())
-    digest = dataset.digest(dataset.parts)
+    left_out = dataset.found - sum(counts.values())
     return Corpus(read, digest, left_out, dataset.origin, dataset.origin, dataset.licence)
 
 

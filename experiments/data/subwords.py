@@ -182,13 +182,15 @@ def load(
     """
     specials = tuple(specials)
     _check(vocab, specials)
+    told = told or (lambda *_: None)
+    told("reading", 0, None)
     corpus = documents.load(data, data_dir, encoding)
     root = Path(folder) if folder else _cache()
     root.mkdir(parents=True, exist_ok=True)
     path = root / _name(corpus.digest, vocab, specials)
     with _alone(path.with_suffix(".lock")):
         if not _is_whole(path):
-            _make(path, corpus, vocab, specials, told or (lambda *_: None))
+            _make(path, corpus, vocab, specials, told)
     return _read(path, corpus, specials)
 
 
@@ -329,7 +331,6 @@ def _is_whole(path: Path) -> bool:
 def _make(
     path: Path, corpus: documents.Corpus, vocab: int, specials: tuple[str, ...], told: Told
 ) -> None:
-    told("reading", 0, None)
     split = documents.split(corpus)
     tokenizer = _train(corpus, split, vocab, specials, told)
     made = path.with_suffix(".incomplete")

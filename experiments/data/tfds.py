@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +47,8 @@ class Name(NamedTuple):
         return f"{self.dataset}{config}" + (f":{self.version}" if self.version else "")
 
 
-class Records(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Records:
     """The text of one split; iterated over as often as wanted, it is read anew each time."""
 
     builder: Any
@@ -54,7 +56,7 @@ class Records(NamedTuple):
     field: str
 
     def __iter__(self) -> Iterator[bytes]:
-        return filter(_usable, _records(*self))
+        return filter(_usable, _records(self.builder, self.split, self.field))
 
 
 class Dataset(NamedTuple):
@@ -72,14 +74,17 @@ class Dataset(NamedTuple):
     origin: str
     licence: str | None
 
-    def digest(self, parts: Mapping[str, Collection[bytes] | Records]) -> str:
-        """SHA-256, hexadecimal, of the records, not of the files that hold them."""
+    def digest(
+        self, parts: Mapping[str, Collection[bytes] | Records]
+    ) -> tuple[str, dict[str, int]]:
+        """SHA-256, hexadecimal, of the records, not of their files; and how many each part has."""
+        counts = {split: sum(1 for _ in each) for split, each in parts.items()}
         digest = hashlib.sha256(self.parts["train"].builder.info.full_name.encode())
         for split, each in parts.items():
-            digest.update(f"\0{split} {sum(1 for _ in each)}".encode())
+            digest.update(f"\0{split} {counts[split]}".encode())
             for record in each:
                 digest.update(f" {len(record)} ".encode() + record)
-        return digest.hexdigest()
+        return digest.hexdigest(), counts
 
 
 def load(name: str, data_dir: Path | str | None = None) -> text.Corpus:
@@ -100,12 +105,12 @@ def load(name: str, data_dir: Path | str | None = None) -> text.Corpus:
     """
     dataset = opened(name, data_dir)
     kept = {split: list(records) for split, records in dataset.parts.items()}
-    digest = dataset.digest(kept)
+    digest, counts = dataset.digest(kept)
     parts = [np.frombuffer(b"\n".join(each), np.uint8) for each in kept.values()]
     if not parts[0].size:
         raise without_text(name, dataset)
     train, valid = parts if len(parts) == 2 else text.split(parts[0])
-    used = sum(map(len, kept.values()))
+    used = sum(counts.values())
     return text.Corpus(train, valid, digest, used, dataset.found - used, dataset.origin)
 
 
@@ -133,7 +138,7 @@ def opened(name: str, data_dir: Path | str | None = None) -> Dataset:
         {split: Records(builder, split, field) for split in used},
         sum(splits[split].num_examples for split in used),
         f"tfds:{_spelled(builder)}:{field}",
-        builder.info.license or None,
+        builder.info.redistribution_info.license or None,
     )
 
 
