@@ -11,7 +11,8 @@ writes it, loses records.
 import difflib
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +47,46 @@ class Name(NamedTuple):
         return f"{self.dataset}{config}" + (f":{self.version}" if self.version else "")
 
 
+@dataclass(frozen=True, eq=False)
+class Records:
+    """The text of one split; iterated over as often as wanted, it is read anew each time."""
+
+    builder: Any
+    split: str
+    field: str
+
+    def __iter__(self) -> Iterator[bytes]:
+        return filter(_usable, _records(self.builder, self.split, self.field))
+
+
+class Dataset(NamedTuple):
+    """A prepared dataset, of which nothing is read yet.
+
+    Attributes:
+        parts: `train`, then, where there is one, `validation`, or else `test`.
+        found: number of records in them, those without text included.
+        origin: as a specification spells it.
+        licence: as TFDS states it; None where it does not.
+    """
+
+    parts: dict[str, Records]
+    found: int
+    origin: str
+    licence: str | None
+
+    def digest(
+        self, parts: Mapping[str, Collection[bytes] | Records]
+    ) -> tuple[str, dict[str, int]]:
+        """SHA-256, hexadecimal, of the records, not of their files; and how many each part has."""
+        counts = {split: sum(1 for _ in each) for split, each in parts.items()}
+        digest = hashlib.sha256(self.parts["train"].builder.info.full_name.encode())
+        for split, each in parts.items():
+            digest.update(f"\0{split} {counts[split]}".encode())
+            for record in each:
+                digest.update(f" {len(record)} ".encode() + record)
+        return digest.hexdigest(), counts
+
+
 def load(name: str, data_dir: Path | str | None = None) -> text.Corpus:
     """Reads a dataset's text: `train` for training, `validation`, or else `test`, for validation.
 
@@ -62,6 +103,19 @@ def load(name: str, data_dir: Path | str | None = None) -> text.Corpus:
             nearest that do; where it is prepared in another format than ArrayRecord, or cannot be
             prepared here.
     """
+    dataset = opened(name, data_dir)
+    kept = {split: list(records) for split, records in dataset.parts.items()}
+    digest, counts = dataset.digest(kept)
+    parts = [np.frombuffer(b"\n".join(each), np.uint8) for each in kept.values()]
+    if not parts[0].size:
+        raise without_text(name, dataset)
+    train, valid = parts if len(parts) == 2 else text.split(parts[0])
+    used = sum(counts.values())
+    return text.Corpus(train, valid, digest, used, dataset.found - used, dataset.origin)
+
+
+def opened(name: str, data_dir: Path | str | None = None) -> Dataset:
+    """Opens a dataset, prepared where it has not been; arguments and errors are those of `load`."""
     wanted = parse(name)
     root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     _check_known(wanted, root)
@@ -72,31 +126,28 @@ def load(name: str, data_dir: Path | str | None = None) -> text.Corpus:
     # First the field, so that nothing is downloaded for one that does not exist.
     field = _field(builder, wanted.field)
     _prepare(builder, root)
-    splits = list(builder.info.splits)
+    splits = builder.info.splits
     if "train" not in splits:
         raise ValueError(
-            f"tfds:{name} has no split 'train'; it has {splits}{_nearest('train', splits)}; "
+            f"tfds:{name} has no split 'train'; it has {list(splits)}{_nearest('train', splits)}; "
             "choose another dataset"
         )
     second = next((each for each in ("validation", "test") if each in splits), None)
-    records = {split: list(_records(builder, split, field)) for split in ("train", second) if split}
-    kept = {split: [x for x in each if _usable(x)] for split, each in records.items()}
-    digest = hashlib.sha256(builder.info.full_name.encode())
-    for split, each in kept.items():
-        digest.update(f"\0{split} {len(each)}".encode())
-        for record in each:
-            digest.update(f" {len(record)} ".encode() + record)
-    parts = [np.frombuffer(b"\n".join(each), np.uint8) for each in kept.values()]
-    if not parts[0].size:
-        raise ValueError(
-            f"tfds:{name}: no record of 'train' has text in {field!r}; choose another field or "
-            "dataset"
-        )
-    train, valid = parts if second else text.split(parts[0])
-    found = sum(map(len, records.values()))
-    used = sum(map(len, kept.values()))
-    origin = f"tfds:{_spelled(builder)}:{field}"
-    return text.Corpus(train, valid, digest.hexdigest(), used, found - used, origin)
+    used = [split for split in ("train", second) if split]
+    return Dataset(
+        {split: Records(builder, split, field) for split in used},
+        sum(splits[split].num_examples for split in used),
+        f"tfds:{_spelled(builder)}:{field}",
+        builder.info.redistribution_info.license or None,
+    )
+
+
+def without_text(name: str, dataset: Dataset) -> ValueError:
+    """What to raise for a dataset without text to train on."""
+    return ValueError(
+        f"tfds:{name}: no record of 'train' has text in {dataset.parts['train'].field!r}; choose "
+        "another field or dataset"
+    )
 
 
 def parse(name: str) -> Name:
