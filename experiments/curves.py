@@ -19,9 +19,9 @@ Effects of two factors stand in pairs for each other: AB with CD, AC with BD, BC
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import optax
@@ -30,15 +30,13 @@ from rich.console import Console
 from rich.table import Table
 
 import lagjax
-from experiments import bank
+from experiments import bank, settings
 from experiments.cli import command
-from experiments.data import text
-from experiments.models import gpt
 from experiments.rows import Row, environment
-from lagjax.algebra.proof import Requirement
 from lagjax.flops import flops
-from lagjax.model import Batch
 
+CORPORA = ("stdlib", "wikitext2", "vim")
+"""Texts: the standard library's source, which is everywhere, and two that are not."""
 POOL = (
     "zeroed-interleave", "zeroed-stack", "stack", "half-stack", "lidas", "interleave", "block-0",
     "block-1", "identity-between", "random-between", "identity-top", "random-top", "midas",
@@ -57,7 +55,7 @@ class Entry:
 
     Attributes:
         about: in words.
-        model: of `MODELS`.
+        model: of `settings.MODELS`.
         corpus: of `CORPORA`.
         source: whether the small model's rate is annealed to 0 or constant.
         peak: of the grown model's rate, as a share of the small model's.
@@ -130,6 +128,7 @@ TASKS: dict[str, Entry] = CELLS | {
     "gpt-1-again": _again("gpt-1", "gpt-1 with another source", second=True),
     "gpt-2-again": _again("gpt-2", "gpt-2 with another source", second=True),
     "wikitext": _again("gpt-1", "gpt-1 on WikiText-2", corpus="wikitext2"),
+    "vim": _again("gpt-1", "gpt-1 on the manual of Vim", corpus="vim", held_out=True),
     "factor-1.5": _again("gpt-1", "4 to 6 layers", layers=(4, 6)),
     "factor-8": _again("gpt-1", "1 to 8 layers", layers=(1, 8)),
     "late": _again(
@@ -156,8 +155,10 @@ class Config:
     """Where the run directories are, from which an interrupted task goes on."""
     results: Path = bank.CURVES
     """The folder of the kept curves."""
-    data: str | None = None
-    """The folder of WikiText-2, for tasks on it."""
+    wikitext2: str | None = None
+    """The folder of WikiText-2, for tasks on it; `experiments.data.documents` says where it is."""
+    vim: str | None = None
+    """The folder of the third text, the manual of Vim; likewise."""
     width: int = 48
     """Of the small models; wide ones are twice that."""
     heads: int = 4
@@ -178,59 +179,6 @@ class Config:
     """Validation shards, each of one batch of windows."""
     shorter: int = 1
     """Divides the steps of all schedules: for a trial of the whole."""
-
-
-class Setting(NamedTuple):
-    """What a kind of model brings to a task.
-
-    Attributes:
-        small: the model that is grown.
-        large: `(layers, wider)` → the model that it is grown into.
-        required: `(layers, wider)` → what makes that one as a plan requires it.
-        batch: `(seed, step)` → batch.
-        valid: validation shards.
-        optimizer: schedule → the optimizer.
-        corpus: a digest of the text.
-    """
-
-    small: lagjax.Model
-    large: Callable[[int, bool], lagjax.Model]
-    required: Callable[[int, bool, tuple[Requirement, ...]], lagjax.Model]
-    batch: Callable[[int, int], Batch]
-    valid: Sequence[Batch]
-    optimizer: Callable[[optax.Schedule], optax.GradientTransformation]
-    corpus: str
-
-
-def _gpt(entry: Entry, config: Config) -> Setting:
-    """A byte-level GPT."""
-    corpus = text.load(CORPORA[entry.corpus](config))
-    size = gpt.Config(entry.layers[0], config.width, config.heads, config.window)
-
-    def sized(layers: int, wider: bool) -> gpt.Config:
-        times = 2 if wider else 1
-        return dataclasses.replace(
-            size, layers=layers, width=times * size.width, heads=times * size.heads
-        )
-
-    return Setting(
-        gpt.model(size),
-        lambda layers, wider: gpt.model(sized(layers, wider)),
-        lambda layers, wider, asked: gpt.required(sized(layers, wider), asked),
-        text.batches(corpus, config.batch, config.window),
-        text.shards(corpus, config.shards, config.batch, config.window),
-        functools.partial(_adamw, config),
-        corpus.digest,
-    )
-
-
-MODELS: dict[str, Callable[[Entry, Config], Setting]] = {"gpt": _gpt}
-"""Kinds of models."""
-CORPORA: dict[str, Callable[[Config], str | None]] = {
-    "stdlib": lambda config: None,
-    "wikitext2": lambda config: _given(config, "wikitext2"),
-}
-"""Texts: what `text.load` takes."""
 
 
 def main(config: Config) -> None:
@@ -262,26 +210,29 @@ def kept(config: Config, name: str) -> bank.Curves | None:
 
 def configured(config: Config, name: str) -> Row:
     """What a task is, as its row has it."""
-    left_out = ("tasks", "list", "workdir", "results", "data")
+    left_out = ("tasks", "list", "workdir", "results", *CORPORA)
     sizes = {key: x for key, x in dataclasses.asdict(config).items() if key not in left_out}
     entry = {**dataclasses.asdict(TASKS[name]), "layers": [*TASKS[name].layers]}
-    return {"task": name, **sizes, **entry}
+    # Bytes have no vocabulary to choose.
+    own = {} if TASKS[name].model == "gpt" else {"vocab": settings.Size.vocab}
+    return {"task": name, **sizes, **own, **entry}
 
 
 def train(config: Config, name: str, run: Path) -> Row:
     """The audit of a task; its row."""
     entry = TASKS[name]
-    setting = MODELS[entry.model](entry, config)
+    setting = brought(config, entry)
     asked = {"config": configured(config, name), "corpus": setting.corpus}
     source = lagjax.train(
         setting.small,
-        setting.optimizer(source_schedule(config, entry)),
+        setting.optimizer(source_schedule(config, entry, setting.rate)),
         # The small model's data order is none of the large ones'.
         lambda _, step: setting.batch(2**16 + entry.second, step),
         setting.valid,
         source_steps(config, entry),
         run,
         seed=int(entry.second),
+        engine=setting.engine,
         arguments=asked,
     )
     lagjax.run(
@@ -295,17 +246,20 @@ def train(config: Config, name: str, run: Path) -> Row:
     return {**asked, "held_out": entry.held_out, **environment()}
 
 
-def task(config: Config, entry: Entry, setting: Setting, source: lagjax.Trained) -> lagjax.Task:
+def task(
+    config: Config, entry: Entry, setting: settings.Setting, source: lagjax.Trained
+) -> lagjax.Task:
     """What the large models are trained on, and how."""
     return lagjax.Task(
         setting.small,
         source._replace(position=0),
-        lambda horizon: setting.optimizer(schedule(config, entry, horizon)),
+        lambda horizon: setting.optimizer(schedule(config, entry, setting.rate, horizon)),
         setting.batch,
         setting.valid,
         entry.horizon // config.shorter,
         seeds=config.seeds,
         transfer=lagjax.Transfer("grow" if entry.state == "grown" else "reset"),
+        engine=setting.engine,
         matched="flops" if entry.grow == "mixed" else "steps",
     )
 
@@ -315,18 +269,18 @@ def source_steps(config: Config, entry: Entry) -> int:
     return entry.source_steps // config.shorter
 
 
-def source_schedule(config: Config, entry: Entry) -> optax.Schedule:
+def source_schedule(config: Config, entry: Entry, rate: float) -> optax.Schedule:
     """The small model's rate: warmed up, and annealed to 0 by a cosine or constant."""
     steps = source_steps(config, entry)
     warmup = min(config.warmup, steps - 1)
     if entry.source == "constant":
-        return optax.warmup_constant_schedule(0.0, config.learning_rate, warmup)
-    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, steps)
+        return optax.warmup_constant_schedule(0.0, rate, warmup)
+    return optax.warmup_cosine_decay_schedule(0.0, rate, warmup, steps)
 
 
-def schedule(config: Config, entry: Entry, horizon: int) -> optax.Schedule:
+def schedule(config: Config, entry: Entry, rate: float, horizon: int) -> optax.Schedule:
     """The large models' rate over their horizon, to 0."""
-    peak = entry.peak * config.learning_rate
+    peak = entry.peak * rate
     warmup = min(config.warmup, horizon - 1) if entry.state == "reset" else 0
     if entry.decay is None:
         falling = optax.cosine_decay_schedule(peak, horizon - warmup)
@@ -338,7 +292,7 @@ def schedule(config: Config, entry: Entry, horizon: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), falling], [warmup])
 
 
-def pool(entry: Entry, setting: Setting) -> tuple[lagjax.Candidate, ...]:
+def pool(entry: Entry, setting: settings.Setting) -> tuple[lagjax.Candidate, ...]:
     """The candidates of a task, and its control."""
     small, (before, after) = setting.small, entry.layers
     shapes = jax.eval_shape(small.init, jax.random.key(0))
@@ -369,10 +323,8 @@ def pool(entry: Entry, setting: Setting) -> tuple[lagjax.Candidate, ...]:
 
 def minutes(config: Config, entry: Entry) -> float:
     """What a task takes on 2 CPU cores, by its FLOPs and `SPEED`."""
-    if entry.corpus != "stdlib" and config.data is None:
-        # The text makes no difference to the work.
-        entry = dataclasses.replace(entry, corpus="stdlib")
-    setting = MODELS[entry.model](entry, config)
+    # The text makes no difference to the work.
+    setting = brought(config, dataclasses.replace(entry, corpus="stdlib"))
     batch, key = setting.batch(0, 0), jax.random.key(0)
 
     def step(model: lagjax.Model) -> float:
@@ -402,16 +354,24 @@ def listed(config: Config, names: Sequence[str]) -> Table:
     return table
 
 
-def _given(config: Config, corpus: str) -> str:
-    if config.data is None:
-        raise ValueError(f"a task on {corpus} needs its text; give its folder, --data PATH")
-    return config.data
-
-
-def _adamw(config: Config, rates: optax.Schedule) -> optax.GradientTransformation:
-    return optax.inject_hyperparams(optax.adamw)(
-        learning_rate=rates, weight_decay=config.weight_decay
+def brought(config: Config, entry: Entry) -> settings.Setting:
+    """What a task's kind of model brings."""
+    data = None if entry.corpus == "stdlib" else getattr(config, entry.corpus)
+    if data is None and entry.corpus != "stdlib":
+        raise ValueError(
+            f"a task on {entry.corpus} needs its text; give its folder, --{entry.corpus} PATH, or "
+            "name other tasks"
+        )
+    size = settings.Size(
+        config.width,
+        config.heads,
+        config.window,
+        config.batch,
+        config.shards,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
     )
+    return settings.MODELS[entry.model](size, entry.layers[0], data)
 
 
 cli = command(

@@ -62,6 +62,10 @@ class Documents(Protocol):
     def __getitem__(self, index: int, /) -> NDArray[np.int32]: ...
 
 
+KEPT = 2**26
+"""Ids of a file that stay in memory once they are read, at most: small corpora are read once."""
+
+
 class Stored:
     """Documents in an ArrayRecord file, opened at the first access; what is pickled is its path.
 
@@ -72,6 +76,7 @@ class Stored:
     def __init__(self, path: Path, lengths: NDArray[np.int64], dtype: str) -> None:
         self.path, self.lengths, self.dtype = path, lengths, dtype
         self._reader: ArrayRecordReader | None = None
+        self._kept: dict[int, NDArray[np.int32]] = {}
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -79,13 +84,20 @@ class Stored:
     def __getitem__(self, index: int) -> NDArray[np.int32]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
+        index %= len(self)
+        if index in self._kept:
+            return self._kept[index]
         if self._reader is None:
             # No read-ahead: most accesses are far from the last.
             self._reader = ArrayRecordReader(
                 str(self.path), options="readahead_buffer_size:0,max_parallelism:0"
             )
-        [record] = self._reader.read([index % len(self)])
-        return np.frombuffer(record, self.dtype).astype(np.int32)
+        [record] = self._reader.read([index])
+        found = np.frombuffer(record, self.dtype).astype(np.int32)
+        if self.lengths.sum() <= KEPT:
+            found.flags.writeable = False
+            self._kept[index] = found
+        return found
 
     def close(self) -> None:
         """Closes the file; the next access opens it again."""
@@ -94,7 +106,7 @@ class Stored:
             self._reader = None
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_reader": None}
+        return self.__dict__ | {"_reader": None, "_kept": {}}
 
 
 @dataclass(frozen=True, eq=False)

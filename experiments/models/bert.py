@@ -8,7 +8,7 @@ embedding and a next-sentence head::
     model = bert.model(bert.TINY)
     params = jax.jit(model.init)(jax.random.key(0))
     nats, count = model.loss(params, batch, None)       # a batch of experiments.data.masked
-    tx = bert.optimizer(model.axes, steps=1000, learning_rate=1e-3, warmup=100)
+    tx = bert.optimizer(model.axes, bert.schedule(1e-3, warmup=100, steps=1000))
 """
 
 import dataclasses
@@ -452,20 +452,16 @@ def schedule(peak: float, warmup: int, steps: int) -> optax.Schedule:
 
 def optimizer(
     table: Axes,
-    steps: int,
-    learning_rate: float = 1e-4,
-    warmup: int = 10_000,
+    learning_rate: optax.ScalarOrSchedule,
     weight_decay: float = 0.01,
     clip: float = 1.0,
 ) -> optax.GradientTransformation:
-    """BERT's: gradients clipped by their global norm, Adam without bias correction, decoupled decay
-    of all but norms and biases, and a linear schedule; its state holds the learning rate.
+    """BERT's: gradients clipped by their global norm, Adam without bias correction, and decoupled
+    decay of all but norms and biases; its state holds the learning rate.
 
     Args:
         table: of the model, small or large; tells norms and biases.
-        steps: of the whole schedule.
-        learning_rate: the peak.
-        warmup: steps of linear warm-up.
+        learning_rate: as published `schedule(1e-4, 10_000, 1_000_000)`.
         weight_decay: the rate of decay.
         clip: the largest norm of a gradient.
     """
@@ -478,7 +474,7 @@ def optimizer(
             optax.scale_by_learning_rate(learning_rate),
         )
 
-    return optax.inject_hyperparams(at)(learning_rate=schedule(learning_rate, warmup, steps))
+    return optax.inject_hyperparams(at)(learning_rate=learning_rate)
 
 
 def decayed(table: Axes, params: Params) -> Params:

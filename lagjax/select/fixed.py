@@ -30,7 +30,9 @@ class FixedLag:
         if self.steps is not None and self.share is not None:
             raise ValueError(f"{self}: give either steps or a share of the horizon, not both")
         share = SHARE if self.share is None else real(self.share, "the lag's share")
-        given = round(share * horizon) if self.steps is None else self.steps
+        # A small share of a short horizon is one step.
+        steps = round(share * horizon) or int(share > 0)
+        given = steps if self.steps is None else self.steps
         return whole(given, f"the lag at a horizon of {horizon}", most=horizon)
 
     def __call__(self, evidence: Evidence, /) -> Answer:
