@@ -336,7 +336,7 @@ def _is_whole(path: Path) -> bool:
     try:
         sizes = json.loads((path / "meta.json").read_text())["sizes"]
         return all((path / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

@@ -16,6 +16,7 @@ import tensorflow_datasets
 from experiments.data import documents, subwords, text, text_folder
 from experiments.models import gpt
 
+WIKITEXT = pathlib.Path(__file__).parents[3] / "shared" / "data" / "wikitext2"
 WORDS = ["the", "river", "of", "<unk>", "runs", "déjà", "vu", "[PAD]", "日本語", "@-@", "\u2028"]
 VOCAB = 300
 
@@ -109,6 +110,27 @@ def test_long_files_are_cut_where_it_disturbs_least(unit: str, begins: str | Non
         assert each.decode().startswith(begins or "")
     short = content[: documents.LARGE]
     assert list(documents.cut(short)) == [short] and list(documents.cut(b"")) == []
+
+
+def test_the_standard_library_as_documents() -> None:
+    found = documents.load(None)
+    assert found.digest == text.load().digest
+    assert found.source.startswith("the standard library of Python 3.") and found.licence
+    contents = [document.content for document in found.read()]
+    files = text.read_files(None).texts
+    assert b"".join(contents) == b"".join(files.values())
+    assert max(map(len, contents)) <= documents.LARGE
+    assert len(files) < len(contents) < 2 * len(files)
+
+
+@pytest.mark.skipif(not WIKITEXT.is_dir(), reason=f"WikiText-2 is not in {WIKITEXT}")
+def test_wikitext_is_known_and_cut_into_its_articles(tmp_path: pathlib.Path) -> None:
+    for name in ("valid.txt", "test.txt"):
+        shutil.copy(WIKITEXT / name, tmp_path)
+    found = documents.load(tmp_path)
+    assert "WikiText-2" in found.source and found.licence == "CC BY-SA 3.0"
+    # As many articles as its authors state for these two parts.
+    assert sum(1 for _ in found.read()) == 60 + 60
 
 
 def test_the_side_of_a_document_is_its_own(tmp_path: pathlib.Path) -> None:
