@@ -157,9 +157,9 @@ class Plan:
         """The source's values for a leaf of the target, layers chosen and scaled, no axis grown.
 
         `arrays` by leaf of the source. By pieces, with the target's order of axes. In a stack, what
-        a fresh layer has is 0; None for a leaf of a fresh layer, or one that the source lacks.
+        a fresh layer has is 0; None for a leaf of fresh layers only, or one that the source lacks.
         """
-        if leaf.name in self.invented or any(self.words[s].fresh[i] for s, i in leaf.layer):
+        if leaf.name in self.invented or self._anew(leaf):
             return None
         found = []
         for piece, value in zip(
@@ -184,7 +184,7 @@ class Plan:
         Broadcasts against the leaf; 1 in fresh layers.
         """
         made = np.ones([1] * len(leaf.shape))
-        if leaf.name not in self.invented:
+        if leaf.name not in self.invented and not self.source.without(leaf):
             layers = {stack: word.sources for stack, word in self.words.items()}
             old = self._olds[leaf.name][0]
             found = rescaled(old, leaf, self.source, self.target, layers)
@@ -202,8 +202,10 @@ class Plan:
 
     def source_of(self, leaf: Leaf) -> Leaf | None:
         """The source's parameter that a leaf of the target copies, its first where it stacks
-        several; None for an invented one.
+        several; None for an invented one, and one of layers of which the source has none.
         """
+        if self.source.without(leaf):
+            return None
         olds = {old.layer: old for old in self._olds.get(leaf.name, ())}
         layer = tuple((stack, self.words[stack].sources[index]) for stack, index in leaf.layer)
         return olds.get(layer, next(iter(olds.values()), None))
@@ -226,7 +228,7 @@ class Plan:
                 continue
             blank = value = fresh[leaf.path]
             if leaf.name not in self.invented:
-                if not any(made[stack][index] for stack, index in leaf.layer):
+                if not self._anew(leaf):
                     value = _cast(self._leaf(leaf, arrays, blank, along, power), blank.dtype)
                 factors = {
                     stack: [factor(leaf, layer) for layer in self.words[stack].layers]
@@ -239,10 +241,16 @@ class Plan:
             grown[leaf.path] = value
         return grown
 
+    def _anew(self, leaf: Leaf) -> bool:
+        """Whether all layers that a leaf is of are fresh."""
+        fresh = {stack: self.words[stack].fresh for stack in leaf.stacks}
+        inside = any(dim.stack and all(fresh[dim.stack]) for dim in leaf.dims)
+        return inside or any(fresh[stack][index] for stack, index in leaf.layer)
+
     def _leaf(
         self, leaf: Leaf, arrays: Mapping[str, Array], blank: Array, along: Along, power: int
     ) -> Array:
-        """The grown values of one leaf of the target; where the word says new, any."""
+        """The grown values of one leaf of the target; in layers that are new, any."""
         axes, extents = self.grown(leaf), self.target.extents
         picked = self._picked(leaf, arrays, power=power, dtype=blank.dtype)
         if not any(axes):
