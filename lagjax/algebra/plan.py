@@ -7,7 +7,7 @@ has to say where each new layer comes from, and each new entry of an axis.
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,31 @@ Along: TypeAlias = Callable[[Leaf, int, Array, Array, tuple[GrownAxis, ...]], Ar
 """What becomes of one piece along its axes: `(leaf, number of the piece, value, fresh, axes)`."""
 
 
+class Perturb(NamedTuple):
+    """Every parameter shrunk, what is new padded with zeros, and the target's initialisation added:
+    `shrink` θ + `noise` θ₀ (Mallik et al. 2024, arXiv 2411.07340, and 2026, arXiv 2605.13405; at
+    equal size Ash and Adams 2020, arXiv 1910.08475).
+
+    Attributes:
+        shrink: the factor of what is grown.
+        noise: the factor of the initialisation.
+    """
+
+    shrink: float = 0.4
+    noise: float = 1.0
+
+    @property
+    def violations(self) -> tuple[proof.Violation, ...]:
+        """Why it does not keep the function; none for (1, 0)."""
+        found = []
+        if self.shrink != 1:
+            found.append(f"every parameter is multiplied by {self.shrink:g}")
+        if self.noise:
+            found.append(f"every parameter has {self.noise:g} of an initialisation added")
+        small = self.shrink == 1
+        return tuple(proof.Violation("*", None, why, small) for why in found)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a linear operator does: a word for each stack of layers, a map for each axis.
@@ -40,6 +65,7 @@ class Plan:
         key: draws noise, where a map has any.
         invented: names of the target's leaves that the source lacks and that stay as initialised (a
             router).
+        perturb: what is done to every parameter afterwards; what is new then begins at 0.
     """
 
     source: Layout
@@ -48,6 +74,7 @@ class Plan:
     maps: Mapping[str, AxisMap] = field(default_factory=dict)
     key: jax.Array | None = None
     invented: frozenset[str] = frozenset()
+    perturb: Perturb | None = None
 
     def __post_init__(self) -> None:
         fit.check(self.source, self.target, self.words, self.maps, self.invented)
@@ -65,7 +92,8 @@ class Plan:
     @functools.cached_property
     def violations(self) -> tuple[proof.Violation, ...]:
         """Why it does not, by axis."""
-        return proof.violations(self.source, self.target, self.words, self.maps)
+        found = proof.violations(self.source, self.target, self.words, self.maps)
+        return found + (self.perturb.violations if self.perturb else ())
 
     @functools.cached_property
     def requires(self) -> tuple[proof.Requirement, ...]:
@@ -115,7 +143,21 @@ class Plan:
         def factor(leaf: Leaf, layer: Layer) -> float:
             return layer.scale if leaf.residual else 1.0
 
-        return self._grow(arrays, fresh, factor, along)
+        if not self.perturb:
+            return self._grow(arrays, fresh, factor, along)
+        shrink, noise = self.perturb
+        # Statistics of activations are no parameters, and of integers there is no half.
+        shaken = {
+            leaf.path
+            for leaf in self.target.leaves
+            if jnp.issubdtype(leaf.dtype, jnp.inexact)
+            and not any(dim.role == "~" for dim in leaf.dims)
+        }
+        begun = {path: jnp.zeros_like(x) if path in shaken else x for path, x in fresh.items()}
+        return {
+            path: _cast(shrink * x + noise * fresh[path], x.dtype) if path in shaken else x
+            for path, x in self._grow(arrays, begun, factor, along).items()
+        }
 
     def moments(
         self,
