@@ -27,10 +27,10 @@ from experiments.cli import command
 from experiments.models import transformer
 from experiments.models.transformer import Config
 from experiments.rows import RESULTS
+from lagjax.algebra.plan import Perturb
 from lagjax.certify.certify import certify, plan_of
 from lagjax.fingerprint import digest, versions
 from lagjax.growth import pools
-from lagjax.algebra.plan import Perturb
 from lagjax.growth.depth import Fresh, Interleave, Scaled, Stack
 from lagjax.growth.experts import Duplicate, Upcycle
 from lagjax.growth.gradmax import gradmax
@@ -322,7 +322,7 @@ def config_of(family: Family, **more: Any) -> Config:
     """
     choices = {name: value for name, value in family.items() if name != "attention"}
     sizes = {"layers": 2, "width": 6, "head_dim": 4, "mlp": 8, "window": 6, "vocab": 7}
-    return Config(**sizes, **HEADS[family["attention"]], **choices | more)
+    return Config(**sizes | HEADS[family["attention"]] | choices | more)
 
 
 def name_of(family: Family) -> str:

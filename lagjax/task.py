@@ -21,10 +21,10 @@ class Transfer(NamedTuple):
     Attributes:
         moments: "reset" starts its statistics anew; "grow" maps them as the operator maps the
             parameters; "originals" does so where an entry is the first copy of its source, and
-            begins those of further copies anew, as of all that is new (SPARKLING, Yu et al. 2026,
-            arXiv 2602.02472; asymmetric reset, arXiv 2604.04281): with
-            `scale_by_growth(warmup=...)` in `tx` these warm up by themselves; "measure" takes them of the large model on its first batches, at a learning
-            rate of 0.
+            begins those of further copies anew, as of all that is new, which then warm up by
+            themselves where `tx` has `scale_by_growth(warmup=...)` (SPARKLING, Yu et al. 2026,
+            arXiv 2602.02472; the asymmetric reset of arXiv 2604.04281); "measure" takes them of the
+            large model on its first batches, at a learning rate of 0.
         schedule: "restart" begins the schedules of `tx` at 0; "continue" at the small model's step;
             a number at that step.
     """

@@ -347,10 +347,7 @@ class Experts(Kind):
         if made.fresh.any() or uneven:
             yield None, "every expert must have equally many copies, and none can be new"
         if made.rivals and self.top > 1:
-            why = (
-                f"a token takes {self.top} experts as before, and copies of one take others' place"
-            )
-            yield None, why
+            yield None, f"copies take others' place among the {self.top} experts of a token"
         if (made.scale[~made.fresh] != 1).any() or made.mean.any():
             yield None, "copies are scaled, which the softmax over the router's logits notices"
 

@@ -88,6 +88,8 @@ WIDTH: dict[str, ByKind] = {
 multiples, exact before not.
 """
 
+CONTINUED = Transfer("grow", "continue")
+"""The state grown, and the rate where it was."""
 CONTROLS: dict[str, Strategy] = {"reversed": Reversed(), "shuffled": Shuffled()}
 """Strategies that destroy the order of the layers: what any other should beat."""
 
@@ -135,7 +137,7 @@ def width(
 def both_ways(
     pool: Sequence[Candidate],
     best: int = 3,
-    transfer: Transfer = Transfer("grow", "continue"),
+    transfer: Transfer = CONTINUED,
 ) -> tuple[Candidate, ...]:
     """A pool whose first candidates also take part with another transfer, `"stack, continued"`: an
     operator may start better with the small model's state and rate than reset and warmed up anew.
