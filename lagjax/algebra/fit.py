@@ -33,9 +33,9 @@ def check(
     olds = {leaf.name: leaf for leaf in source.leaves if not source.without(leaf)}
     paired = [leaf for leaf in target.leaves if not source.without(leaf)]
     news = {leaf.name: leaf for leaf in paired if leaf.name not in invented}
-    for stack, layers in source.stacks.items():
+    for stack, count in source.stacks.items():
         # A model that stays as it is has no layers before and after.
-        if layers == target.stacks.get(stack) == 0 and source != target:
+        if count == target.stacks.get(stack) == 0 and source != target:
             raise ValueError(
                 f"the rows of the stack {stack!r} match no parameter in the source and none in the "
                 "target; correct or remove them"
