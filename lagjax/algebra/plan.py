@@ -7,7 +7,7 @@ has to say where each new layer comes from, and each new entry of an axis.
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,8 @@ Along: TypeAlias = Callable[[Leaf, int, Array, Array, tuple[GrownAxis, ...]], Ar
 """What becomes of one piece along its axes: `(leaf, number of the piece, value, fresh, axes)`."""
 
 
-class Perturb(NamedTuple):
+@dataclass(frozen=True)
+class Perturb:
     """Every parameter shrunk, what is new padded with zeros, and the target's initialisation added:
     `shrink` θ + `noise` θ₀ (Mallik et al. 2024, arXiv 2411.07340, and 2026, arXiv 2605.13405; at
     equal size Ash and Adams 2020, arXiv 1910.08475).
@@ -145,7 +146,7 @@ class Plan:
 
         if not self.perturb:
             return self._grow(arrays, fresh, factor, along)
-        shrink, noise = self.perturb
+        shrink, noise = self.perturb.shrink, self.perturb.noise
         # Statistics of activations are no parameters, and of integers there is no half.
         shaken = {
             leaf.path

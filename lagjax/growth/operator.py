@@ -66,7 +66,7 @@ class Grow:
                 f"{self}: fused models lie beside each other along every axis that grows; leave "
                 "out width=, experts= and perturb="
             )
-        if self.perturb and not np.isfinite(self.perturb).all():
+        if self.perturb and not np.isfinite([self.perturb.shrink, self.perturb.noise]).all():
             raise ValueError(f"{self.perturb}: a factor is not finite; give two numbers")
 
     def __repr__(self) -> str:
