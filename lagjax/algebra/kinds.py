@@ -347,7 +347,7 @@ class Experts(Kind):
         if made.fresh.any() or uneven:
             yield None, "every expert must have equally many copies, and none can be new"
         if made.rivals and self.top > 1:
-            yield None, f"copies take others' place among the {self.top} experts of a token"
+            yield None, f"copies of one take others' place among a token's {self.top} experts"
         if (made.scale[~made.fresh] != 1).any() or made.mean.any():
             yield None, "copies are scaled, which the softmax over the router's logits notices"
 

@@ -2,8 +2,6 @@
 whom as many are taken as before.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,7 @@ import optax
 import pytest
 
 import lagjax
-from experiments.models import transformer
+from lagjax.algebra.axes import Axes
 from lagjax.algebra.layout import flatten
 from lagjax.algebra.plan import Perturb
 from lagjax.algebra.provenance import Origin, added, origins
@@ -24,7 +22,6 @@ from lagjax.model import mean_loss
 from lagjax.state import carry, scale_by_growth
 from tests import toy
 from tests.growth import models
-from tests.growth.test_moe import BATCH, DENSE, MIXTURE
 
 KEY = jax.random.key(1)
 SMALL, LARGE = models.bare(4, 6, 2), models.bare(6, 8, 3)
@@ -126,38 +123,54 @@ def test_copies_of_experts_go_where_scores_are_highest():
             Duplicate(scores).map(3, 4)
 
 
+def mixture(experts, top):
+    """A matrix for each token, of experts of which its router takes `top`."""
+    rows = {"embed": "<vocab >embed", "router": "<embed >experts", "expert": "experts <embed >out"}
+    kinds = {"embed": lagjax.Channels(), "experts": lagjax.Experts(top)}
+    kinds |= dict.fromkeys(("vocab", "out"), lagjax.Lookup())
+
+    def apply(params, batch):
+        x = params["embed"][batch[:, :-1]]
+        best, chosen = jax.lax.top_k(x @ params["router"], top)
+        made = jnp.einsum("bte,xeo->btxo", x, params["expert"])
+        taken = jnp.take_along_axis(made, chosen[..., None], 2)
+        return (jax.nn.softmax(best)[..., None] * taken).sum(2)
+
+    def loss(params, batch, key):
+        del key
+        nats = optax.softmax_cross_entropy_with_integer_labels(apply(params, batch), batch[:, 1:])
+        return nats.sum(), nats.size
+
+    def init(key):
+        shapes = {"embed": (7, 4), "router": (4, experts), "expert": (experts, 4, 7)}
+        return {name: jax.random.normal(key, shape) for name, shape in shapes.items()}
+
+    return lagjax.Model(init, loss, Axes(rows, kinds), apply)
+
+
 @pytest.mark.parametrize("top, exact", [(1, True), (2, False)])
 def test_as_many_experts_a_token_as_before(top, exact):
-    small = dataclasses.replace(MIXTURE, top=top, dtype="float32")
-    models_ = [transformer.model(dataclasses.replace(small, experts=experts)) for experts in (4, 6)]
+    small, large = mixture(4, top), mixture(6, top)
+    params = models.drawn(small)
     operator = Grow(width={"experts": Duplicate((1.0, 5.0, 1.0, 1.0))})
-    params = models.drawn(models_[0])
-    plan = planned(operator, *models_)
+    plan = planned(operator, small, large)
     assert not plan.requires and plan.exact_by_table is exact
     if not exact:
         assert "copies of one take others' place" in str(plan.violations[0])
-    grown = operator(KEY, params, models_[0].axes, models_[1])
-    one, other = (model.apply(values, BATCH) for model, values in zip(models_, (params, grown)))
+    grown = operator(KEY, params, small.axes, large)
+    one, other = small.apply(params, models.BATCH), large.apply(grown, models.BATCH)
     assert (float(jnp.abs(one - other).max()) < 1e-5) is exact
 
 
 def test_scores_by_gradient():
-    model = transformer.model(dataclasses.replace(MIXTURE, top=1, dtype="float32"))
+    model = mixture(4, 1)
     params = models.drawn(model)
     # Equal logits go to the lower number: no token takes expert 2.
-    router = params["layers"]["mlp"]["router"]
-    router["kernel"] = router["kernel"].at[..., 2].set(router["kernel"][..., 0])
-    scores = by_gradient(params, model, [BATCH])
+    params["router"] = params["router"].at[:, 2].set(params["router"][:, 0])
+    scores = by_gradient(params, model, [models.BATCH, models.BATCH])
+    gradient = jax.grad(lambda params: mean_loss(*model.loss(params, models.BATCH, None)))(params)
+    squares = 2 * jnp.square(gradient["expert"]).sum((1, 2))
+    np.testing.assert_allclose(np.square(scores), squares, rtol=1e-5)
     assert scores[2] == 0 and sum(score > 0 for score in scores) > 1
-    gradient = jax.grad(lambda params: mean_loss(*model.loss(params, BATCH, None)))(params)
-    mlp = gradient["layers"]["mlp"]
-    for expert, score in enumerate(scores):
-        squares = [
-            float(jnp.square(x[0, expert]).sum())
-            for name in ("up", "gate", "down")
-            for x in mlp[name].values()
-        ]
-        assert score == pytest.approx(sum(squares) ** 0.5, rel=1e-5)
-    dense = transformer.model(dataclasses.replace(DENSE, dtype="float32"))
     with pytest.raises(ValueError, match="in place of 'experts'"):
-        by_gradient(models.drawn(dense), dense, [BATCH])
+        by_gradient(toy.PARAMS, toy.SMALL, [toy.VALID[0]])
