@@ -247,8 +247,8 @@ CASES = {
             Grow(depth=strategy), lambda c: {"layers": 2}, pre if name == "zeroed" else never, NONE
         )
         for name, strategy in pools.FROM_NONE.items()
+        if name != "half"
     },
-    "copies of one layer": Case(Grow(depth=Stack()), lambda c: {"layers": 3}, never, ONE),
     "zeroed copies of one layer": Case(
         Grow(depth=Scaled(Stack())), lambda c: {"layers": 3}, pre, ONE
     ),

@@ -32,6 +32,8 @@ class Perturb:
     `shrink` θ + `noise` θ₀ (Mallik et al. 2024, arXiv 2411.07340, and 2026, arXiv 2605.13405; at
     equal size Ash and Adams 2020, arXiv 1910.08475).
 
+    Moments grow as without it: no plan knows what the gradient of a shrunk net is.
+
     Attributes:
         shrink: the factor of what is grown.
         noise: the factor of the initialisation.
