@@ -27,11 +27,12 @@ from experiments.cli import command
 from experiments.models import transformer
 from experiments.models.transformer import Config
 from experiments.rows import RESULTS
+from lagjax.algebra.plan import Perturb
 from lagjax.certify.certify import certify, plan_of
 from lagjax.fingerprint import digest, versions
 from lagjax.growth import pools
-from lagjax.growth.depth import Fresh, Scaled, Stack
-from lagjax.growth.experts import Upcycle
+from lagjax.growth.depth import Fresh, Interleave, Scaled, Stack
+from lagjax.growth.experts import Duplicate, Upcycle
 from lagjax.growth.gradmax import gradmax
 from lagjax.growth.learned import fit_ligo
 from lagjax.growth.masked import masked, silenced
@@ -151,6 +152,8 @@ def pre_layer(c: Config) -> bool:
 
 ALL = ("width", "kv", "mlp")
 NOISE = NoisySplit(0.1)
+NONE, ONE, FEW = {"layers": 0}, {"layers": 1}, {"experts": 2, "top": 1}
+PADDED = pools.WIDTH["zero-pad"]
 # What grows the stream by padding keeps its mean only where Centred can take it away.
 CLAIMS = {
     "zero-pad": lambda c: rms(c) or (pre(c) and not c.tied),
@@ -239,6 +242,43 @@ CASES = {
         always,
         small={"experts": 2, "top": 1},
     ),
+    **{
+        f"{name}, on no layers": Case(
+            Grow(depth=strategy), lambda c: {"layers": 2}, pre if name == "zeroed" else never, NONE
+        )
+        for name, strategy in pools.FROM_NONE.items()
+        if name != "half"
+    },
+    "zeroed copies of one layer": Case(
+        Grow(depth=Scaled(Stack())), lambda c: {"layers": 3}, pre, ONE
+    ),
+    "shrink, zero-pad, perturb (width)": Case(
+        Grow(width=PADDED, perturb=Perturb(0.4, 1.0)), times(2, *ALL), never
+    ),
+    "shrink, zero-pad, perturb (depth)": Case(
+        Grow(depth=Fresh(), perturb=Perturb(0.4, 1.0)), times(2, "layers"), never
+    ),
+    "zero-pad, perturb": Case(
+        Grow(width=PADDED, perturb=Perturb(1.0, 0.01)), times(2, *ALL), never
+    ),
+    "experts, same top": Case(
+        Grow(width={"experts": Duplicate()}), lambda c: {"experts": 4}, always, FEW
+    ),
+    "experts by score, same top": Case(
+        Grow(width={"experts": Duplicate((1.0, 3.0), noise=0.01)}),
+        lambda c: {"experts": 5},
+        never,
+        FEW,
+    ),
+    "experts, same top of two": Case(
+        Grow(width={"experts": Duplicate()}), lambda c: {"experts": 4}, never, FEW | {"top": 2}
+    ),
+    "interposed layers, noisy experts": Case(
+        Grow(depth=Interleave(), width={"experts": Noisy(Tile(), 0.01)}),
+        lambda c: {"layers": 4, "experts": 4},
+        never,
+        FEW,
+    ),
 }
 
 
@@ -282,7 +322,7 @@ def config_of(family: Family, **more: Any) -> Config:
     """
     choices = {name: value for name, value in family.items() if name != "attention"}
     sizes = {"layers": 2, "width": 6, "head_dim": 4, "mlp": 8, "window": 6, "vocab": 7}
-    return Config(**sizes, **HEADS[family["attention"]], **choices | more)
+    return Config(**sizes | HEADS[family["attention"]] | choices | more)
 
 
 def name_of(family: Family) -> str:

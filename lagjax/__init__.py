@@ -17,12 +17,13 @@ from lagjax.algebra.kinds import (
     RMSNorm,
     Units,
 )
+from lagjax.algebra.plan import Perturb
 from lagjax.averages import Ema, Tail
 from lagjax.certify.certify import Certificate, certify
 from lagjax.engine import Engine, Trained, from_loss
 from lagjax.evidence import Evidence
 from lagjax.growth import leafwise, pools
-from lagjax.growth.experts import Upcycle
+from lagjax.growth.experts import Duplicate, Upcycle
 from lagjax.growth.gradmax import gradmax
 from lagjax.growth.learned import fit, fit_ligo
 from lagjax.growth.masked import masked
@@ -44,6 +45,7 @@ __all__ = [
     "Channels",
     "Decision",
     "Dot",
+    "Duplicate",
     "Ema",
     "Engine",
     "Evidence",
@@ -56,6 +58,7 @@ __all__ = [
     "LayerTypes",
     "Lookup",
     "Model",
+    "Perturb",
     "Probe",
     "RMSNorm",
     "Residual",

@@ -107,14 +107,14 @@ def check_names(added: Sequence[Candidate], there: Sequence[str]) -> None:
 
 def _check_transfer(whose: str, transfer: Transfer, task: Task) -> None:
     for field, choice, known in (
-        ("moments", transfer.moments, ("reset", "grow", "measure")),
+        ("moments", transfer.moments, ("reset", "grow", "originals", "measure")),
         ("schedule", transfer.schedule, ("restart", "continue")),
     ):
         if field == "schedule" and not isinstance(choice, str):
             whole(choice, f"{whose}'s schedule, where it is a step,", least=0)
         else:
             arguments.choice(choice, f"{whose}'s {field}", known)
-    kept = transfer.moments == "grow" or transfer.schedule != "restart"
+    kept = transfer.planned or transfer.schedule != "restart"
     if task.source.opt_state is None and kept:
         raise ValueError(
             f"{whose}'s moments={transfer.moments!r} and schedule={transfer.schedule!r} need the "

@@ -67,7 +67,7 @@ def initial(
         source = source._replace(collections={})
     if _by_plan(task, candidate):
         if not hasattr(candidate.operator, "plan"):
-            kept = "moments" if transfer.moments == "grow" else f"{sorted(source.collections)}"
+            kept = "moments" if transfer.planned else f"{sorted(source.collections)}"
             raise ValueError(
                 f"{candidate.operator} is not linear: its {kept} cannot be grown; begin them "
                 "anew, by Transfer(moments='reset') or source._replace(collections={})"
@@ -76,13 +76,12 @@ def initial(
         of_large = candidate.target.axes.layout(large)
         plan = candidate.operator.plan(operator_key(key), layout, of_large)
     opt_state = None
-    if tx is not None and transfer.moments != "grow" and transfer.schedule == "restart":
+    if tx is not None and not transfer.planned and transfer.schedule == "restart":
         opt_state = tx.init(large)
     elif tx is not None:
-        of_moments = plan if transfer.moments == "grow" else None
-        opt_state = state.carry(
-            of_moments, source.opt_state, source.params, large, tx, transfer.schedule
-        )
+        of_moments, originals = plan if transfer.planned else None, transfer.moments == "originals"
+        given = source.opt_state, source.params, large, tx, transfer.schedule
+        opt_state = state.carry(of_moments, *given, originals=originals)
     if batches:
         drawn = jax.random.fold_in(key, 2)
         opt_state = state.measure(candidate.target, large, opt_state, batches, tx, drawn)
@@ -99,8 +98,8 @@ def initial(
 
 def _by_plan(task: Task, candidate: Candidate) -> bool:
     """Whether more than the parameters grows by a candidate's plan."""
-    moments, taken = task.transfer_of(candidate).moments, task.source.collections
-    return moments == "grow" or bool(taken and not isinstance(candidate.operator, FromScratch))
+    planned, taken = task.transfer_of(candidate).planned, task.source.collections
+    return planned or bool(taken and not isinstance(candidate.operator, FromScratch))
 
 
 def first_step(task: Task, candidate: Candidate) -> int:

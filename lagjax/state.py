@@ -14,7 +14,7 @@ import optax
 from lagjax.algebra.axes import Axes
 from lagjax.algebra.layout import Array, Keys, Params, flatten, path_of
 from lagjax.algebra.plan import Plan
-from lagjax.algebra.provenance import step_sizes
+from lagjax.algebra.provenance import added, step_sizes
 from lagjax.buffers import own
 from lagjax.model import Batch, Key, Model, mean_loss
 from lagjax.optimizer.places import Place, alike, boxed_as, leaves_of, nodes, places, replanted
@@ -34,6 +34,7 @@ def carry(
     large: Params,
     tx: optax.GradientTransformation,
     schedule: Schedule,
+    originals: bool = False,
 ) -> OptState:
     """The state of `tx` with which the large model begins.
 
@@ -53,6 +54,9 @@ def carry(
             schedule is rewound to where a model of this loss would be (Shen et al. 2022,
             arXiv 2203.06211). What is no step count, such as a rate cut on a plateau, goes on at
             a number as at "continue".
+        originals: grow the statistics of originals only; those of copies begin anew, as what is new
+            does (`provenance.added`). `scale_by_growth` counts their steps from here on, and warms
+            their rate up.
 
     Raises:
         ValueError: for a part of the state that has no rule, by its name and with the reason; and
@@ -80,8 +84,8 @@ def carry(
     rules, made = read(tx, large) if rules is None else rules, dict[Keys, Array]()
     if plan is not None:
         for node in nodes(fresh)[0]:
-            made |= _told(plan, node, (old, before), (begun, after))
-        made |= _statistics(plan, rules, (old, before), (begun, after))
+            made |= _told(plan, node, (old, before), (begun, after), originals)
+        made |= _statistics(plan, rules, (old, before), (begun, after), originals)
     for keys, rule in rules.items():
         if rule.kind == "refused" and plan is not None:
             raise ValueError(_no_rule(after[keys], rule.why))
@@ -230,11 +234,12 @@ def _parts(leaves: Leaves) -> dict[Keys, dict[str, Array]]:
 
 
 def _statistics(
-    plan: Plan, rules: Mapping[Keys, Rule], small: Leaves, large: Leaves
+    plan: Plan, rules: Mapping[Keys, Rule], small: Leaves, large: Leaves, originals: bool
 ) -> dict[Keys, Array]:
     """Grows what follows the gradient, each part by its rule."""
     sources, groups = _parts(small), dict[tuple[Keys, Rule], dict[str, Keys]]()
     sizes: dict[str, Array] = {}
+    anew = dict(zip(plan.target.paths, added(plan))) if originals else {}
     if any(rule.growth for rule in rules.values()):
         sizes = dict(zip(plan.target.paths, step_sizes(plan)))
     for keys, rule in rules.items():
@@ -248,6 +253,8 @@ def _statistics(
         for path, x in _grown(plan, part, found, fresh, rule).items():
             if rule.growth:
                 x = x * jnp.asarray(sizes[path] ** rule.growth, x.dtype)
+            if path in anew:
+                x = jnp.where(anew[path], fresh[path], x)
             made[wanted[path]] = _less(x, -rule.start)
     return made
 
@@ -268,14 +275,16 @@ def _less(x: Array, start: float) -> Array:
     return x - jnp.asarray(start, x.dtype) if start else x
 
 
-def _told(plan: Plan, node: Keys, small: Leaves, large: Leaves) -> dict[Keys, Array]:
+def _told(
+    plan: Plan, node: Keys, small: Leaves, large: Leaves, originals: bool
+) -> dict[Keys, Array]:
     """The state of `scale_by_growth` at a node right after growing."""
     name = jax.tree_util.GetAttrKey
     factors, born = (*node, name("factors")), (*node, name("born"))
     steps = (*node, name("steps"))
     old, fresh = _parts(small), _parts(large)
     new = fresh.get(factors, {}), fresh.get(born, {})
-    found = told(plan, small[0][steps], old.get(factors, {}), old.get(born, {}), new)
+    found = told(plan, small[0][steps], old.get(factors, {}), old.get(born, {}), new, originals)
     values = {factors: found[0], born: found[1]}
     made = {
         keys: values[place.part][str(place.parameter)]

@@ -20,14 +20,22 @@ class Transfer(NamedTuple):
 
     Attributes:
         moments: "reset" starts its statistics anew; "grow" maps them as the operator maps the
-            parameters; "measure" takes them of the large model on its first batches, at a learning
-            rate of 0.
+            parameters; "originals" does so where an entry is the first copy of its source, and
+            begins those of further copies anew, as of all that is new, which then warm up by
+            themselves where `tx` has `scale_by_growth(warmup=...)` (SPARKLING, Yu et al. 2026,
+            arXiv 2602.02472; the asymmetric reset of arXiv 2604.04281); "measure" takes them of the
+            large model on its first batches, at a learning rate of 0.
         schedule: "restart" begins the schedules of `tx` at 0; "continue" at the small model's step;
             a number at that step.
     """
 
-    moments: Literal["reset", "grow", "measure"] = "reset"
+    moments: Literal["reset", "grow", "originals", "measure"] = "reset"
     schedule: Schedule = "restart"
+
+    @property
+    def planned(self) -> bool:
+        """Whether moments grow by the operator's plan."""
+        return self.moments in ("grow", "originals")
 
 
 class Candidate(NamedTuple):

@@ -147,7 +147,7 @@ IN_PYTHON: dict[str, tuple[RUN, list[str]]] = {
     ),
     "no such moments": (
         lambda p: run(p, transfer=lagjax.Transfer("copy")),
-        ["the task's moments is 'copy'", "'reset', 'grow', 'measure'"],
+        ["the task's moments is 'copy'", "'reset', 'grow', 'originals', 'measure'"],
     ),
     "no such schedule": (
         lambda p: run(p, transfer=lagjax.Transfer("reset", "soon")),

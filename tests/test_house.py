@@ -46,6 +46,7 @@ LONGER = {
     "certify.certify": "proof and five measurements, which share what they compile",
     "evidence": "all that a policy may ask of the record",
     "executors.worker": "a job's course, what is measured on the way, and its checkpoints",
+    "growth.depth": "a dataclass for each strategy of the literature",
     "growth.gradmax": "a measurement column by column, and the operator that it makes",
     "growth.width": "a dataclass for each expansion of the literature",
     "probe": "the program, its placement, and how many trials it takes at once",
@@ -57,7 +58,7 @@ LONGER = {
     "runs": "what `run`, `train` and `load` promise, in full",
 }
 """Files over 300 lines, each with its reason; 400 is the most for any."""
-LINES = 15_950
+LINES = 16_200
 """Of all files together: to be lowered as they become fewer."""
 
 

@@ -31,7 +31,8 @@ class Config:
     """The shape of a GPT; hashable, and plain enough for a command line and a JSON file.
 
     Attributes:
-        layers: number of blocks.
+        layers: number of blocks; 0 is embeddings, a norm and the head (Bu, 2025,
+            arXiv:2511.04981).
         width: size of the residual stream.
         heads: attention heads per block.
         window: longest input, in tokens.
@@ -65,8 +66,8 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "window", "vocab"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: a GPT needs at least 1")
+            if getattr(self, name) < (least := int(name != "layers")):
+                raise ValueError(f"{name}={getattr(self, name)}: a GPT needs at least {least}")
         if self.head_dim is None and self.width % self.heads:
             raise ValueError(
                 f"width={self.width} does not divide into heads={self.heads}; change one of them "
@@ -83,7 +84,8 @@ class Config:
 # stream's scale at the end does not grow with depth (GPT-2, section 2.3; with fan-in scaling in
 # place of its fixed 0.02).
 def _residual_init(config: Config) -> nn.initializers.Initializer:
-    return nn.initializers.variance_scaling(1 / (2 * config.layers), "fan_in", "truncated_normal")
+    scale = 0.5 / max(config.layers, 1)
+    return nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
 
 
 class Attention(nn.Module):

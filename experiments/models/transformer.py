@@ -122,7 +122,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            least = 0 if field.name == "experts" else 1
+            least = 0 if field.name in ("experts", "layers") else 1
             if field.type is int and (found := getattr(self, field.name)) < least:
                 raise ValueError(f"{field.name}={found}: expected at least {least}; raise it")
         for name, allowed in _CHOICES.items():

@@ -88,8 +88,11 @@ class Axes:
 
         `params` are arrays or `jax.ShapeDtypeStruct`.
 
-        Raises ValueError for a leaf without a row, a row without a leaf, a wrong number of axes,
-        and sizes that contradict each other; the message names the leaf and the row.
+        A stack of which no row has a leaf has no layers here; whether it has some in the other
+        model is the plan's to check.
+
+        Raises ValueError for a leaf without a row, any other row without a leaf, a wrong number of
+        axes, and sizes that contradict each other; the message names the leaf and the row.
         """
         shapes = _shapes(params)
         if not shapes:
@@ -126,9 +129,17 @@ class Axes:
             found[path] = dataclasses.replace(like, path=path, name=name, dtype=shape.dtype)
         for row, (pattern, axes) in enumerate(self.rows):
             of_these = of_state(axes) and pattern.partition("/")[0] in collections
-            if of_these and row not in used:
+            empty = any(params.stacks.get(stack) == 0 for stack in self._stacks(row))
+            if of_these and row not in used and not empty:
                 raise ValueError(self._unused(pattern, list(shapes)))
         return self._bound([*leaves, *(found[path] for path in shapes)])
+
+    def _stacks(self, row: int) -> set[str]:
+        """The stacks of layers that a row is part of."""
+        pattern, axes = self.rows[row]
+        captured = {name for name in re.compile(pattern).groupindex}
+        unrolled = {name for name in captured if _of_layers(dict(self.kinds).get(name))}
+        return unrolled | {dim.stack for dim in parse(axes).dims if dim.stack}
 
     def _bound(self, arrays: list[Leaf]) -> Layout:
         kinds = dict(self.kinds)
@@ -161,7 +172,12 @@ class Axes:
                     "by a group of the pattern for example: 'attn/\\1: axes'"
                 )
             leaves.append(leaf)
-        sizes, stacks = sizes_of(leaves, dict(self.sizes)), stacks_of(leaves)
+        stacks = stacks_of(leaves)
+        # What is stacked over no layers is of any size.
+        sizes = sizes_of([leaf for leaf in leaves if _filled(leaf)], dict(self.sizes))
+        for row, (_, axes) in enumerate(self.rows):
+            if not of_state(axes):
+                stacks = dict.fromkeys(self._stacks(row), 0) | stacks
         for leaf in leaves:
             for divisor in leaf.divisors:
                 if divisor.number and divisor.names[0] not in leaf.stacks:
@@ -220,10 +236,12 @@ def _layout(table: Axes, shapes: tuple[tuple[str, jax.ShapeDtypeStruct], ...]) -
             told.setdefault(_suggestion(path, shape), f"  {path} {shape.shape}")
         lines = [f"{leaf}: add {row}" for row, leaf in told.items()]
         raise ValueError("no row of the axes table matches\n" + "\n".join(lines))
+    layout = table._bound(list(leaves.values()))
     for row, (pattern, axes) in enumerate(table.rows):
-        if row not in used and not of_state(axes):
+        empty = any(layout.stacks[stack] == 0 for stack in table._stacks(row))
+        if row not in used and not of_state(axes) and not empty:
             raise ValueError(table._unused(pattern, list(leaves)))
-    return table._bound(list(leaves.values()))
+    return layout
 
 
 def _shapes(tree: Params) -> dict[str, jax.ShapeDtypeStruct]:
@@ -243,6 +261,10 @@ def _shapes(tree: Params) -> dict[str, jax.ShapeDtypeStruct]:
 def _of_layers(kind: Kind | None) -> bool:
     """Whether a number in a path counts layers: it counts the entries of an axis with a kind."""
     return kind is None or isinstance(kind, LayerTypes)
+
+
+def _filled(leaf: Leaf) -> bool:
+    return not any(dim.stack and size == 0 for dim, size in zip(leaf.dims, leaf.shape))
 
 
 def _entries(arrays: list[Leaf], layer: Place) -> list[Leaf]:

@@ -29,8 +29,17 @@ def check(
         maps: axis → how it grows.
         invented: names of the target's leaves that the source lacks.
     """
-    olds = {leaf.name: leaf for leaf in source.leaves}
-    news = {leaf.name: leaf for leaf in target.leaves if leaf.name not in invented}
+    # Of no layers there is nothing to pair.
+    olds = {leaf.name: leaf for leaf in source.leaves if not source.without(leaf)}
+    paired = [leaf for leaf in target.leaves if not source.without(leaf)]
+    news = {leaf.name: leaf for leaf in paired if leaf.name not in invented}
+    for stack, count in source.stacks.items():
+        # A model that stays as it is has no layers before and after.
+        if count == target.stacks.get(stack) == 0 and source != target:
+            raise ValueError(
+                f"the rows of the stack {stack!r} match no parameter in the source and none in the "
+                "target; correct or remove them"
+            )
     for one, other, has, lacks in (
         (news, olds, "target", "source"),
         (olds, news, "source", "target"),
@@ -47,11 +56,12 @@ def check(
     for stack, word in words.items():
         _word(word, stack, source, target, invented)
     layers = {stack: word.sources for stack, word in words.items()}
-    for name, new in news.items():
-        if not jnp.issubdtype(new.dtype, jnp.inexact) or not jnp.issubdtype(
-            olds[name].dtype, jnp.inexact
-        ):
-            _kept(new, target, words, maps, rescaled(olds[name], new, source, target, layers))
+    for leaf in target.leaves:
+        old = olds.get(leaf.name)
+        dtypes = [each.dtype for each in (leaf, old) if each]
+        if leaf.name not in invented and not all(jnp.issubdtype(x, jnp.inexact) for x in dtypes):
+            factors = rescaled(old, leaf, source, target, layers) if old else {}
+            _kept(leaf, target, words, maps, factors)
 
 
 def _kept(

@@ -343,13 +343,17 @@ class Experts(Kind):
 
     def violations(self, uses: Uses, /) -> Iterator[Why]:
         made = uses.map
-        if made.fresh.any() or len(set(made.counts)) > 1:
+        uneven = len(set(made.counts)) > 1 and not made.rivals
+        if made.fresh.any() or uneven:
             yield None, "every expert must have equally many copies, and none can be new"
+        if made.rivals and self.top > 1:
+            yield None, f"copies of one take others' place among a token's {self.top} experts"
         if (made.scale[~made.fresh] != 1).any() or made.mean.any():
             yield None, "copies are scaled, which the softmax over the router's logits notices"
 
     def requirements(self, uses: Uses, /) -> Iterator[Need]:
-        if not uses.made and (times := uses.map.new / uses.map.old) != 1:
+        times = uses.map.new / uses.map.old
+        if not uses.made and not uses.map.rivals and times != 1:
             yield "top", times
 
 

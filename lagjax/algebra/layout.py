@@ -75,7 +75,7 @@ class Layout:
         leaves: in the order of `jax.tree.leaves`.
         sizes: axis → size; an axis that only occurs flattened, and whose size the shapes do not
             tell, is absent.
-        stacks: stack → number of layers.
+        stacks: stack → number of layers; 0 where the table marks it and no parameter has it.
         kinds: axis → what it meets on the way; stack → its types of layers.
         batch_normed: the axes over whose entries batches are normed, as rows of variances tell.
         unrolled: path of a leaf → the paths of the arrays that it is of, where these are several.
@@ -126,6 +126,10 @@ class Layout:
     def having(self, axis: str) -> list[Leaf]:
         """The parameters that have an axis."""
         return [leaf for leaf in self.leaves if any(axis in dim.names for dim in leaf.dims)]
+
+    def without(self, leaf: Leaf) -> bool:
+        """Whether this model has no layers of a stack that a leaf, of either model, is part of."""
+        return any(self.stacks.get(stack) == 0 for stack in leaf.stacks)
 
     def layer_kinds(self, stack: str) -> list[LayerKind]:
         """For each layer of the stack its type and the names of its parameters, equal for layers of

@@ -41,6 +41,8 @@ class AxisMap:
         jitter: of noise on every copy but the first, in the same unit; never exact.
         diagonal: each copy reads of the copies with its own number only (block diagonal).
         ahead: `[new]` copies that writers take from the next layer (AKI); never exact.
+        rivals: of entries that are chosen among, as experts are, as many are taken as before, so
+            that copies of one stand in for each other.
 
     Raises ValueError, when made, where an old entry is copied nowhere, or one that does not exist.
     """
@@ -57,6 +59,7 @@ class AxisMap:
     jitter: float = 0.0
     diagonal: bool = False
     ahead: Vector = _UNSET
+    rivals: bool = False
     copy: Vector = field(init=False)
     """`[new]` how many copies of the same entry come before this one."""
     counts: Vector = field(init=False)

@@ -27,6 +27,34 @@ Along: TypeAlias = Callable[[Leaf, int, Array, Array, tuple[GrownAxis, ...]], Ar
 
 
 @dataclass(frozen=True)
+class Perturb:
+    """Every parameter shrunk, what is new padded with zeros, and the target's initialisation added:
+    `shrink` θ + `noise` θ₀ (Mallik et al. 2024, arXiv 2411.07340, and 2026, arXiv 2605.13405; at
+    equal size Ash and Adams 2020, arXiv 1910.08475).
+
+    Moments grow as without it: no plan knows what the gradient of a shrunk net is.
+
+    Attributes:
+        shrink: the factor of what is grown.
+        noise: the factor of the initialisation.
+    """
+
+    shrink: float = 0.4
+    noise: float = 1.0
+
+    @property
+    def violations(self) -> tuple[proof.Violation, ...]:
+        """Why it does not keep the function; none for (1, 0)."""
+        found = []
+        if self.shrink != 1:
+            found.append(f"every parameter is multiplied by {self.shrink:g}")
+        if self.noise:
+            found.append(f"every parameter has {self.noise:g} of an initialisation added")
+        small = self.shrink == 1
+        return tuple(proof.Violation("*", None, why, small) for why in found)
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a linear operator does: a word for each stack of layers, a map for each axis.
 
@@ -40,6 +68,7 @@ class Plan:
         key: draws noise, where a map has any.
         invented: names of the target's leaves that the source lacks and that stay as initialised (a
             router).
+        perturb: what is done to every parameter afterwards; what is new then begins at 0.
     """
 
     source: Layout
@@ -48,6 +77,7 @@ class Plan:
     maps: Mapping[str, AxisMap] = field(default_factory=dict)
     key: jax.Array | None = None
     invented: frozenset[str] = frozenset()
+    perturb: Perturb | None = None
 
     def __post_init__(self) -> None:
         fit.check(self.source, self.target, self.words, self.maps, self.invented)
@@ -65,7 +95,8 @@ class Plan:
     @functools.cached_property
     def violations(self) -> tuple[proof.Violation, ...]:
         """Why it does not, by axis."""
-        return proof.violations(self.source, self.target, self.words, self.maps)
+        found = proof.violations(self.source, self.target, self.words, self.maps)
+        return found + (self.perturb.violations if self.perturb else ())
 
     @functools.cached_property
     def requires(self) -> tuple[proof.Requirement, ...]:
@@ -115,7 +146,21 @@ class Plan:
         def factor(leaf: Leaf, layer: Layer) -> float:
             return layer.scale if leaf.residual else 1.0
 
-        return self._grow(arrays, fresh, factor, along)
+        if not self.perturb:
+            return self._grow(arrays, fresh, factor, along)
+        shrink, noise = self.perturb.shrink, self.perturb.noise
+        # Statistics of activations are no parameters, and of integers there is no half.
+        shaken = {
+            leaf.path
+            for leaf in self.target.leaves
+            if jnp.issubdtype(leaf.dtype, jnp.inexact)
+            and not any(dim.role == "~" for dim in leaf.dims)
+        }
+        begun = {path: jnp.zeros_like(x) if path in shaken else x for path, x in fresh.items()}
+        return {
+            path: _cast(shrink * x + noise * fresh[path], x.dtype) if path in shaken else x
+            for path, x in self._grow(arrays, begun, factor, along).items()
+        }
 
     def moments(
         self,
@@ -157,9 +202,9 @@ class Plan:
         """The source's values for a leaf of the target, layers chosen and scaled, no axis grown.
 
         `arrays` by leaf of the source. By pieces, with the target's order of axes. In a stack, what
-        a fresh layer has is 0; None for a leaf of a fresh layer, or one that the source lacks.
+        a fresh layer has is 0; None for a leaf of fresh layers only, or one that the source lacks.
         """
-        if leaf.name in self.invented or any(self.words[s].fresh[i] for s, i in leaf.layer):
+        if leaf.name in self.invented or self._anew(leaf):
             return None
         found = []
         for piece, value in zip(
@@ -184,7 +229,7 @@ class Plan:
         Broadcasts against the leaf; 1 in fresh layers.
         """
         made = np.ones([1] * len(leaf.shape))
-        if leaf.name not in self.invented:
+        if leaf.name not in self.invented and not self.source.without(leaf):
             layers = {stack: word.sources for stack, word in self.words.items()}
             old = self._olds[leaf.name][0]
             found = rescaled(old, leaf, self.source, self.target, layers)
@@ -202,8 +247,10 @@ class Plan:
 
     def source_of(self, leaf: Leaf) -> Leaf | None:
         """The source's parameter that a leaf of the target copies, its first where it stacks
-        several; None for an invented one.
+        several; None for an invented one, and one of layers of which the source has none.
         """
+        if self.source.without(leaf):
+            return None
         olds = {old.layer: old for old in self._olds.get(leaf.name, ())}
         layer = tuple((stack, self.words[stack].sources[index]) for stack, index in leaf.layer)
         return olds.get(layer, next(iter(olds.values()), None))
@@ -226,7 +273,7 @@ class Plan:
                 continue
             blank = value = fresh[leaf.path]
             if leaf.name not in self.invented:
-                if not any(made[stack][index] for stack, index in leaf.layer):
+                if not self._anew(leaf):
                     value = _cast(self._leaf(leaf, arrays, blank, along, power), blank.dtype)
                 factors = {
                     stack: [factor(leaf, layer) for layer in self.words[stack].layers]
@@ -239,10 +286,16 @@ class Plan:
             grown[leaf.path] = value
         return grown
 
+    def _anew(self, leaf: Leaf) -> bool:
+        """Whether all layers that a leaf is of are fresh."""
+        fresh = {stack: self.words[stack].fresh for stack in leaf.stacks}
+        inside = any(dim.stack and all(fresh[dim.stack]) for dim in leaf.dims)
+        return inside or any(fresh[stack][index] for stack, index in leaf.layer)
+
     def _leaf(
         self, leaf: Leaf, arrays: Mapping[str, Array], blank: Array, along: Along, power: int
     ) -> Array:
-        """The grown values of one leaf of the target; where the word says new, any."""
+        """The grown values of one leaf of the target; in layers that are new, any."""
         axes, extents = self.grown(leaf), self.target.extents
         picked = self._picked(leaf, arrays, power=power, dtype=blank.dtype)
         if not any(axes):

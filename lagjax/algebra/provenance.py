@@ -100,6 +100,26 @@ def unseen(plan: Plan) -> list[Vector]:
     return _each(plan, entries)
 
 
+def added(plan: Plan) -> list[Vector]:
+    """For each leaf of the target, which entries are no originals: new ones, and all copies but the
+    first of a layer or of an axis' entry.
+
+    Bool, in its shape; what has no statistics of gradients (`unseen`) is among them.
+    """
+    more = {stack: word.added for stack, word in plan.words.items()}
+
+    def entries(plan: Plan, leaf: Leaf) -> Vector:
+        def again(axis: GrownAxis) -> Vector:
+            return (axis.map.copy > 0) | axis.map.fresh
+
+        found = _entries(plan, leaf, again, np.logical_or, False).astype(bool)
+        for layers in by_layer(leaf, more):
+            found = found | layers
+        return found
+
+    return [one | other for one, other in zip(_each(plan, entries), unseen(plan))]
+
+
 def _each(plan: Plan, one: Callable[[Plan, Leaf], Vector]) -> list[Vector]:
     """What `one` says of every leaf of the target, in the order of `jax.tree.leaves`."""
     found = {leaf.path: one(plan, leaf) for leaf in plan.target.leaves}
@@ -130,6 +150,8 @@ def _origins(plan: Plan, leaf: Leaf) -> Vector:
         for scales in by_layer(leaf, {stack: word.scales for stack, word in plan.words.items()}):
             found = np.where((scales != 1) & (found == Origin.COPIED), Origin.SCALED, found)
             found = np.where(scales == 0, Origin.ZEROED, found)
+    if plan.perturb and plan.perturb.violations:
+        found = np.where(found == Origin.COPIED, Origin.SCALED, found)
     return found.astype(np.int8)
 
 

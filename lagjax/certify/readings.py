@@ -80,7 +80,7 @@ def in_place(plan: Plan) -> Iterator[tuple[str, Plan]]:
     for stack in _growing(plan):
         originals = [layer for layer in plan.words[stack].layers if layer.scale != 0]
         numbers = list(range(plan.source.stacks[stack]))
-        if [layer.source for layer in originals] != numbers:
+        if not numbers or [layer.source for layer in originals] != numbers:
             continue
         idle = [Layer(numbers[-1], 0.0)] * (plan.target.stacks[stack] - len(numbers))
         try:

@@ -35,10 +35,11 @@ def words(how: DepthLike | None, source: Layout, target: Layout) -> dict[str, Wo
 
     A strategy applies to each stack, and within it to the layers of each kind (a local and a global
     attention layer in turn, say), so that a layer is only ever taken for one of its own kind. None
-    adds no layers.
+    adds no layers. To a stack of no layers a strategy adds what it adds to one layer, which must be
+    fresh.
 
-    Raises ValueError for a stack that shrinks, that the strategies do not name, or that grows where
-    there are none.
+    Raises ValueError for a stack that shrinks, that the strategies do not name, that they copy from
+    where it has no layers, or that grows where there are none.
     """
     _check_stacks(source, target)
     if how is None:
@@ -94,6 +95,10 @@ def _word(how: Strategy | str, stack: str, source: Layout, target: Layout) -> Wo
     for kind in dict.fromkeys([*new_kinds, *old_kinds]):
         here = [index for index, other in enumerate(old_kinds) if other == kind]
         there = [index for index, other in enumerate(new_kinds) if other == kind]
+        if not old_kinds:
+            for index, layer in zip(there, _from_none(how, stack, len(there)), strict=True):
+                layers[index] = layer
+            continue
         if not here or len(there) < len(here):
             raise ValueError(
                 f"the target's stack {stack!r} has {len(there)} layers with the parameters "
@@ -105,6 +110,19 @@ def _word(how: Strategy | str, stack: str, source: Layout, target: Layout) -> Wo
                 layer if layer.source is None else layer._replace(source=here[layer.source])
             )
     return Word(tuple(layers[index] for index in range(new)))
+
+
+def _from_none(how: Strategy, stack: str, new: int) -> list[Layer]:
+    """The layers of a strategy where there are none to copy."""
+    # Strategies divide by the number of layers; what they add to one layer is told by its word.
+    word = how.word(1, new + 1)
+    layers = [layer for layer, added in zip(word.layers, word.added) if added]
+    if any(layer.source is not None for layer in layers):
+        raise ValueError(
+            f"{how} copies layers, and the source's stack {stack!r} has none; add fresh ones, by "
+            "Fresh() or Fresh(zero=True)"
+        )
+    return layers
 
 
 def _copies(indices: list[int]) -> Word:

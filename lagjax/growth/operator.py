@@ -10,9 +10,11 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from lagjax.algebra.axes import Axes
 from lagjax.algebra.layout import Layout, Params
-from lagjax.algebra.plan import Plan
+from lagjax.algebra.plan import Perturb, Plan
 from lagjax.algebra.words import Word
 from lagjax.buffers import own
 from lagjax.growth import fusion
@@ -38,12 +40,16 @@ class Grow:
         fuse: takes a tuple of models instead of one, and puts them beside each other along every
             axis that grows (Deep Fusion, `lagjax.growth.fusion`): `Grow(fuse=True)(key, (params,
             others), source.axes, target)`.
+        perturb: shrinks all that is grown, pads it with zeros and adds the target's initialisation
+            (shrink, zero-pad, perturb): `Grow(depth=Fresh(), width=ZeroPad(), perturb=Perturb(0.4,
+            1.0))`. Never exact, but for (1, 0).
     """
 
     depth: DepthLike | None = None
     width: WidthLike | None = None
     experts: Upcycle | None = None
     fuse: bool = False
+    perturb: Perturb | None = None
 
     def __post_init__(self) -> None:
         for name in ("depth", "width"):
@@ -55,11 +61,13 @@ class Grow:
         for each in [how for _, how in depth] if isinstance(depth, tuple) else [depth]:
             if isinstance(each, str):
                 Word.parse(each)
-        if self.fuse and (self.width is not None or self.experts is not None):
+        if self.fuse and any(x is not None for x in (self.width, self.experts, self.perturb)):
             raise ValueError(
                 f"{self}: fused models lie beside each other along every axis that grows; leave "
-                "out width= and experts="
+                "out width=, experts= and perturb="
             )
+        if self.perturb and not np.isfinite([self.perturb.shrink, self.perturb.noise]).all():
+            raise ValueError(f"{self.perturb}: a factor is not finite; give two numbers")
 
     def __repr__(self) -> str:
         written = []
@@ -94,7 +102,7 @@ class Grow:
         made = self.experts.maps(source, target) if self.experts else {}
         layers = words(self.depth, source, dense)
         made |= fusion.maps(source, target) if self.fuse else maps(self.width, source, target)
-        return Plan(source, target, layers, made, key, routers)
+        return Plan(source, target, layers, made, key, routers, self.perturb)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Pools: the named operators to choose among."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -39,7 +39,7 @@ from lagjax.growth.width import (
     ZeroPad,
 )
 from lagjax.model import Model
-from lagjax.task import Candidate
+from lagjax.task import Candidate, Transfer
 
 DEPTH: dict[str, Strategy] = {
     "zeroed-interleave": Scaled(Interleave()),
@@ -63,6 +63,15 @@ experience: one small model on one text, copies before fresh layers, in between 
 a prior and no result.
 """
 
+FROM_NONE: dict[str, Strategy] = {
+    "zeroed": Fresh(zero=True),
+    "half": Scaled(Fresh(), 0.5),
+    "random": Fresh(),
+}
+"""The strategies for a source that has no layers in some stack, and so none to copy (Bu 2025, arXiv
+2511.04981, who adds random ones).
+"""
+
 _NOISE = NoisySplit()
 WIDTH: dict[str, ByKind] = {
     "isometric": ByKind(Isometric(_NOISE), Net2Net(split=_NOISE), ZeroPad(), layer=Average(_NOISE)),
@@ -79,6 +88,8 @@ WIDTH: dict[str, ByKind] = {
 multiples, exact before not.
 """
 
+CONTINUED = Transfer("grow", "continue")
+"""The state grown, and the rate where it was."""
 CONTROLS: dict[str, Strategy] = {"reversed": Reversed(), "shuffled": Shuffled()}
 """Strategies that destroy the order of the layers: what any other should beat."""
 
@@ -89,6 +100,7 @@ def width(
     target: Model,
     required: Callable[[tuple[Requirement, ...]], Model] | None = None,
     deeper: Strategy | None = None,
+    continued: int = 0,
 ) -> tuple[Candidate, ...]:
     """The width pool: each expansion of `WIDTH` that can grow the one model into the other.
 
@@ -99,6 +111,7 @@ def width(
         required: makes the large model as a plan requires it, with another epsilon say; without it
             candidates whose requirements are not met are only nearly exact.
         deeper: adds layers in the same step.
+        continued: how many of the first also take part with the state grown, `both_ways`.
 
     Raises:
         ValueError: where none can; what each says against it.
@@ -118,13 +131,37 @@ def width(
         pool.append(Candidate(name, operator, asked))
     if not pool:
         raise ValueError("no expansion grows this target:\n" + "\n".join(reasons))
-    return tuple(pool)
+    return both_ways(pool, continued)
+
+
+def both_ways(
+    pool: Sequence[Candidate],
+    best: int = 3,
+    transfer: Transfer = CONTINUED,
+) -> tuple[Candidate, ...]:
+    """A pool whose first candidates also take part with another transfer, `"stack, continued"`: an
+    operator may start better with the small model's state and rate than reset and warmed up anew.
+
+    `run` refuses these where the small model has no optimizer state.
+
+    Args:
+        pool: in the order of a prior, as that of `depth` and `width`.
+        best: how many of the first whose operator is linear, no controls or baselines.
+        transfer: of those that are added, at the end of the pool.
+    """
+    linear = [one for one in pool if one.role == "candidate" and hasattr(one.operator, "plan")]
+    more = [
+        one._replace(name=f"{one.name}, continued", transfer=transfer)
+        for one in linear[: max(best, 0)]
+    ]
+    return (*pool, *more)
 
 
 def depth(
-    params: Params, source: Axes, target: Model, controls: bool = True
+    params: Params, source: Axes, target: Model, controls: bool = True, continued: int = 0
 ) -> tuple[Candidate, ...]:
-    """The depth pool: `DEPTH`, each third of the net copied after itself, and one control.
+    """The depth pool: `DEPTH`, each third of the net copied after itself, and one control; where a
+    stack of the source has no layers, `FROM_NONE`.
 
     Strategies that come to the same word for these depths are one candidate, under the first name.
 
@@ -133,6 +170,7 @@ def depth(
         source: its axes table.
         target: the large model.
         controls: whether the reversed stack takes part.
+        continued: how many of the first also take part with the state grown, `both_ways`.
     """
     key = jax.random.key(0)
     small = source.layout(params)
@@ -153,16 +191,18 @@ def depth(
         f"block-{start}": Block(start, size) for start in range(0, layers - size + 1, size)
     }
     strategies: dict[str, Strategy] = {}
-    for name, strategy in DEPTH.items():
+    # Only fresh layers can be added to none.
+    none = not all(small.stacks.values())
+    for name, strategy in (FROM_NONE if none else DEPTH).items():
         strategies |= {name: strategy} | (blocks if name == "midas" else {})
     pool: dict[tuple[tuple[str, object], ...], Candidate] = {}
     for name, strategy in strategies.items():
         operator = Grow(depth=strategy)
         words = tuple(operator.plan(key, small, large).words.items())
         pool.setdefault(words, Candidate(name, operator, target))
-    if controls:
+    if controls and not none:
         reverse = Grow(depth=CONTROLS["reversed"])
         words = tuple(reverse.plan(key, small, large).words.items())
         # One layer has no order to destroy.
         pool.setdefault(words, Candidate("reversed", reverse, target, role="control"))
-    return tuple(pool.values())
+    return both_ways(tuple(pool.values()), continued)

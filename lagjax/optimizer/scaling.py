@@ -16,7 +16,7 @@ import optax
 
 from lagjax.algebra.layout import Array, Params
 from lagjax.algebra.plan import Plan
-from lagjax.algebra.provenance import step_sizes, unseen
+from lagjax.algebra.provenance import added, step_sizes, unseen
 
 ORIGINAL = -1
 """`born` of what has statistics since the optimizer's first step."""
@@ -58,7 +58,7 @@ def scale_by_growth(
             arXiv 2203.03466).
         betas: of Adam: what is new is corrected for its own number of steps, in place of the old
             count; None for optimizers without such a correction.
-        warmup: steps over which what is new comes to its full rate.
+        warmup: steps over which what is new, or begins its statistics anew, comes to its full rate.
 
     The optimizer's steps must be free of the gradient's scale, as Adam's are and SGD's are not: for
     those see `provenance.step_sizes`.
@@ -107,6 +107,7 @@ def told(
     factors: Mapping[str, Array],
     born: Mapping[str, Array],
     fresh: tuple[Mapping[str, Array], Mapping[str, Array]],
+    originals: bool = False,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Factors and births of a grown model's parameters, by path.
 
@@ -119,10 +120,11 @@ def told(
         factors: of the small model's parameters, those that the transformation sees.
         born: theirs.
         fresh: both of the large model before any growth.
+        originals: whether copies have no statistics either.
     """
     paths = plan.target.paths
     sizes = dict(zip(paths, step_sizes(plan, dtype=np.float64)))
-    new = dict(zip(paths, unseen(plan)))
+    new = dict(zip(paths, added(plan) if originals else unseen(plan)))
     multiplied: dict[str, Array] = {
         path: x * jnp.asarray(sizes[path], x.dtype)
         for path, x in plan.moments(factors, fresh[0], 0, odd=False).items()

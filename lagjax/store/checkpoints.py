@@ -67,8 +67,13 @@ class Checkpoints:
         target = self.root / file_name(trial) / str(step)
         shutil.rmtree(target, ignore_errors=True)
         arrays = {"trained": nested(trained._asdict()), "state": nested(state)}
-        items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items() if tree}
-        told = ocp.args.JsonSave({"digest": digest(arrays), **meta})
+        items = {
+            name: ocp.args.StandardSave(full)
+            for name, tree in arrays.items()
+            if (full := _full(tree))
+        }
+        empty = {"empty": made} if (made := _empty(arrays["trained"])) else {}
+        told = ocp.args.JsonSave({"digest": digest(arrays), **empty, **meta})
         try:
             self._orbax.save(target.absolute(), ocp.args.Composite(meta=told, **items))
         except Exception as error:
@@ -98,14 +103,19 @@ class Checkpoints:
         """
         like = {"trained": nested(trained._asdict()), "state": nested(state)}
         items = {
-            name: ocp.args.StandardRestore(_placed(tree)) for name, tree in like.items() if tree
+            name: ocp.args.StandardRestore(_placed(full))
+            for name, tree in like.items()
+            if (full := _full(tree))
         }
         path = self.root / file_name(trial) / str(step)
         try:
             found = self._orbax.restore(
                 path.absolute(), ocp.args.Composite(meta=ocp.args.JsonRestore(), **items)
             )
-            arrays: Nested = {name: found[name] if like[name] else {} for name in like}
+            arrays: Nested = {
+                name: _completed(found[name] if name in items else {}, _empty(tree))
+                for name, tree in like.items()
+            }
             if digest(arrays) != found["meta"]["digest"]:
                 raise ValueError("its values are not those that were saved")
         except Exception as error:  # noqa: BLE001 - Orbax raises whatever its storage does.
@@ -128,7 +138,8 @@ class Checkpoints:
                     meta=ocp.args.JsonRestore(), trained=ocp.args.StandardRestore(_placed(like))
                 ),
             )
-            return found["trained"], found["meta"]
+            meta = found["meta"]
+            return _completed(found["trained"], meta.get("empty", [])), meta
         except Exception as error:  # noqa: BLE001 - as in `restore`.
             raise Damaged(
                 f"the checkpoint {path} is damaged ({_reason(error)}); restore it, or delete that "
@@ -178,6 +189,29 @@ def nested(tree: Any) -> Nested:
             at = at.setdefault(part, {})
         at[last] = jnp.asarray(leaf) if isinstance(leaf, int | float) else leaf
     return found
+
+
+def _full(tree: Nested) -> Nested:
+    """Nested dictionaries without arrays that have no entries: Orbax writes none."""
+    inner = {name: _full(x) if isinstance(x, dict) else x for name, x in tree.items()}
+    return {name: x for name, x in inner.items() if (x if isinstance(x, dict) else x.size)}
+
+
+def _empty(tree: Nested) -> list[list[Any]]:
+    """Of arrays without entries, as of a stack of no layers, the path, shape and dtype."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    told = [[[_name(key) for key in keys], [*x.shape], str(x.dtype)] for keys, x in leaves]
+    return [one for one in told if 0 in one[1]]
+
+
+def _completed(tree: Nested, empty: Sequence[Sequence[Any]]) -> Nested:
+    """Nested dictionaries with the arrays that `_empty` tells of."""
+    for (*parts, last), shape, dtype in empty:
+        at = tree
+        for part in parts:
+            at = at.setdefault(part, {})
+        at[last] = jnp.zeros(shape, dtype)
+    return tree
 
 
 def filled(like: Any, values: Mapping[str, Any]) -> Any:

@@ -236,5 +236,5 @@ def test_what_does_not_fit_is_named_with_its_remedy(params: Any) -> None:
         gpt.model(SMALL).loss(params, np.zeros((4, 10), np.uint8), None)
     with pytest.raises(ValueError, match="width=16 does not divide into heads=3"):
         gpt.Config(2, 16, 3, 8)
-    with pytest.raises(ValueError, match="layers=0: a GPT needs at least 1"):
-        gpt.Config(0, 16, 2, 8)
+    with pytest.raises(ValueError, match="layers=-1: a GPT needs at least 0"):
+        gpt.Config(-1, 16, 2, 8)
