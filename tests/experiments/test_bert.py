@@ -1,0 +1,363 @@
+"""BERT: its sizes and table, its objective, its optimizer, how it grows, and a search over it."""
+
+import dataclasses
+import pathlib
+import re
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lagjax
+from experiments.data import masked
+from experiments.models import bert, gpt
+from lagjax.algebra.axes import Axes
+from lagjax.algebra.layout import flatten
+from lagjax.engine import Trained
+from lagjax.growth.operator import Grow
+from lagjax.state import carry
+from lagjax.store import directory
+from tests import quick
+
+no_page = quick.no_page
+
+SPECIALS = {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[MASK]": 3}
+POST = bert.Config(layers=2, width=8, heads=2, window=16, vocab=24, mlp=12)
+PRE = dataclasses.replace(POST, post_norm=False)
+KEY = jax.random.key(0)
+
+
+class Alphabets:
+    """Documents that count through the vocabulary, from 4 on, each from a place of its own."""
+
+    def __init__(self, *lengths: int) -> None:
+        self.lengths = np.array(lengths, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int, /) -> np.ndarray:
+        return (4 + (7 * index + np.arange(self.lengths[index])) % 20).astype(np.int32)
+
+
+DOCUMENTS = Alphabets(50, 6, 40, 9)
+BATCH = masked.batches(DOCUMENTS, SPECIALS, POST.vocab, 4, 16)
+VALID = masked.shards(DOCUMENTS, SPECIALS, POST.vocab, 3, 4, 16)
+
+
+def drawn(model: lagjax.Model) -> Any:
+    """Parameters in which no mistake hides: biases that are not 0, scales that differ."""
+    draw = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda x: draw.normal(0.3 * (x.ndim == 1), 0.3, x.shape).astype(x.dtype),
+        jax.eval_shape(model.init, KEY),
+    )
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return drawn(bert.model(POST))
+
+
+def restack(unrolled: dict[str, Any]) -> dict[str, Any]:
+    """`layers_0/...`, `layers_1/...` -> `layers/...` with a leading layer axis."""
+    rest = {name: leaf for name, leaf in unrolled.items() if "layers_" not in name}
+    layers = [unrolled[f"layers_{i}"] for i in range(len(unrolled) - len(rest))]
+    return rest | {"layers": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
+
+
+@pytest.mark.parametrize(
+    "config, encoder, whole",
+    [
+        (bert.BASE, 109_482_240, 110_106_428),
+        (dataclasses.replace(bert.BASE, scanned=False, post_norm=False), 109_482_240, 110_106_428),
+        (bert.LARGE, 335_141_888, 336_226_108),
+    ],
+)
+def test_published_sizes(config: bert.Config, encoder: int, whole: int) -> None:
+    found = flatten(jax.eval_shape(bert.model(config).init, KEY))
+    assert sum(x.size for x in found.values()) == whole
+    heads = ("mlm_", "next/")
+    assert sum(x.size for path, x in found.items() if not path.startswith(heads)) == encoder
+
+
+@pytest.mark.parametrize("config", [POST, PRE, bert.SMALL, bert.TINY])
+def test_sizes_are_those_of_the_config(config: bert.Config) -> None:
+    names = []
+    for scanned in (False, True):
+        model = bert.model(dataclasses.replace(config, scanned=scanned))
+        layout = model.layout()
+        assert layout.stacks == {"layers": config.layers}
+        assert layout.sizes == {
+            "vocab": config.vocab,
+            "embed": config.width,
+            "positions": config.window,
+            "segments": 2,
+            "heads": config.heads,
+            "qk": config.width // config.heads,
+            "v": config.width // config.heads,
+            "mlp": config.mlp or 4 * config.width,
+            "pooled": config.width,
+        }
+        names.append({leaf.path.replace("layers_0", "layers") for leaf in layout.leaves})
+    assert names[1] <= names[0]
+
+
+@pytest.mark.parametrize("config", [POST, PRE])
+def test_scanned_and_unrolled_are_one_function(config: bert.Config) -> None:
+    scanned = bert.model(dataclasses.replace(config, scanned=True))
+    model, batch = bert.model(config), BATCH(0, 0)
+    params = drawn(model)
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        restack(params), jax.eval_shape(scanned.init, KEY)
+    )
+    one = jax.jit(model.apply)(params, batch)
+    chex.assert_shape(one, (4, 2 * 24 + 2))
+    chex.assert_trees_all_close(one, jax.jit(scanned.apply)(restack(params), batch), atol=1e-5)
+
+
+def test_nothing_attends_to_padding(params: Any) -> None:
+    model, batch = bert.model(POST), BATCH(0, 0)
+    apply = jax.jit(model.apply)
+    lengths = (batch["tokens"] != 0).sum(1)
+    assert lengths.min() < 16  # Some rows are padded.
+    shorter = lengths.min()
+    row = {name: x[lengths == shorter] for name, x in batch.items()}
+    cut = row | {name: row[name][:, :shorter] for name in ("tokens", "segments")}
+    chex.assert_trees_all_close(apply(params, cut), apply(params, row), atol=1e-5)
+    # Everything else is seen, from both sides.
+    for place in range(1, shorter):
+        other = row | {"tokens": row["tokens"].copy()}
+        other["tokens"][:, place] = 23 - row["tokens"][:, place] % 7
+        if (other["tokens"] != row["tokens"]).any():
+            assert (apply(params, other)[:, -2:] != apply(params, row)[:, -2:]).any()
+
+
+def test_the_objective_is_the_published_one_and_adds_up(params: Any) -> None:
+    model = bert.model(POST)
+    loss = jax.jit(model.loss)
+    for batch in (BATCH(0, 0), VALID[0]):
+        outputs = np.asarray(jax.jit(model.apply)(params, batch), np.float64)
+        tokens, pairs = outputs[:, :-2].reshape(4, 2, 24), outputs[:, -2:]
+        nats = -np.take_along_axis(
+            np.asarray(jax.nn.log_softmax(tokens)), batch["targets"][..., None], 2
+        )[..., 0]
+        follows = -np.asarray(jax.nn.log_softmax(pairs))[np.arange(4), batch["next"]]
+        total, count = loss(params, batch, None)
+        assert count == batch["weights"].sum()
+        per_row = (nats * batch["weights"]).sum(1) + follows * batch["weights"].sum(1)
+        assert total == pytest.approx(per_row.sum(), rel=1e-5)
+        found = bert.measured(jnp.asarray(outputs, jnp.float32), batch)
+        means = {name: float(x / n) for name, (x, n) in found.items()}
+        assert means["mlm_nats"] == pytest.approx((nats * batch["weights"]).sum() / count, rel=1e-5)
+        assert means["next_nats"] == pytest.approx(follows.mean(), rel=1e-5)
+        assert means["next_accuracy"] == np.mean(pairs.argmax(1) == batch["next"])
+        hits = (tokens.argmax(2) == batch["targets"]) * batch["weights"]
+        assert means["mlm_accuracy"] == pytest.approx(hits.sum() / count)
+        parts = [
+            loss(params, {name: x[rows] for name, x in batch.items()}, None)
+            for rows in (slice(1), slice(1, 4))
+        ]
+        chex.assert_trees_all_close(jax.tree.map(jnp.add, *parts), (total, count), rtol=1e-5)
+        # Of rows with equally many predictions, the sum of the two means.
+        same = batch | {"weights": np.ones((4, 2), np.float32)}
+        total, count = loss(params, same, None)
+        assert total / count == pytest.approx(nats.mean() + follows.mean(), rel=1e-5)
+
+
+def test_it_learns_and_its_accuracy_tells() -> None:
+    model = bert.model(dataclasses.replace(POST, width=32, dropout=0.1))
+    tx = bert.optimizer(model.axes, steps=150, learning_rate=1e-2, warmup=20)
+    batches = jax.tree.map(lambda *x: np.stack(x), *(BATCH(0, step) for step in range(150)))
+
+    def step(carry: Any, batch: Any) -> tuple[Any, jax.Array]:
+        params, state, key = carry
+        key, own = jax.random.split(key)
+
+        def mean(params: Any) -> jax.Array:
+            nats, count = model.loss(params, batch, own)
+            return nats / count
+
+        loss, gradient = jax.value_and_grad(mean)(params)
+        updates, state = tx.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state, key), loss
+
+    params = jax.jit(model.init)(KEY)
+    before = bert.accuracy(model, params, VALID)
+    train = jax.jit(lambda carry: jax.lax.scan(step, carry, batches))
+    (params, *_), losses = train((params, tx.init(params), KEY))
+    # As good as a uniform guess at the start.
+    assert losses[0] == pytest.approx(np.log(24) + np.log(2), abs=0.1)
+    after = bert.accuracy(model, params, VALID)
+    assert before.tokens < 0.2
+    assert after.tokens > 0.8
+    # Of all shards, not of one.
+    each = [bert.accuracy(model, params, [shard]) for shard in VALID]
+    counts = [shard["weights"].sum() for shard in VALID]
+    whole = np.average([one.tokens for one in each], weights=counts)
+    assert after.tokens == pytest.approx(whole)
+    assert after.pairs == pytest.approx(np.mean([one.pairs for one in each]))
+    with pytest.raises(ValueError, match="no shards"):
+        bert.accuracy(model, params, [])
+
+
+def test_dropout_needs_a_key_and_half_precision_has_logits_in_single(params: Any) -> None:
+    batch = BATCH(0, 0)
+    still = jax.jit(bert.model(POST).loss)(params, batch, None)
+    noisy = jax.jit(bert.model(dataclasses.replace(POST, dropout=0.5)).loss)
+    one, other = (noisy(params, batch, jax.random.key(seed))[0] for seed in (1, 2))
+    assert len({float(one), float(other), float(still[0])}) == 3
+    assert noisy(params, batch, None)[0] == pytest.approx(float(still[0]), rel=1e-6)
+    half = bert.model(dataclasses.replace(POST, dtype="bfloat16"))
+    chex.assert_type(jax.eval_shape(half.apply, params, batch), jnp.float32)
+    with jax.enable_x64(True):
+        double = bert.model(dataclasses.replace(POST, dtype="float64", param_dtype="float64"))
+        shapes = jax.eval_shape(double.init, KEY)
+        chex.assert_type(jax.tree.leaves(shapes), np.float64)
+        chex.assert_type(jax.eval_shape(double.loss, shapes, batch, None), np.float64)
+
+
+def test_the_optimizer_is_the_published_one() -> None:
+    """Against the formulas, over steps that are clipped and steps that are not."""
+    table = Axes({"matrix": "<inp >out", "bias": ">out", "scale": "out"})
+    draw = np.random.default_rng(0)
+    params = {"matrix": draw.normal(size=(3, 2)), "bias": draw.normal(size=2)}
+    params["scale"] = draw.normal(size=2)
+    tx = bert.optimizer(table, steps=10, learning_rate=0.5, warmup=4, weight_decay=0.01)
+    mine = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    state = tx.init(mine)
+    first = {name: np.zeros_like(x) for name, x in params.items()}
+    second = {name: np.zeros_like(x) for name, x in params.items()}
+    # Half of the gradients are within the clip.
+    for number, size in enumerate((3.0, 0.1, 1e-6, 2.0, 0.1, 5.0, 0.2, 1.0, 0.1, 1.0, 1.0)):
+        grads = {name: size * draw.normal(size=x.shape) for name, x in params.items()}
+        updates, state = tx.update(
+            jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), grads), state, mine
+        )
+        mine = optax.apply_updates(mine, updates)
+        norm = np.sqrt(sum((x**2).sum() for x in grads.values()))
+        rate = 0.5 * (number / 4 if number < 4 else max(0, 1 - number / 10))
+        assert float(state.hyperparams["learning_rate"]) == pytest.approx(rate, abs=1e-7)
+        for name, x in grads.items():
+            x = x / max(norm, 1.0)
+            first[name] = 0.9 * first[name] + 0.1 * x
+            second[name] = 0.999 * second[name] + 0.001 * x**2
+            step = first[name] / (np.sqrt(second[name]) + 1e-6)
+            step += 0.01 * params[name] * (name == "matrix")
+            params[name] = params[name] - rate * step
+        chex.assert_trees_all_close(
+            mine, {name: x.astype(np.float32) for name, x in params.items()}, rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(
+            bert.model(dataclasses.replace(config, scanned=scanned))
+            for config in (POST, PRE)
+            for scanned in (False, True)
+        ),
+        gpt.model(gpt.Config(2, 8, 2, 8)),
+    ],
+)
+def test_norms_and_biases_do_not_decay(model: lagjax.Model) -> None:
+    shapes = jax.eval_shape(model.init, KEY)
+    for path, decays in flatten(bert.decayed(model.axes, shapes)).items():
+        assert decays == bool(re.search("kernel|embedding", path)), path
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_its_state_grows(params: Any, scanned: bool) -> None:
+    small, large = (
+        bert.model(dataclasses.replace(POST, layers=layers, scanned=scanned)) for layers in (2, 4)
+    )
+    params = restack(params) if scanned else params
+    tx = bert.optimizer(small.axes, steps=100, learning_rate=0.5, warmup=10)
+    state = tx.init(params)
+    for number in (1, 2, 3):
+        _, state = tx.update(optax.tree.scale(0.1 * number, params), state, params)
+    operator = Grow(depth="0 0*0.5 1 new")
+    plan = operator.plan(KEY, small.axes.layout(params), large.layout())
+    grown = operator(KEY, params, small.axes, large)
+    made = carry(plan, state, params, grown, tx, "continue")
+    old, new = (one.inner_state[1] for one in (state, made))
+    assert made.count == 3
+    # Both means are in proportion to what they are of.
+    for power, (before, after) in enumerate(zip(old, new, strict=True), 1):
+        before, after = (x if scanned else restack(x) for x in (before, after))
+        for layer, (source, inner) in enumerate([(0, 1), (0, 0.5), (1, 1), (0, 0)]):
+            for path, found in flatten(after["layers"]).items():
+                outputs = path in ("attn/out/kernel", "attn/out/bias", "mlp/down/kernel")
+                outputs = outputs or path == "mlp/down/bias"
+                scale = inner**power if inner != 0.5 or not outputs else 1.0
+                expected = flatten(before["layers"])[path][source] * scale
+                np.testing.assert_allclose(found[layer], expected, rtol=1e-6, err_msg=path)
+        chex.assert_trees_all_equal(
+            *({name: x[name] for name in x if name != "layers"} for x in (before, after))
+        )
+    # The next step takes it.
+    updates, _ = tx.update(grown, made, grown)
+    chex.assert_tree_all_finite(updates)
+    fresh = carry(None, state, params, grown, tx, "restart")
+    assert fresh.count == 0
+    assert not any(np.asarray(x).any() for x in jax.tree.leaves(fresh.inner_state))
+
+
+def certified(config: bert.Config, depth: str) -> lagjax.Certificate:
+    """The certificate of a word that doubles the depth."""
+    small, large = bert.model(config), bert.model(dataclasses.replace(config, layers=4))
+    batches = [BATCH(0, step) for step in range(2)]
+    return lagjax.certify(Grow(depth=depth), small, large, drawn(small), batches, steps=1)
+
+
+def test_blank_layers_are_exact_in_pre_norm_only() -> None:
+    blank = certified(PRE, "0 0* 1 1*")
+    assert blank.kind == "exact"
+    assert blank.max_diff["float32"] < 1e-5
+    assert blank.dead_fraction == 0
+    post = certified(POST, "0 0* 1 1*")
+    assert post.kind == "none"
+    assert "pre-norm net only" in str(post.violations[0])
+    # A norm of a norm's output is another one, where scales differ.
+    assert post.max_diff["float32"] > 1e-2
+
+
+def test_a_search_over_it(tmp_path: pathlib.Path) -> None:
+    small = bert.model(POST)
+    large = bert.model(dataclasses.replace(POST, layers=4))
+    shapes = jax.eval_shape(small.init, KEY)
+
+    def tx(steps: int) -> optax.GradientTransformation:
+        return bert.optimizer(small.axes, steps, learning_rate=1e-2, warmup=2)
+
+    source = lagjax.train(small, tx(6), BATCH, VALID, 4, tmp_path, engine=bert.engine)
+    task = lagjax.Task(
+        small,
+        source,
+        tx,
+        lambda seed, step: BATCH(1 + seed, step),
+        VALID,
+        horizon=6,
+        transfer=lagjax.Transfer("grow", "restart"),
+        engine=bert.engine,
+    )
+    pool = lagjax.pools.depth(shapes, small.axes, large)[:3]
+    decision = lagjax.run(task, pool, lagjax.FixedLag(2), tmp_path)
+    assert decision.winner in [one.name for one in pool]
+    record = directory.read(tmp_path)
+    last = next(
+        line for line in record.curves if (line["candidate"], line["step"]) == (decision.winner, 6)
+    )
+    won = lagjax.load(tmp_path)
+    assert isinstance(won, Trained)
+    found = bert.accuracy(large, won.params, VALID)
+    assert last["metrics"]["mlm_accuracy"] == pytest.approx(found.tokens)
+    assert last["metrics"]["next_accuracy"] == pytest.approx(found.pairs)
+    nats = [last["metrics"][name] for name in ("mlm_nats", "next_nats")]
+    assert last["valid_loss"] == pytest.approx(sum(nats), rel=0.05)
+    assert last["lr"] == pytest.approx(1e-2 * (1 - 5 / 6))
