@@ -171,7 +171,7 @@ def test_the_objective_is_the_published_one_and_adds_up(params: Any) -> None:
 
 def test_it_learns_and_its_accuracy_tells() -> None:
     model = bert.model(dataclasses.replace(POST, width=32, dropout=0.1))
-    tx = bert.optimizer(model.axes, steps=150, learning_rate=1e-2, warmup=20)
+    tx = bert.optimizer(model.axes, bert.schedule(1e-2, warmup=20, steps=150))
     batches = jax.tree.map(lambda *x: np.stack(x), *(BATCH(0, step) for step in range(150)))
 
     def step(carry: Any, batch: Any) -> tuple[Any, jax.Array]:
@@ -227,7 +227,7 @@ def test_the_optimizer_is_the_published_one() -> None:
     draw = np.random.default_rng(0)
     params = {"matrix": draw.normal(size=(3, 2)), "bias": draw.normal(size=2)}
     params["scale"] = draw.normal(size=2)
-    tx = bert.optimizer(table, steps=10, learning_rate=0.5, warmup=4, weight_decay=0.01)
+    tx = bert.optimizer(table, bert.schedule(0.5, warmup=4, steps=10), weight_decay=0.01)
     mine = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
     state = tx.init(mine)
     first = {name: np.zeros_like(x) for name, x in params.items()}
@@ -277,7 +277,7 @@ def test_its_state_grows(params: Any, scanned: bool) -> None:
         bert.model(dataclasses.replace(POST, layers=layers, scanned=scanned)) for layers in (2, 4)
     )
     params = restack(params) if scanned else params
-    tx = bert.optimizer(small.axes, steps=100, learning_rate=0.5, warmup=10)
+    tx = bert.optimizer(small.axes, bert.schedule(0.5, warmup=10, steps=100))
     state = tx.init(params)
     for number in (1, 2, 3):
         _, state = tx.update(optax.tree.scale(0.1 * number, params), state, params)
@@ -333,7 +333,7 @@ def test_a_search_over_it(tmp_path: pathlib.Path) -> None:
     shapes = jax.eval_shape(small.init, KEY)
 
     def tx(steps: int) -> optax.GradientTransformation:
-        return bert.optimizer(small.axes, steps, learning_rate=1e-2, warmup=2)
+        return bert.optimizer(small.axes, bert.schedule(1e-2, 2, steps))
 
     source = lagjax.train(small, tx(6), BATCH, VALID, 4, tmp_path, engine=bert.engine)
     task = lagjax.Task(
