@@ -277,7 +277,8 @@ _REST = {
 def axes(scanned: bool, post_norm: bool) -> Axes:
     """The axes table."""
     kinds: dict[str, Kind] = {
-        "embed": Residual(LayerNorm(), pre=not post_norm),
+        # The masked-token head writes along it, and its gelu acts on that.
+        "embed": Residual(LayerNorm(), pre=not post_norm, activation="gelu"),
         "heads": Heads(),
         "qk": Dot(rope=None),
         "v": Channels(),

@@ -122,12 +122,16 @@ class LayerNorm(Norm):
 
 @dataclass(frozen=True)
 class Residual(Kind):
-    """The residual stream: its norm, before each sublayer (`pre`) or after the addition."""
+    """The residual stream: its norm, before each sublayer (`pre`) or after the addition.
+
+    A head that writes along it once more, for a tied table to read, may have an `activation`.
+    """
 
     group = "residual"
     stream = True
     norm: Norm | None
     pre: bool = True
+    activation: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.norm, str | type):
@@ -145,6 +149,8 @@ class Residual(Kind):
 
     def violations(self, uses: Uses, /) -> Iterator[Why]:
         yield from self._noticed(uses)
+        if self.activation:
+            yield from uses.not_whole(self.activation)
         yield from uses.factors()
         yield from uses.uncancelled()
 

@@ -46,6 +46,8 @@ class Alphabets:
 
 DOCUMENTS = Alphabets(50, 6, 40, 9)
 BATCH = masked.batches(DOCUMENTS, SPECIALS, POST.vocab, 4, 16)
+# Some of its rows are shorter, with one token to predict where others have two.
+PADDED = next(batch for step in range(99) if not (batch := BATCH(0, step))["weights"].all())
 VALID = masked.shards(DOCUMENTS, SPECIALS, POST.vocab, 3, 4, 16)
 
 
@@ -121,12 +123,10 @@ def test_scanned_and_unrolled_are_one_function(config: bert.Config) -> None:
 
 
 def test_nothing_attends_to_padding(params: Any) -> None:
-    model, batch = bert.model(POST), BATCH(0, 0)
-    apply = jax.jit(model.apply)
-    lengths = (batch["tokens"] != 0).sum(1)
-    assert lengths.min() < 16  # Some rows are padded.
-    shorter = lengths.min()
-    row = {name: x[lengths == shorter] for name, x in batch.items()}
+    apply = jax.jit(bert.model(POST).apply)
+    lengths = (PADDED["tokens"] != 0).sum(1)
+    at, shorter = lengths.argmin(), lengths.min()
+    row = {name: x[at : at + 1] for name, x in PADDED.items()}
     cut = row | {name: row[name][:, :shorter] for name in ("tokens", "segments")}
     chex.assert_trees_all_close(apply(params, cut), apply(params, row), atol=1e-5)
     # Everything else is seen, from both sides.
@@ -140,7 +140,7 @@ def test_nothing_attends_to_padding(params: Any) -> None:
 def test_the_objective_is_the_published_one_and_adds_up(params: Any) -> None:
     model = bert.model(POST)
     loss = jax.jit(model.loss)
-    for batch in (BATCH(0, 0), VALID[0]):
+    for batch in (PADDED, VALID[0]):
         outputs = np.asarray(jax.jit(model.apply)(params, batch), np.float64)
         tokens, pairs = outputs[:, :-2].reshape(4, 2, 24), outputs[:, -2:]
         nats = -np.take_along_axis(
@@ -325,6 +325,34 @@ def test_blank_layers_are_exact_in_pre_norm_only() -> None:
     assert "pre-norm net only" in str(post.violations[0])
     # A norm of a norm's output is another one, where scales differ.
     assert post.max_diff["float32"] > 1e-2
+
+
+def wider(config: bert.Config, width: int, operator: Grow) -> tuple[lagjax.Model, Any]:
+    """The larger model as it is required to be, and the plan of its growth."""
+    large = dataclasses.replace(config, width=width, heads=width // 4, mlp=24)
+    shapes = jax.eval_shape(bert.model(config).init, KEY)
+    plan = operator.plan(KEY, bert.model(config).axes.layout(shapes), bert.model(large).layout())
+    return bert.required(large, plan.requires), plan
+
+
+def test_widths_that_keep_the_function() -> None:
+    operator = Grow(width=lagjax.pools.WIDTH["tile"])
+    small, (large, plan) = bert.model(POST), wider(POST, 16, operator)
+    assert [str(one) for one in plan.requires] == ["logits × 0.5 (embed)"]
+    batches = [BATCH(0, step) for step in range(2)]
+    found = lagjax.certify(operator, small, large, drawn(small), batches, steps=1)
+    assert found.kind == "exact given"
+    assert found.max_diff["float32"] < 1e-5
+    # The stream of a pre-norm net may be given means, but the head's gelu of a mean is no mean.
+    operator = Grow(width=lagjax.pools.WIDTH["isometric"])
+    small, (large, plan) = bert.model(PRE), wider(PRE, 12, operator)
+    assert [one.why for one in plan.violations] == ["gelu is not linear: copies must be whole"]
+    params, batch = drawn(small), BATCH(0, 0)
+    made = jax.jit(lambda params: operator(KEY, params, small.axes, large))(params)
+    before, after = jax.jit(small.apply)(params, batch), jax.jit(large.apply)(made, batch)
+    assert jnp.abs(before[:, :-2] - after[:, :-2]).max() > 1e-2
+    # The other head, which has a width of its own, notices nothing.
+    chex.assert_trees_all_close(before[:, -2:], after[:, -2:], rtol=1e-4, atol=1e-4)
 
 
 def test_a_search_over_it(tmp_path: pathlib.Path) -> None:

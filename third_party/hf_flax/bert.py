@@ -39,7 +39,8 @@ def axes(config: BertConfig) -> Axes:
             "cls/predictions/bias": ">vocab",
         },
         kinds={
-            "embed": Residual(LayerNorm(), pre=False),
+            # The head's transform writes along it, and is activated.
+            "embed": Residual(LayerNorm(), pre=False, activation=config.hidden_act),
             "heads": Heads(),
             "qk": Dot(rope=None),
             "v": Channels(),
