@@ -269,12 +269,8 @@ def test_norms_and_biases_do_not_decay(model: lagjax.Model) -> None:
         assert decays == bool(re.search("kernel|embedding", path)), path
 
 
-@pytest.mark.parametrize("scanned", [False, True])
-def test_its_state_grows(params: Any, scanned: bool) -> None:
-    small, large = (
-        bert.model(dataclasses.replace(POST, layers=layers, scanned=scanned)) for layers in (2, 4)
-    )
-    params = restack(params) if scanned else params
+def test_its_state_grows(params: Any) -> None:
+    small, large = (bert.model(dataclasses.replace(POST, layers=layers)) for layers in (2, 4))
     tx = bert.optimizer(small.axes, steps=100, learning_rate=0.5, warmup=10)
     operator = Grow(depth="0 0*0.5 1 new")
     plan = operator.plan(KEY, small.axes.layout(params), large.layout())
@@ -294,7 +290,7 @@ def test_its_state_grows(params: Any, scanned: bool) -> None:
     assert made.count == 3
     # Both means are in proportion to what they are of.
     for power, (before, after) in enumerate(zip(old, new, strict=True), 1):
-        before, after = (x if scanned else restack(x) for x in (before, after))
+        before, after = map(restack, (before, after))
         for layer, (source, inner) in enumerate([(0, 1), (0, 0.5), (1, 1), (0, 0)]):
             for path, found in flatten(after["layers"]).items():
                 outputs = path in ("attn/out/kernel", "attn/out/bias", "mlp/down/kernel")
@@ -345,13 +341,14 @@ def wider(config: bert.Config, width: int, operator: Grow) -> tuple[lagjax.Model
 
 def test_widths_that_keep_the_function() -> None:
     operator = Grow(width=lagjax.pools.WIDTH["tile"])
-    small, (large, plan) = bert.model(POST), wider(POST, 16, operator)
+    post, pre = (dataclasses.replace(config, layers=1) for config in (POST, PRE))
+    small, (large, plan) = bert.model(post), wider(post, 16, operator)
     assert [str(one) for one in plan.requires] == ["logits × 0.5 (embed)"]
     assert not plan.violations
     assert apart(small, large, operator, drawn(small)).max() < 1e-4
     # The stream of a pre-norm net may be given means, but the head's gelu of a mean is no mean.
     operator = Grow(width=lagjax.pools.WIDTH["isometric"])
-    small, (large, plan) = bert.model(PRE), wider(PRE, 12, operator)
+    small, (large, plan) = bert.model(pre), wider(pre, 12, operator)
     assert [one.why for one in plan.violations] == ["gelu is not linear: copies must be whole"]
     found = apart(small, large, operator, drawn(small))
     assert found[:, :-2].max() > 1e-2
@@ -360,8 +357,7 @@ def test_widths_that_keep_the_function() -> None:
 
 
 def test_a_search_over_it(tmp_path: pathlib.Path) -> None:
-    small = bert.model(POST)
-    large = bert.model(dataclasses.replace(POST, layers=4))
+    small, large = (bert.model(dataclasses.replace(POST, layers=layers)) for layers in (1, 2))
     shapes = jax.eval_shape(small.init, KEY)
 
     def tx(steps: int) -> optax.GradientTransformation:
