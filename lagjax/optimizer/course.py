@@ -4,7 +4,7 @@ The model is any with the same tree of parameters, which take a random walk of t
 optimizer would do to them is not applied.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -91,7 +91,7 @@ class Courses:
             new = jax.tree.map(lambda x, old: jnp.asarray(x).astype(old.dtype), new, state)
             return new, (updates, new)
 
-        self._step, self._init, self.steps = step, tx.init, STEPS
+        self._step, self._init, self.steps = step, jax.jit(self._first(tx)), STEPS
         self._run = jax.jit(lambda state, met: jax.lax.scan(one, state, met))
         self.growing = bool(nodes(jax.eval_shape(tx.init, tree.abstract))[0])
         self._found: dict[float, dict[str, Series]] = {}
@@ -108,7 +108,8 @@ class Courses:
         if factors is not None:
             leaves = [x * factor[None] for x, factor in zip(leaves, factors)]
         dtypes = [dtype for _, dtype in self.tree.shapes]
-        return self.tree.filled([jnp.asarray(x, dtype) for x, dtype in zip(leaves, dtypes)])
+        # By numpy: JAX would compile a conversion for each shape.
+        return self.tree.filled([np.asarray(x, dtype) for x, dtype in zip(leaves, dtypes)])
 
     def at(self, size: float) -> dict[str, Series]:
         """The courses under gradients of one size."""
@@ -157,21 +158,28 @@ class Courses:
         walk = [x[: self.steps] for x in self._walk]
         return self._as_params(gradients, grads), self._as_params(walk, params), values
 
+    def _first(self, tx: optax.GradientTransformation) -> Callable[..., OptState]:
+        """What makes the state before the first step, of the walk and the factors of growth."""
+
+        def first(walk: Params, growth: Factors | None) -> OptState:
+            by_path = dict(zip(self.paths, growth or ()))
+
+            def scaled(node: Any) -> Any:
+                if not isinstance(node, ScaleByGrowthState):
+                    return node
+                found = jax.tree_util.tree_map_with_path(
+                    lambda keys, x: x * jnp.asarray(by_path[path_of(keys)], x.dtype), node.factors
+                )
+                return node._replace(factors=found)
+
+            state = tx.init(jax.tree.map(lambda x: x[0], walk))
+            return jax.tree.map(scaled, state, is_leaf=of_growth) if growth else state
+
+        return first
+
     def _begun(self, params: Factors | None = None, growth: Factors | None = None) -> OptState:
         """The state before the first step."""
-        by_path = dict(zip(self.paths, growth or ()))
-
-        def scaled(node: Any) -> Any:
-            if not isinstance(node, ScaleByGrowthState):
-                return node
-            found = jax.tree_util.tree_map_with_path(
-                lambda keys, x: x * jnp.asarray(by_path[path_of(keys)], x.dtype), node.factors
-            )
-            return node._replace(factors=found)
-
-        first = jax.tree.map(lambda x: x[0], self._as_params(self._walk, params))
-        state = self._init(first)
-        return jax.tree.map(scaled, state, is_leaf=of_growth) if growth else state
+        return self._init(self._as_params(self._walk, params), growth)
 
     def shape(self, keys: Keys) -> tuple[int, ...]:
         """Of a leaf."""
@@ -211,4 +219,4 @@ def _numbers(state: OptState) -> dict[Keys, Numbers]:
         found = np.asarray(x)
         return found.astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else found
 
-    return {keys: number(jnp.asarray(x)) for keys, x in leaves_of(state).items()}
+    return {keys: number(x) for keys, x in leaves_of(state).items()}
