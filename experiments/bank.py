@@ -7,7 +7,7 @@ curves.row                  # what it takes to run it again, and where it was ma
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from experiments.rows import RESULTS, Row
 from experiments.verdicts import Ended
 from lagjax.analysis.crossing import stretched
-from lagjax.jobs import ANNEAL, RAW, Line, Trial, evaluated
+from lagjax.jobs import ANNEAL, RAW, SOURCE, Line, Trial, evaluated
 from lagjax.store import directory
 from lagjax.store.losses import Losses
 
@@ -59,6 +59,7 @@ class Curves(NamedTuple):
         horizons: steps of each one's full training; likewise.
         step_flops: of each one's training step; likewise.
         baselines: name → its curves.
+        source: the small model's, of its one seed.
         row: the configuration and where it was made.
     """
 
@@ -75,6 +76,7 @@ class Curves(NamedTuple):
     horizons: tuple[int, ...] = ()
     step_flops: tuple[float, ...] = ()
     baselines: Mapping[str, Baseline] = {}
+    source: Baseline | None = None
     row: Mapping[str, Any] = {}
 
     @classmethod
@@ -104,15 +106,22 @@ class Curves(NamedTuple):
                 given = line["valid_loss_shards"]
                 shards[at][: len(given)] = [_number(x) for x in given]
         losses = Losses(run / "steps")
-        train = _train(losses, names, seeds, max(entry["horizon"] for entry in pool))
+        train = _train(losses, names, range(seeds), max(entry["horizon"] for entry in pool))
         probed = [x for x in own if x["phase"] in ("probe", ANNEAL)]
         count = sum(map(evaluated, probed)) / len(config["shard_tokens"])
         evaluation = decision["ledger"]["evaluation_flops"] / count / pool[0]["step_flops"]
         able = sum(entry["role"] == "candidate" for entry in pool)
         against = {
-            entry["name"]: _baseline(entry, lines, losses, seeds)
+            entry["name"]: _baseline(entry, lines, losses, range(seeds))
             for entry in config.get("baseline_pool", [])
         }
+        trained = [line for line in lines if line["candidate"] == SOURCE]
+        small = None
+        if trained:
+            last = trained[-1]
+            cost = last["flops"] / max(last["step"], 1)
+            entry = {"name": SOURCE, "horizon": last["step"], "step_flops": cost}
+            small = _baseline(entry, lines, losses, (last["seed"],))
         return cls(
             (*names,),
             able,
@@ -127,15 +136,17 @@ class Curves(NamedTuple):
             tuple(entry["horizon"] for entry in pool),
             tuple(entry["step_flops"] for entry in pool),
             against,
+            small,
         )
 
     def save(self, path: Path) -> None:
         """As a compressed file of NumPy's, losses as float32."""
         path.parent.mkdir(parents=True, exist_ok=True)
         many: dict[str, Any] = {f"valid {name}": _small(x) for name, x in self.valid.items()}
-        for name, one in self.baselines.items():
-            many |= {f"baseline {name} {field}": x for field, x in one._asdict().items()}
-            many[f"baseline {name} valid"] = _small(one.valid)
+        more = {f"baseline {name}": one for name, one in self.baselines.items()}
+        for name, one in (more | ({SOURCE: self.source} if self.source else {})).items():
+            many |= {f"{name} {field}": x for field, x in one._asdict().items()}
+            many[f"{name} valid"] = _small(one.valid)
         plain = "names", "able", "steps", "train", "evaluation", "words", "exact", "horizons"
         many |= {field: getattr(self, field) for field in (*plain, "step_flops")}
         with path.open("wb") as file:
@@ -168,22 +179,23 @@ class Curves(NamedTuple):
         )
         if "row" not in found.files:
             return own
-        kept = [x[:-6] for x in found.files if x.startswith("baseline ") and x.endswith(" steps")]
-        against = {
-            name.removeprefix("baseline "): Baseline(
+
+        def one(name: str) -> Baseline:
+            return Baseline(
                 tuple(found[f"{name} steps"].tolist()),
                 found[f"{name} valid"].astype(np.float64),
                 found[f"{name} train"],
                 float(found[f"{name} step_flops"]),
             )
-            for name in kept
-        }
+
+        kept = [x[:-6] for x in found.files if x.startswith("baseline ") and x.endswith(" steps")]
         return own._replace(
             words=tuple(found["words"].tolist()),
             exact=found["exact"],
             horizons=tuple(found["horizons"].tolist()),
             step_flops=tuple(found["step_flops"].tolist()),
-            baselines=against,
+            baselines={name.removeprefix("baseline "): one(name) for name in kept},
+            source=one(SOURCE) if f"{SOURCE} steps" in found.files else None,
             row=json.loads(str(found["row"])),
         )
 
@@ -211,23 +223,41 @@ class Curves(NamedTuple):
         )
 
 
-def _baseline(entry: Row, lines: list[Line], losses: Losses, seeds: int) -> Baseline:
+def facts(run: Path) -> Row:
+    """What else a row says of a finished run directory."""
+    config, lines, decision, _ = directory.read(run)
+    failed = [line for line in lines if line["status"] != "ok"]
+    ends = {(line["candidate"], line["seed"]): line["seconds"] for line in lines}
+    return {
+        "winner": decision and decision["winner"],
+        "failed": sorted({f"{line['candidate']}, seed {line['seed']}" for line in failed}),
+        "unit": config["task"]["unit"],
+        "shard_tokens": config["shard_tokens"],
+        "digests": {name: config["task"][name] for name in ("source", "data", "valid")},
+        "seconds": sum(ends.values()),
+    }
+
+
+def _baseline(entry: Row, lines: list[Line], losses: Losses, seeds: Sequence[int]) -> Baseline:
     """A baseline's curves in a run directory."""
     own = [line for line in lines if line["candidate"] == entry["name"]]
     steps = sorted({line["step"] for line in own})
-    valid = np.full((seeds, len(steps)), np.nan)
+    valid = np.full((len(seeds), len(steps)), np.nan)
     for line in own:
-        valid[line["seed"], steps.index(line["step"])] = _number(line["valid_loss"])
+        at = seeds.index(line["seed"]), steps.index(line["step"])
+        valid[at] = _number(line["valid_loss"])
     train = _train(losses, [entry["name"]], seeds, entry["horizon"])[0]
     return Baseline((*steps,), valid, train, entry["step_flops"])
 
 
-def _train(losses: Losses, names: list[str], seeds: int, horizon: int) -> NDArray[np.float32]:
-    train = np.full((len(names), seeds, horizon), np.nan, np.float32)
+def _train(
+    losses: Losses, names: list[str], seeds: Sequence[int], horizon: int
+) -> NDArray[np.float32]:
+    train = np.full((len(names), len(seeds), horizon), np.nan, np.float32)
     for one, name in enumerate(names):
-        for seed in range(seeds):
+        for at, seed in enumerate(seeds):
             found = losses.of(Trial(name, seed))
-            train[one, seed, : len(found)] = found
+            train[one, at, : len(found)] = found
     return train
 
 

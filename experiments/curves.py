@@ -34,7 +34,10 @@ from experiments import bank, settings
 from experiments.cli import command
 from experiments.rows import Row, environment
 from lagjax.flops import flops
+from lagjax.jobs import SOURCE
 
+SOURCE_KEPT = "gpt-1"
+"""The task whose small model is kept beside its curves, for `experiments.replay`."""
 CORPORA = ("stdlib", "wikitext2", "vim")
 """Texts: the standard library's source, which is everywhere, and two that are not."""
 POOL = (
@@ -194,9 +197,20 @@ def main(config: Config) -> None:
         if kept(config, name) is None:
             run = config.workdir / name
             row = train(config, name, run)
-            curves = bank.Curves.read(run)._replace(row=row)
-            curves.save(config.results / f"{name}.npz")
+            keep(config, name, run, row)
             print(f"{name}: kept")
+
+
+def keep(config: Config, name: str, run: Path, row: Row) -> None:
+    """Keeps the curves of a finished run."""
+    # It knows the tasks.
+    from experiments import datasheet, replay
+
+    path = config.results / f"{name}.npz"
+    if name == SOURCE_KEPT:
+        replay.save(replay.source_path(path), lagjax.load(run, candidate=SOURCE).params)
+    bank.Curves.read(run)._replace(row=row | bank.facts(run)).save(path)
+    datasheet.write(config.results)
 
 
 def kept(config: Config, name: str) -> bank.Curves | None:

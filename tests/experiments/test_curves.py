@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import bank, curves, settings
+from experiments import bank, curves, datasheet, replay, settings
+from experiments.bank import Curves
 
 SMALL = {
     "width": 16, "heads": 2, "window": 16, "batch": 2, "seeds": 1, "warmup": 2, "shards": 2,
@@ -33,6 +34,9 @@ def test_a_small_task_is_kept_once(
     assert found.train.shape == (3, 1, 8) and np.isfinite(found.train).all()
     assert found.valid.keys() == {"raw", "average"} and np.isfinite(found.valid["average"]).all()
     assert found.row["config"]["source_steps"] == 1000 and not found.row["held_out"]
+    assert found.row["failed"] == [] and found.row["winner"] in found.names
+    assert found.source is not None and found.source.train.shape == (1, 10)
+    assert "1 of" in (tmp_path / "kept/README.md").read_text()
     assert {"commit", "versions", "device", "cores", "corpus"} <= found.row.keys()
     # The state is grown and the rate begins at its peak.
     assert found.norms[1, 0, 0, 1] == pytest.approx(3e-3)
@@ -118,6 +122,37 @@ def test_models_bring_what_an_experiment_needs() -> None:
 
 def _leaves(batch: object) -> list[np.ndarray]:
     return [*batch.values()] if isinstance(batch, dict) else [batch]
+
+
+def test_the_first_steps_come_again() -> None:
+    """Of the committed curves, from the committed small model, by the row alone."""
+    path = bank.CURVES / f"{curves.SOURCE_KEPT}.npz"
+    source = replay.source_path(path)
+    assert source.stat().st_size <= 2**20
+    kept = Curves.load(path)
+    if why := replay.otherwise(kept.row):
+        pytest.skip(why)
+    found = replay.losses(kept.row, source, 3)
+    for name, mine in found.items():
+        np.testing.assert_allclose(mine, kept.train[kept.names.index(name), :, :3], rtol=1e-4)
+    assert not np.allclose(found["stack"], found["zeroed-interleave"], rtol=1e-3)
+
+
+def test_why_steps_may_not_come_again() -> None:
+    row = Curves.load(bank.CURVES / f"{curves.SOURCE_KEPT}.npz").row
+    old = {**row, "versions": {**row["versions"], "jax": "0.1"}}
+    assert "and was 0.1" in replay.otherwise(old)
+    if not replay.otherwise(row):
+        assert "had abc" in replay.otherwise({**row, "corpus": "abc"})
+    grown = {**row, "config": {**row["config"], "state": "grown"}}
+    with pytest.raises(ValueError, match="the optimizer's state, which is not kept"):
+        replay.losses(grown, bank.CURVES, 1)
+    with pytest.raises(ValueError, match="the small model of 'gpt-2' is not kept"):
+        replay.main(replay.Config("gpt-2"))
+
+
+def test_the_committed_datasheet_is_that_of_the_committed_curves() -> None:
+    assert (bank.CURVES / "README.md").read_text() == datasheet.render(bank.CURVES)
 
 
 def test_the_kept_files_are_small() -> None:

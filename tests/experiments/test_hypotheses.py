@@ -41,7 +41,7 @@ def made(task: str, turns: bool = False) -> Curves:
                 (0, 8, 16), np.array([[5.0, 1.6, 0.9]] * 3), np.zeros((3, 16), np.float32), 2.0
             ),
         },
-        {"config": entry, "corpus": "c", "held_out": False},
+        None, {"config": entry, "corpus": "c", "held_out": False},
     )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def test_curves_come_back_as_they_were_kept(tmp_path: pathlib.Path) -> None:
     assert (found.exact == one.exact).all()
     for weights, losses in one.valid.items():
         np.testing.assert_allclose(found.valid[weights], losses, rtol=1e-6)
-    assert found.baselines.keys() == one.baselines.keys()
+    assert found.baselines.keys() == one.baselines.keys() and found.source is None
     kept, given = found.baselines["from scratch"], one.baselines["from scratch"]
     assert (kept.steps, kept.step_flops) == (given.steps, given.step_flops)
     np.testing.assert_allclose(kept.valid, given.valid, rtol=1e-6)
