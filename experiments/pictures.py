@@ -100,6 +100,8 @@ def regimes(rows: list[Row]) -> Figure:
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[::columns]:
         panel.set_ylabel("Spearman")
+    for panel in panels[-columns:]:
+        panel.set_xlabel("share of the horizon")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure
