@@ -159,7 +159,7 @@ def test_where_each_entry_comes_from():
     small, large = values(net(2, 2, 3)), net(3, 3, 5)
     operator = Grow(depth="0 new* 1", width={"embed": width.ZeroPad(), "mlp": width.RandomIn()})
     plan = operator.plan(KEY, AXES.layout(small), AXES.layout(large))
-    grown = grow(operator, small, large)
+    grown = compiled(operator, small, large)
     origins = tree(plan, grown)
     f, s, z, c = (int(x) for x in (Origin.FRESH, Origin.SCALED, Origin.ZEROED, Origin.COPIED))
     assert origins["l/0/up"].tolist() == [
