@@ -4,6 +4,7 @@ The model is any with the same tree of parameters, which take a random walk of t
 optimizer would do to them is not applied.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -81,18 +82,13 @@ class Courses:
             for x, one in zip(self._gradients, tree.shapes)
         ]
 
-        def step(grads: Params, state: OptState, params: Params, value: Any) -> Any:
-            more = {"value": value} if with_value else {}
-            return tx.update(grads, state, params, **more)
-
-        def one(state: OptState, met: tuple[Any, ...]) -> Any:
-            updates, new = step(met[0], state, *met[1:])
-            # Some states change their dtype at the first step.
-            new = jax.tree.map(lambda x, old: jnp.asarray(x).astype(old.dtype), new, state)
-            return new, (updates, new)
-
-        self._step, self._init, self.steps = step, jax.jit(self._first(tx)), STEPS
-        self._run = jax.jit(lambda state, met: jax.lax.scan(one, state, met))
+        try:
+            programs = _programs(tx, with_value)
+        except TypeError:
+            # Of an optimizer that cannot be told from others.
+            programs = _programs.__wrapped__(tx, with_value)
+        self._step, self._init, self._run = programs
+        self.steps = STEPS
         self.growing = bool(nodes(jax.eval_shape(tx.init, tree.abstract))[0])
         self._found: dict[float, dict[str, Series]] = {}
         self.last = self._run(self._begun(), self._met(SIZES[0]))[0]
@@ -158,28 +154,11 @@ class Courses:
         walk = [x[: self.steps] for x in self._walk]
         return self._as_params(gradients, grads), self._as_params(walk, params), values
 
-    def _first(self, tx: optax.GradientTransformation) -> Callable[..., OptState]:
-        """What makes the state before the first step, of the walk and the factors of growth."""
-
-        def first(walk: Params, growth: Factors | None) -> OptState:
-            by_path = dict(zip(self.paths, growth or ()))
-
-            def scaled(node: Any) -> Any:
-                if not isinstance(node, ScaleByGrowthState):
-                    return node
-                found = jax.tree_util.tree_map_with_path(
-                    lambda keys, x: x * jnp.asarray(by_path[path_of(keys)], x.dtype), node.factors
-                )
-                return node._replace(factors=found)
-
-            state = tx.init(jax.tree.map(lambda x: x[0], walk))
-            return jax.tree.map(scaled, state, is_leaf=of_growth) if growth else state
-
-        return first
-
     def _begun(self, params: Factors | None = None, growth: Factors | None = None) -> OptState:
         """The state before the first step."""
-        return self._init(self._as_params(self._walk, params), growth)
+        factors = None if growth is None else self.tree.filled(growth)
+        begun: OptState = self._init(self._as_params(self._walk, params), factors)
+        return begun
 
     def shape(self, keys: Keys) -> tuple[int, ...]:
         """Of a leaf."""
@@ -201,6 +180,50 @@ class Courses:
             _numbers(self._run(state, self._met(SIZES[0]))[1]) for state in (self.last, other)
         )
         return all(map(np.array_equal, one.values(), two.values()))
+
+
+class _Programs(NamedTuple):
+    """What a transformation does, `init` and `run` compiled; for models of any tree."""
+
+    step: Callable[..., Any]
+    init: Callable[[Params, Params | None], OptState]
+    run: Callable[[OptState, tuple[Any, ...]], Any]
+
+
+@functools.lru_cache(maxsize=64)
+def _programs(tx: optax.GradientTransformation, with_value: bool) -> _Programs:
+    """Once for all models that are the same tree when they are cut down."""
+
+    def step(grads: Params, state: OptState, params: Params, value: Any) -> Any:
+        more = {"value": value} if with_value else {}
+        return tx.update(grads, state, params, **more)
+
+    def one(state: OptState, met: tuple[Any, ...]) -> Any:
+        updates, new = step(met[0], state, *met[1:])
+        # Some states change their dtype at the first step.
+        new = jax.tree.map(lambda x, old: jnp.asarray(x).astype(old.dtype), new, state)
+        return new, (updates, new)
+
+    def begun(walk: Params, growth: Params | None) -> OptState:
+        state = tx.init(jax.tree.map(lambda x: x[0], walk))
+        return state if growth is None else _grown(state, growth)
+
+    return _Programs(step, jax.jit(begun), jax.jit(lambda *given: jax.lax.scan(one, *given)))
+
+
+def _grown(state: OptState, growth: Params) -> OptState:
+    """The state in which every `scale_by_growth` has these factors."""
+    by_path = {path_of(keys): x for keys, x in jax.tree_util.tree_flatten_with_path(growth)[0]}
+
+    def scaled(node: Any) -> Any:
+        if not isinstance(node, ScaleByGrowthState):
+            return node
+        found = jax.tree_util.tree_map_with_path(
+            lambda keys, x: x * jnp.asarray(by_path[path_of(keys)], x.dtype), node.factors
+        )
+        return node._replace(factors=found)
+
+    return jax.tree.map(scaled, state, is_leaf=of_growth)
 
 
 def _other(x: Any) -> Any:

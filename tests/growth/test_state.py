@@ -1,5 +1,6 @@
 """The optimizer state of a grown model, for the transformations of optax."""
 
+import functools
 import re
 
 import chex
@@ -27,6 +28,8 @@ no_page = quick.no_page
 SCHEDULE = optax.linear_schedule(1.0, 0.0, 10)
 OUTPUTS = r"attn/out|mlp/down"
 WORD = "0 1*0.5 new* 1* 1"
+# Where layers matter only in that there are more of them.
+SHORT = "0 1*0.5 new*"
 
 
 def by_matrix(params):
@@ -51,25 +54,30 @@ TRANSFORMATIONS = {
 }  # fmt: skip
 
 
+@functools.cache
+def grown_pair(family, word):
+    """A small model and the one that it grows into, with the parameters of both and the plan."""
+    small, large = FAMILIES[family](2), models.filled(FAMILIES[family](len(word.split())))
+    params, operator = models.drawn(small), Grow(depth=word)
+    grown = jax.jit(lambda params: operator(KEY, params, small.axes, large))(params)
+    return small, large, params, planned(operator, small, large), grown
+
+
 class Grown:
     """A small model's state, its counters at `count`, and the model that it grows into."""
 
     def __init__(self, family, tx, word=WORD, **counters):
-        self.small, self.large = (
-            FAMILIES[family](2),
-            models.filled(FAMILIES[family](len(word.split()))),
-        )
+        self.small, self.large, self.params, self.plan, self.grown = grown_pair(family, word)
         self.tx = tx
-        self.params = models.drawn(self.small)
         counts = {name: jnp.asarray(n, jnp.int32) for name, n in counters.items()}
         self.state = jax.tree_util.tree_map_with_path(
             lambda keys, value: counts.get(getattr(keys[-1], "name", None), value),
             tx.init(self.params),
         )
-        operator = Grow(depth=word)
-        self.plan = planned(operator, self.small, self.large)
-        self.grown = operator(KEY, self.params, self.small.axes, self.large)
-        self.fresh = tx.init(self.grown)
+
+    @property
+    def fresh(self):
+        return self.tx.init(self.grown)
 
     def carry(self, moments="grow", schedule="continue", state=None):
         plan = self.plan if moments == "grow" else None
@@ -82,7 +90,7 @@ class Grown:
     [*((name, "scanned") for name in TRANSFORMATIONS), ("injected", "nnx"), ("partitioned", "nnx")],
 )
 def test_fits(name, family):
-    one = Grown(family, tx := TRANSFORMATIONS[name])
+    one = Grown(family, tx := TRANSFORMATIONS[name], SHORT)
     fresh = jax.eval_shape(lambda: one.fresh)
     for choice in (("grow", "continue"), ("reset", "restart")):
         carried = jax.eval_shape(lambda choice=choice: one.carry(*choice))
@@ -146,7 +154,7 @@ def test_rule_is_the_gradients():
 @pytest.mark.parametrize("family", ["scanned", "unrolled"])
 @pytest.mark.parametrize("name", ["adamw with a schedule", "injected"])
 def test_counts_go_with_the_moments_and_schedules_by_choice(name, family, schedule, moments):
-    one = Grown(family, TRANSFORMATIONS[name], count=3)
+    one = Grown(family, TRANSFORMATIONS[name], SHORT, count=3)
     carried = one.carry(moments, schedule)
     step = 3 if schedule == "continue" else 0
     adams = [x for x in _states(carried) if isinstance(x, optax.ScaleByAdamState)]
@@ -162,7 +170,7 @@ def test_counts_go_with_the_moments_and_schedules_by_choice(name, family, schedu
 
 @pytest.mark.parametrize("name", ["adamw with a schedule", "injected"])
 def test_schedules_are_rewound_to_a_step(name):
-    one = Grown("unrolled", TRANSFORMATIONS[name], count=7)
+    one = Grown("unrolled", TRANSFORMATIONS[name], SHORT, count=7)
     carried = one.carry(schedule=2)
     _, after = one.tx.update(one.grown, carried, one.grown)
     if name == "injected":
@@ -184,7 +192,7 @@ def _states(state):
 
 
 def test_reset_is_the_fresh_state():
-    one = Grown("unrolled", TRANSFORMATIONS["adamw with a schedule"], count=2)
+    one = Grown("unrolled", TRANSFORMATIONS["adamw with a schedule"], SHORT, count=2)
     chex.assert_trees_all_equal(one.carry("reset", "restart"), one.fresh)
 
 
@@ -222,6 +230,23 @@ BATCHES = [
 ]
 
 
+@functools.cache
+def training_step(loss, tx):
+    """Compiled once for all that a model is trained."""
+
+    @jax.jit
+    def step(params, state, batch):
+        def mean(params):
+            total, count = loss(params, batch, None)
+            return total / count
+
+        value, gradient = jax.value_and_grad(mean)(params)
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    return step
+
+
 class Wide:
     """A small model trained for 6 steps in double precision, and the twice as wide one that it
     grows into.
@@ -238,16 +263,7 @@ class Wide:
         self.grown = self.operator(KEY, self.params, self.small.axes, self.large)
 
     def train(self, model, params, state, batches):
-        @jax.jit
-        def step(params, state, batch):
-            def mean(params):
-                total, count = model.loss(params, batch, None)
-                return total / count
-
-            loss, gradient = jax.value_and_grad(mean)(params)
-            updates, state = self.tx.update(gradient, state, params)
-            return optax.apply_updates(params, updates), state, loss
-
+        step = training_step(model.loss, self.tx)
         losses = []
         for batch in batches:
             params, state, loss = step(params, state, batch)

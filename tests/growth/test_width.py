@@ -3,6 +3,7 @@ small transformers.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +76,11 @@ def grow(operator, params, large, axes=AXES):
     return operator(KEY, params, axes, checks.target(axes, large))
 
 
+def compiled(operator, params, large):
+    """Grown in one program: of many shapes that no other test has, it is faster."""
+    return jax.jit(lambda params: grow(operator, params, large))(params)
+
+
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("old, new", [(2, 4), (3, 6)])
 def test_what_reads_undoes_what_writes(way, old, new):
@@ -120,8 +126,8 @@ def test_composition_is_sequence(factors, size):
     middle = net(1, first * size, 2 * size * first)
     large = net(1, first * second * size, 2 * size * first * second)
     tile = Grow(width=width.Tile())
-    once = grow(tile, small, large)
-    twice = grow(tile, grow(tile, small, middle), large)
+    once = compiled(tile, small, large)
+    twice = compiled(tile, compiled(tile, small, middle), large)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), once, twice)
 
 
@@ -134,8 +140,8 @@ def test_depth_and_width_in_one_are_both_in_turn(first):
     small, large = values(net(2, 2, 3)), net(3, 3, 6)
     middle = net(3, 2, 3) if first == "depth" else net(2, 3, 6)
     one, other = (depth, wide) if first == "depth" else (wide, depth)
-    together = grow(Grow(depth=depth.depth, width=wide.width), small, large)
-    in_turn = grow(other, grow(one, small, middle), large)
+    together = compiled(Grow(depth=depth.depth, width=wide.width), small, large)
+    in_turn = compiled(other, compiled(one, small, middle), large)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), together, in_turn)
 
 
@@ -153,7 +159,7 @@ def test_where_each_entry_comes_from():
     small, large = values(net(2, 2, 3)), net(3, 3, 5)
     operator = Grow(depth="0 new* 1", width={"embed": width.ZeroPad(), "mlp": width.RandomIn()})
     plan = operator.plan(KEY, AXES.layout(small), AXES.layout(large))
-    grown = grow(operator, small, large)
+    grown = compiled(operator, small, large)
     origins = tree(plan, grown)
     f, s, z, c = (int(x) for x in (Origin.FRESH, Origin.SCALED, Origin.ZEROED, Origin.COPIED))
     assert origins["l/0/up"].tolist() == [
@@ -203,19 +209,30 @@ def small_config(**choices):
     )
 
 
+@functools.cache
+def logits_of(model):
+    """Compiled once for each model."""
+    return jax.jit(model.apply)
+
+
+@functools.cache
+def model_of(config):
+    return transformer.model(config)
+
+
 def outputs(operator, small, changes, params):
     """The small and the grown model's logits, in double precision."""
     asked = dataclasses.replace(small, **changes)
-    one, other = transformer.model(small), transformer.model(asked)
+    one, other = model_of(small), model_of(asked)
     layouts = (
         one.axes.layout(params),
         other.axes.layout(jax.eval_shape(other.init, KEY)),
     )
     plan = operator.plan(KEY, *layouts)
-    large = transformer.model(transformer.required(asked, plan.requires, small))
+    large = model_of(transformer.required(asked, plan.requires, small))
     batch = np.random.default_rng(0).integers(5, size=(2, 5), dtype=np.int32)
     grown = jax.jit(lambda p: operator(KEY, p, one.axes, large))(params)
-    return plan, jax.jit(one.apply)(params, batch), jax.jit(large.apply)(grown, batch)
+    return plan, logits_of(one)(params, batch), logits_of(large)(grown, batch)
 
 
 @pytest.mark.parametrize("name", ["isometric", "paired", "tile-noise", "random-pad"])
