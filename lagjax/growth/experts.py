@@ -81,10 +81,10 @@ class Duplicate:
     expansion, `Grow(width={"experts": Duplicate()})` (expert upcycling, Dwivedi et al. 2026, arXiv
     2604.19835).
 
-    Any number of experts more. Exact where a token takes one expert and nothing sets copies apart:
-    whichever copy it is, is the same. Of more than one, copies take the places of others. Without
-    noise the router never prefers one copy to another, and a choice by the lowest number leaves the
-    others unused.
+    More experts, as many as the target has. Exact where a token takes one expert and nothing
+    sets copies apart: whichever copy it is, is the same. Of more than one, copies take the
+    places of others. Without noise the router never prefers one copy to another, and a choice
+    by the lowest number leaves the others unused.
 
     Attributes:
         scores: of each old expert, how much it is worth copying, above 0; the next copy is of the

@@ -356,6 +356,7 @@ def test_widths_that_keep_the_function() -> None:
     assert found[:, -2:].max() < 1e-4
 
 
+@pytest.mark.slow
 def test_a_search_over_it(tmp_path: pathlib.Path) -> None:
     small, large = (bert.model(dataclasses.replace(POST, layers=layers)) for layers in (1, 2))
     shapes = jax.eval_shape(small.init, KEY)

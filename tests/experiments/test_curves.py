@@ -20,7 +20,7 @@ SMALL = {
 def test_a_small_task_is_kept_once(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    entry = dataclasses.replace(curves.TASKS["gpt-5"], layers=(2, 4), candidates=2)
+    entry = dataclasses.replace(curves.TASKS["gpt-5"], layers=(1, 2), candidates=2)
     monkeypatch.setitem(curves.TASKS, "gpt-5", entry)
     config = curves.Config(
         ("gpt-5",), workdir=tmp_path / "runs", results=tmp_path / "kept", **SMALL
@@ -28,10 +28,11 @@ def test_a_small_task_is_kept_once(
     assert curves.kept(config, "gpt-5") is None
     curves.main(config)
     found = curves.kept(config, "gpt-5")
-    assert found is not None and found.able == 2 and len(found.names) == 3
+    # One layer has no order to destroy: there is no control.
+    assert found is not None and found.able == 2 and len(found.names) == 2
     assert found.baselines.keys() == {"not growing", "from scratch"}
     assert all(np.isfinite(each.train).all() for each in found.baselines.values())
-    assert found.train.shape == (3, 1, 8) and np.isfinite(found.train).all()
+    assert found.train.shape == (2, 1, 8) and np.isfinite(found.train).all()
     assert found.valid.keys() == {"raw", "average"} and np.isfinite(found.valid["average"]).all()
     assert found.row["config"]["source_steps"] == 1000 and not found.row["held_out"]
     assert found.row["failed"] == [] and found.row["winner"] in found.names

@@ -145,7 +145,7 @@ def test_what_a_probe_asks_for() -> None:
 
 @pytest.mark.parametrize(
     "policy",
-    [FixedLag(3, 0.1), FixedLag(101), FixedLag(0), FixedLag(share=1.5)],
+    [FixedLag(3, 0.1), FixedLag(101), FixedLag(0), FixedLag(share=1.5), FixedLag(share=0)],
 )
 def test_a_lag_that_does_not_fit(policy: FixedLag) -> None:
     with pytest.raises(ValueError, match="horizon"):
@@ -163,6 +163,8 @@ def test_a_fixed_lag_by_default() -> None:
     """A sixteenth of the horizon, by the task's first average where it has one."""
     one, other = known("a"), known("b")
     assert FixedLag()(evidence({}, [one, other])) == Probe(round(100 / 16))
+    # Of a short horizon a step, not none.
+    assert FixedLag().lag(7) == 1
     raw = evidence({"a": {6: [[1.0, 1.1]]}, "b": {6: [[2.0, 2.1]]}}, [one, other])
     assert FixedLag()(raw).weights == "raw"
     lines = {
