@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments import bank, curves, regimes, verdicts
+from experiments import bank, curves, regimes, scratch, verdicts
 from experiments.cli import command
-from experiments.rows import RESULTS, Row, markdown
+from experiments.rows import RESULTS, Row, markdown, read
 from lagjax.analysis.crossing import compare
 from lagjax.jobs import RAW
 from lagjax.store import directory
@@ -39,6 +39,8 @@ class Config:
     """The folder of the kept curves."""
     results: Path = RESULTS
     """The folder of what is read from them."""
+    scratch: Path = RESULTS / "scratch.jsonl"
+    """The rows of longer trainings from scratch."""
     draws: int = verdicts.DRAWS
     """Of each bootstrap."""
 
@@ -61,7 +63,10 @@ def main(config: Config) -> None:
     told = [row for task in tasks for row in claims(task, config.draws)]
     write(config.results / "hypotheses.json", told)
     write(config.results / "regimes.json", [*numbers(tasks), *effects(tasks, config.draws)])
-    write(config.results / "worth.json", [row for task in tasks for row in worth(task, config)])
+    longer = read(config.scratch)
+    found = [row for task in tasks for row in worth(task, config)]
+    found += [row for task in tasks for row in savings(task, longer, config.draws)]
+    write(config.results / "worth.json", found)
     print(f"{len(tasks)} tasks, {len(told)} verdicts")
 
 
@@ -231,6 +236,42 @@ def worth(task: Kept, config: Config) -> list[Row]:
     return found
 
 
+def savings(task: Kept, longer: Sequence[Row], draws: int) -> list[Row]:
+    """A row each with the source given and with it paid: the share of FLOPs that the best candidate
+    saves against the training from scratch that would end where it does.
+    """
+    entry, kept = task.entry, task.curves
+    like = entry.layers[1], kept.row["config"]["width"], kept.row["corpus"]
+    rows = [
+        row
+        for row in longer
+        if like == tuple(row["config"][name] for name in ("layers", "width", "corpus"))
+    ]
+    if not rows or entry.grow != "depth" or entry.model != "gpt":
+        return []
+    ends = kept.ended().losses[-1]
+    best = int(np.nan_to_num(ends.mean(axis=1), nan=np.inf).argmin())
+    own, found = kept.horizons[best] * kept.step_flops[best], []
+    for source, more in (("given", 0.0), ("paid", source_flops(task))):
+        share = scratch.saved(rows, ends[best], own + more, draws)
+        found.append(
+            {
+                "question": "saved",
+                "task": task.name,
+                "model": entry.model,
+                "regime": entry.about,
+                "size": size(task),
+                "best": kept.names[best],
+                "source": source,
+                "saved": share and share[0],
+                "interval": share and [*share[1]],
+                "seeds": ends.shape[1],
+                "rows": f"curves/{task.name}.npz",
+            }
+        )
+    return found
+
+
 def source_flops(task: Kept) -> float:
     """FLOPs of the small model's training."""
     against = task.curves.baselines.get("not growing")
@@ -299,6 +340,8 @@ def worth_sections(rows: Sequence[Row]) -> list[str]:
     """Whether growing pays, as a table."""
     if not rows:
         return []
+    saved = [row for row in rows if row["question"] == "saved"]
+    rows = [row for row in rows if row["question"] == "worth"]
     lines = [
         (
             row["task"],
@@ -315,7 +358,41 @@ def worth_sections(rows: Sequence[Row]) -> list[str]:
         "FLOPs, with the small model given, and with its training\npaid as well. The last column "
         "is where the curves cross last, as a share of the full training.\n\n"
         + markdown(head, lines)
+        + _saved(saved)
     ]
+
+
+PUBLISHED = (
+    ("zero or one layer, expanded at 80 % of the steps (Bu 2025, arXiv 2511.04981)", "80 %"),
+    ("G_stack (Du et al. 2024, arXiv 2405.15319), 7 B parameters", "54.6 %"),
+    ("LEMON (Wang et al. 2023, arXiv 2310.07999), BERT", "33.2 %"),
+)
+"""Headlines of the literature, as read in it; the second is a speed-up."""
+
+
+def _saved(rows: Sequence[Row]) -> str:
+    """The FLOPs that growing saves at equal loss, and the headlines of others."""
+    if not rows:
+        return ""
+    lines = [
+        (
+            row["task"],
+            f"{row['regime']} ({row['size']})",
+            row["source"],
+            "out of reach"
+            if row["saved"] is None
+            else f"{row['saved']:.0%} [{', '.join(f'{x:.0%}' for x in row['interval'])}]",
+        )
+        for row in rows
+    ]
+    others = "".join(f"- {what}: {value}\n" for what, value in PUBLISHED)
+    return (
+        "\nFLOPs saved at equal loss, against training from scratch over a horizon at which it "
+        "ends as low (`python -m experiments.scratch`,\nthree horizons, final losses linear in the "
+        "logarithm of the FLOPs):\n\n"
+        + markdown(("Task", "Regime", "source", "saved"), lines).replace("-%", "−%")
+        + f"\nBeside headlines of others, at their sizes:\n\n{others}"
+    )
 
 
 def _advice(own: Sequence[Row], by: dict[tuple[str, str], Row]) -> str:
