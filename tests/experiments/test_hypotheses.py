@@ -92,7 +92,7 @@ def test_curves_of_other_horizons_are_compared_at_shares() -> None:
 
 def test_what_the_bank_says(tmp_path: pathlib.Path) -> None:
     saved(tmp_path / "curves")
-    config = hypotheses.Config(tmp_path / "curves", tmp_path, 50)
+    config = hypotheses.Config(tmp_path / "curves", tmp_path, tmp_path / "none", 50)
     hypotheses.main(config)
     told = {(x["task"], x["hypothesis"]): x for x in read(tmp_path / "hypotheses.json")}
     fields = {"hypothesis", "model", "size", "regime", "threshold", "value", "interval", "seeds"}
@@ -163,7 +163,7 @@ def test_the_committed_verdicts_are_those_of_the_committed_curves(tmp_path: path
 
 def test_the_tables_have_what_the_bank_says(tmp_path: pathlib.Path) -> None:
     saved(tmp_path / "curves")
-    hypotheses.main(hypotheses.Config(tmp_path / "curves", tmp_path, 20))
+    hypotheses.main(hypotheses.Config(tmp_path / "curves", tmp_path, tmp_path / "none", 20))
     text = tables.render(tmp_path)
     assert "| gpt-1 | source annealed, full rate, 1,000 steps, state reset (3 to 6 layers" in text
     assert "*tenth of the rate*, which lowers that correlation by 2.0" in text
