@@ -89,7 +89,7 @@ def candidates(facts: Facts) -> Section | None:
     }
     about = (
         "One line for each candidate, best first. An equals sign marks a tie. The final loss is "
-        "given where the candidate was trained to the end."
+        "given where the candidate was trained to the end." + sentences.on_shards(facts)
     )
     if any(entry.exact is not None for entry in facts.pool.values()):
         about += (

@@ -263,3 +263,21 @@ def duration(seconds: float | None) -> str:
 def listed(names: Sequence[str]) -> str:
     """Names as a person lists them."""
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def on_shards(facts: Facts) -> str:
+    """What the first evaluation of probes is of, where that is fewer validation shards than the
+    small model ended on: an exact candidate begins at its loss on these.
+    """
+    ends = [line["valid_loss_shards"] for line in facts.lines if line["phase"] == "source"]
+    starts = [line for line in facts.lines if line["phase"] == "probe" and line["step"] == 0]
+    begun = [shards for line in starts if (shards := line["valid_loss_shards"])]
+    few = min(map(len, begun), default=0)
+    if not ends or not 0 < few < len(ends[-1]) or None in ends[-1][:few]:
+        return ""
+    counts = facts.config.get("shard_tokens") or [1.0] * few
+    own = sum(x * count for x, count in zip(ends[-1][:few], counts)) / sum(counts[:few])
+    return (
+        f" Right after growing losses are of the first {few} of {len(ends[-1])} validation shards, "
+        f"on which the small model ended at {number(own)}."
+    )

@@ -7,6 +7,7 @@ import re
 import sys
 from html import escape
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import synthetic_runs
 
 from lagjax import report
 from lagjax.jobs import Trial
-from lagjax.report import bounce, facts, watched
+from lagjax.report import bounce, facts, sentences, watched
 from lagjax.report.charts import spread
 
 RUNS = {
@@ -563,3 +564,20 @@ def test_an_average_that_lags_behind_says_so():
     text = bounce.told(found, "nats")
     assert "is 0.0500 to 0.1000 nats above the weights, which still fall faster" in text
     assert "differ less in their bounce" in text
+
+
+def test_fewer_shards_than_the_small_model_had_are_told():
+    """An exact candidate begins where the small model ended on the same shards."""
+
+    def line(phase, step, shards):
+        return {"phase": phase, "step": step, "valid_loss_shards": shards}
+
+    ended = line("source", 9, [1.0, 2.0, 4.0, 5.0])
+    few = [ended, line("probe", 0, [1.0, 2.0]), line("probe", 5, [0.5, 1.5, 3.0, 4.0])]
+    told = SimpleNamespace(lines=few, config={"shard_tokens": [3.0, 1.0, 1.0, 1.0]})
+    assert sentences.on_shards(told).endswith(
+        "first 2 of 4 validation shards, on which the small model ended at 1.2500."
+    )
+    alike = SimpleNamespace(lines=[ended, line("probe", 0, [1.0, 2.0, 4.0, 5.0])], config={})
+    assert sentences.on_shards(alike) == ""
+    assert sentences.on_shards(SimpleNamespace(lines=few[1:], config={})) == ""
