@@ -302,7 +302,9 @@ def sections(rows: Sequence[Row]) -> list[str]:
         "claim holds (yes) or does not (**no**) where the 95 %\ninterval lies on one side of the "
         "threshold that was fixed before; else it is open. In brackets the number that decides, "
         f"{', '.join(map(str, seeds))}\nseeds. Intervals speak of data order and keys, not of "
-        f"other sources.\n\n{said}\n" + markdown(("Task", "Regime", *names), lines)
+        "other sources, and are narrow where members are compared by name: of three normal\ndraws "
+        f"such a one holds the mean three times in four.\n\n{said}\n"
+        + markdown(("Task", "Regime", *names), lines)
     ]
 
 
