@@ -2,8 +2,8 @@
 
 A claim is judged on one audit: a pool whose candidates were all trained to the horizon, with every
 seed. Its interval is a bootstrap over seeds and, where it is about the pool and not about members
-by name, over candidates (Efron 1979); it speaks of data order and keys, not of other sources. Over three
-seeds alone it is narrow: of normal draws it holds the mean three times in four.
+by name, over candidates (Efron 1979); it speaks of data order and keys, not of other sources. Over
+three seeds alone it is narrow: of normal draws it holds the mean three times in four.
 
 H1, H2 and H3 are those of *Landscape-Aware Growing* (Karp et al. 2024, arXiv 2406.02469), H5 is
 what others report of it, H6 is ours, H7 that of Mallik et al. (2026, arXiv 2605.13405).
