@@ -11,13 +11,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from experiments.rows import RESULTS, Row
 from experiments.verdicts import Ended
+from lagjax.algebra.layout import Params, flatten
 from lagjax.analysis.crossing import stretched
 from lagjax.jobs import ANNEAL, RAW, SOURCE, Line, Trial, evaluated
+from lagjax.model import Model
 from lagjax.store import directory
 from lagjax.store.losses import Losses
 
@@ -221,6 +225,26 @@ class Curves(NamedTuple):
             tuple(steps[at] for at in common),
             losses[:, :, common].transpose(2, 0, 1),
         )
+
+
+def source_path(path: Path) -> Path:
+    """Where a task's small model is kept, beside its curves."""
+    return path.with_suffix(".source.npz")
+
+
+def save_params(path: Path, params: Params) -> None:
+    """Keeps a small model's parameters, by their paths."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        np.savez_compressed(file, **{name: np.asarray(x) for name, x in flatten(params).items()})
+
+
+def read_params(path: Path, model: Model) -> Params:
+    """What `save_params` kept, as the model's own tree."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    with np.load(path) as found:
+        leaves = [jnp.asarray(found[name]) for name in flatten(shapes)]
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
 def facts(run: Path) -> Row:

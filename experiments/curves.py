@@ -33,7 +33,6 @@ import lagjax
 from experiments import bank, settings
 from experiments.cli import command
 from experiments.rows import Row, environment
-from lagjax.flops import flops
 from lagjax.jobs import SOURCE
 
 SOURCE_KEPT = "gpt-1"
@@ -203,14 +202,10 @@ def main(config: Config) -> None:
 
 def keep(config: Config, name: str, run: Path, row: Row) -> None:
     """Keeps the curves of a finished run."""
-    # It knows the tasks.
-    from experiments import datasheet, replay
-
     path = config.results / f"{name}.npz"
     if name == SOURCE_KEPT:
-        replay.save(replay.source_path(path), lagjax.load(run, candidate=SOURCE).params)
+        bank.save_params(bank.source_path(path), lagjax.load(run, candidate=SOURCE).params)
     bank.Curves.read(run)._replace(row=row | bank.facts(run)).save(path)
-    datasheet.write(config.results)
 
 
 def kept(config: Config, name: str) -> bank.Curves | None:
@@ -339,12 +334,7 @@ def minutes(config: Config, entry: Entry) -> float:
     """What a task takes on 2 CPU cores, by its FLOPs and `SPEED`."""
     # The text makes no difference to the work.
     setting = brought(config, dataclasses.replace(entry, corpus="stdlib"))
-    batch, key = setting.batch(0, 0), jax.random.key(0)
-
-    def step(model: lagjax.Model) -> float:
-        params = jax.eval_shape(model.init, key)
-        return flops(jax.grad(lambda params: model.loss(params, batch, key)[0]), params)
-
+    step = functools.partial(settings.step_flops, batch=setting.batch(0, 0))
     large = setting.large(entry.layers[1], entry.grow == "mixed")
     wide = setting.large(entry.layers[0], True) if entry.grow == "width" else large
     # Candidates, the control and two baselines, and validation, which takes a sixth.

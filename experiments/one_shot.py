@@ -31,9 +31,7 @@ from experiments.cli import command
 from experiments.models import bert, ul2
 from experiments.rows import RESULTS, Row, environment, markdown, store
 from lagjax.averages import AVERAGES
-from lagjax.flops import flops
 from lagjax.model import Model
-from lagjax.select.fixed import SHARE
 
 Kind = Literal["gpt", "bert", "bert-pre-norm", "ul2-decoder", "ul2"]
 
@@ -222,15 +220,12 @@ def foretold(config: Config, scale: Scale) -> Table:
     key = jax.random.key(0)
     small, large = (jax.eval_shape(model.init, key) for model in (setting.small, target))
     state, temporary = compiled(setting, target, batch)
-    costs = [
-        flops(jax.grad(lambda params, model=model: model.loss(params, batch, None)[0]), params)
-        for model, params in ((setting.small, small), (target, large))
-    ]
-    number = len(pool(config, scale, setting)) - 1
-    share = SHARE if config.lag is None else config.lag
-    lag = round(share * scale.horizon)
+    costs = [settings.step_flops(model, batch) for model in (setting.small, target)]
+    number = sum(one.role == "candidate" for one in pool(config, scale, setting))
+    lag = lagjax.FixedLag(share=config.lag).lag(scale.horizon)
     averages = len(AVERAGES) * _bytes(large)
     hour = config.device_flops * 3600
+    search = 1 + (number - 1) * lag / scale.horizon
     source = scale.source_steps * costs[0] / hour
     whole = scale.horizon * costs[1] / hour
     table = Table("", "", show_header=False, title=f"{config.model} {config.size}, a dry run")
@@ -248,7 +243,7 @@ def foretold(config: Config, scale: Scale) -> Table:
         "candidates": f"{number}",
         "hours of the small model": f"{source:,.2f}",
         "hours of one full run": f"{whole:,.2f}",
-        "hours of LAG, one full run in it": f"{whole * (1 + (number - 1) * share):,.2f}",
+        "hours of LAG, one full run in it": f"{whole * search:,.2f}",
         "hours of the exhaustive search": f"{number * whole:,.2f}",
     }.items():
         table.add_row(name, value)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,11 +20,10 @@ import lagjax
 from experiments import bank, curves
 from experiments.cli import command
 from lagjax import checks
-from lagjax.algebra.layout import Params, flatten
 from lagjax.fingerprint import environment
 from lagjax.initial import Group, trial_key
 from lagjax.jobs import Trial
-from lagjax.model import Model, mean_loss
+from lagjax.model import mean_loss
 
 MATTER = ("jax", "jaxlib", "flax", "optax", "numpy")
 """Packages of which another version may round otherwise."""
@@ -48,7 +46,7 @@ class Config:
 def main(config: Config) -> None:
     """Prints how far the losses are from the kept ones; raises ValueError where they differ."""
     path = config.curves / f"{config.task}.npz"
-    if not source_path(path).exists():
+    if not bank.source_path(path).exists():
         raise ValueError(
             f"the small model of {config.task!r} is not kept in {config.curves}; that of "
             f"{curves.SOURCE_KEPT!r} is"
@@ -56,7 +54,7 @@ def main(config: Config) -> None:
     kept = bank.Curves.load(path)
     if why := otherwise(kept.row):
         raise ValueError(f"{config.task!r} cannot be run again here: {why}")
-    found = losses(kept.row, source_path(path), config.steps)
+    found = losses(kept.row, bank.source_path(path), config.steps)
     for name, mine in found.items():
         theirs = kept.train[kept.names.index(name), :, : config.steps]
         off = float(np.abs(mine / theirs - 1).max())
@@ -99,7 +97,9 @@ def losses(
             "model again"
         )
     setting = curves.brought(config, entry)
-    task = curves.task(config, entry, setting, lagjax.Trained(read(source, setting.small)))
+    task = curves.task(
+        config, entry, setting, lagjax.Trained(bank.read_params(source, setting.small))
+    )
     shards, found = checks.shards(task.valid), {}
     group: Group | None = None
     for one in curves.pool(entry, setting):
@@ -109,26 +109,6 @@ def losses(
         made = [_first(group, one, task, seed, steps) for seed in range(task.seeds)]
         found[one.name] = np.array(made, np.float32)
     return found
-
-
-def source_path(path: Path) -> Path:
-    """Where a task's small model is kept, beside its curves."""
-    return path.with_suffix(".source.npz")
-
-
-def save(path: Path, params: Params) -> None:
-    """Keeps a small model's parameters, by their paths."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        np.savez_compressed(file, **{name: np.asarray(x) for name, x in flatten(params).items()})
-
-
-def read(path: Path, model: Model) -> Params:
-    """What `save` kept, as the model's own tree."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    with np.load(path) as found:
-        leaves = [jnp.asarray(found[name]) for name in flatten(shapes)]
-    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
 def _configured(row: Mapping[str, Any]) -> tuple[curves.Config, curves.Entry]:

@@ -13,6 +13,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+import jax
 import numpy as np
 import optax
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from experiments.data import denoisers, masked, subwords, text
 from experiments.models import bert, gpt, ul2, ul2_decoder
 from lagjax.algebra.proof import Requirement
 from lagjax.engine import Engine, from_loss
+from lagjax.flops import flops
 from lagjax.model import Batch, Model
 
 BERT_SPECIALS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
@@ -194,7 +196,7 @@ def _ul2(joined: bool, size: Size, layers: int, data: str | None) -> Setting:
         ),
         valid.batches,
         valid.names,
-        functools.partial(_adamw, size),
+        lambda rates: ul2.optimizer(rates, "adamw", size.weight_decay),
         functools.partial(from_loss, unit="nats per target"),
         corpus.digest,
         (*corpus.specials.values(),),
@@ -249,6 +251,12 @@ def _subwords(size: Size, data: str | None, specials: Sequence[str]) -> subwords
     if data == BLANK:
         return Blank(size.vocab, specials, 4 * size.batch * size.window)
     return subwords.load(data, size.vocab, specials)
+
+
+def step_flops(model: Model, batch: Batch) -> float:
+    """FLOPs of a training step, by shapes alone."""
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    return flops(jax.grad(lambda params: model.loss(params, batch, None)[0]), params)
 
 
 def _sizes(size: Size, wider: bool) -> tuple[int, int]:

@@ -18,6 +18,7 @@ import tyro
 from experiments import (
     audit,
     benchmark,
+    datasheet,
     evidence_findings,
     hypotheses,
     one_shot,
@@ -75,6 +76,7 @@ def main(arguments: Arguments) -> None:
     if added := [row for run in arguments.runs for row in audit.rows_of(run)]:
         store(arguments.results / "audit.jsonl", added)
     directory.write_atomically(arguments.readme, render(arguments.results))
+    datasheet.write(arguments.results / "curves")
     for name, draw in pictures.PICTURES.items():
         if found := read(arguments.results / name):
             path = arguments.results / name

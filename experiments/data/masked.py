@@ -14,10 +14,12 @@ of another document.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from experiments.data.subwords import Documents
 
 Key: TypeAlias = int | Sequence[int]
 Tokens: TypeAlias = NDArray[np.int32]
@@ -29,15 +31,6 @@ SHORT = 0.1
 # Apart from each other and from whatever else is drawn with a key; none is 0, which a key that is
 # filled up with zeros already ends with.
 _PAIRS, _MASK, _VALID = 1, 2, 3
-
-
-class Documents(Protocol):
-    """Tokenised documents: item i is int32 [lengths[i]], without special tokens."""
-
-    lengths: NDArray[np.int64]
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> NDArray[np.int32]: ...
 
 
 class Masked(NamedTuple):

@@ -137,7 +137,7 @@ class Axes:
     def _stacks(self, row: int) -> set[str]:
         """The stacks of layers that a row is part of."""
         pattern, axes = self.rows[row]
-        captured = {name for name in re.compile(pattern).groupindex}
+        captured = set(re.compile(pattern).groupindex)
         unrolled = {name for name in captured if _of_layers(dict(self.kinds).get(name))}
         return unrolled | {dim.stack for dim in parse(axes).dims if dim.stack}
 

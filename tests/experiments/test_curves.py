@@ -37,7 +37,7 @@ def test_a_small_task_is_kept_once(
     assert found.row["config"]["source_steps"] == 1000 and not found.row["held_out"]
     assert found.row["failed"] == [] and found.row["winner"] in found.names
     assert found.source is not None and found.source.train.shape == (1, 10)
-    assert "1 of" in (tmp_path / "kept/README.md").read_text()
+    assert "1 of" in datasheet.render(tmp_path / "kept")
     assert {"commit", "versions", "device", "cores", "corpus"} <= found.row.keys()
     # The state is grown and the rate begins at its peak.
     assert found.norms[1, 0, 0, 1] == pytest.approx(3e-3)
@@ -128,7 +128,7 @@ def _leaves(batch: object) -> list[np.ndarray]:
 def test_the_first_steps_come_again() -> None:
     """Of the committed curves, from the committed small model, by the row alone."""
     path = bank.CURVES / f"{curves.SOURCE_KEPT}.npz"
-    source = replay.source_path(path)
+    source = bank.source_path(path)
     assert source.stat().st_size <= 2**20
     kept = Curves.load(path)
     if why := replay.otherwise(kept.row):

@@ -41,7 +41,7 @@ def test_what_no_horizon_reaches_is_not_known(end: float) -> None:
 
 def test_savings_are_of_the_same_model_and_text() -> None:
     task = hypotheses.Kept("gpt-1", curves.TASKS["gpt-1"], made("gpt-1"))
-    told = {"layers": 6, "width": 48, "corpus": "c"}
+    told = {"layers": 6, "width": 48, "corpus": "c", "shorter": 1}
     # The best ends at 1.0, for 16 steps of 2 FLOPs; the small model took 1,000 of 1.
     longer = [
         {"flops": 20.0 * 100**at, "loss": loss, "config": told}
