@@ -14,6 +14,9 @@ annealed to 0 or constant, as the stable part of a warm-up–stable–decay sche
 model's peak is the full rate or a tenth; C, the source is trained 1,000 or 10,000 steps; D, the
 state is reset and the rate warmed up again, or the state is grown and the rate begins at its peak.
 Effects of two factors stand in pairs for each other: AB with CD, AC with BD, BC with AD.
+
+BERT and UL2 are tried in the two of these regimes that differ most in what the losses tell when, by
+`regimes.farthest`.
 """
 
 import dataclasses
@@ -70,6 +73,7 @@ class Entry:
             None for a cosine over all of it.
         horizon: steps of the large models.
         candidates: how many take part.
+        seeds: at most; fewer where the task would take too long.
         held_out: kept for one use at the end: no choice of ours may follow from it.
     """
 
@@ -86,6 +90,7 @@ class Entry:
     decay: float | None = None
     horizon: int = 800
     candidates: int = 12
+    seeds: int = 3
     held_out: bool = False
 
     @property
@@ -122,15 +127,32 @@ CELLS = _half_fraction()
 """The half fraction."""
 
 
+FARTHEST = "gpt-4", "gpt-5"
+"""The two cells that differ most, in which other models are tried; a test compares them with the
+committed curves."""
+HELD_OUT = "bert-pre-norm-5", "ul2-decoder-5", "vim"
+"""One task of each model, named before its first run."""
+
+
 def _again(name: str, about: str, **changes: object) -> Entry:
     return dataclasses.replace(CELLS[name], about=about, **changes)  # type: ignore[arg-type]
 
 
-TASKS: dict[str, Entry] = CELLS | {
+def _others() -> dict[str, Entry]:
+    """The other models, in the order in which they are run where not all can be."""
+    found: dict[str, Entry] = {}
+    for cell in reversed(FARTHEST):
+        for model in ("bert", "ul2", "bert-pre-norm", "ul2-decoder"):
+            name, about = f"{model}-{cell[-1]}", f"{model}, {CELLS[cell].about}"
+            found[name] = _again(cell, about, model=model, candidates=10, held_out=name in HELD_OUT)
+    return found
+
+
+TASKS: dict[str, Entry] = CELLS | _others() | {
     "gpt-1-again": _again("gpt-1", "gpt-1 with another source", second=True),
     "gpt-2-again": _again("gpt-2", "gpt-2 with another source", second=True),
     "wikitext": _again("gpt-1", "gpt-1 on WikiText-2", corpus="wikitext2"),
-    "vim": _again("gpt-1", "gpt-1 on the manual of Vim", corpus="vim", held_out=True),
+    "vim": _again("gpt-1", "gpt-1 on the manual of Vim", corpus="vim", held_out="vim" in HELD_OUT),
     "factor-1.5": _again("gpt-1", "4 to 6 layers", layers=(4, 6)),
     "factor-8": _again("gpt-1", "1 to 8 layers", layers=(1, 8)),
     "late": _again(
@@ -139,8 +161,8 @@ TASKS: dict[str, Entry] = CELLS | {
         layers=(1, 8), source_steps=3200, state="grown", decay=0.5,
     ),
     "width": _again("gpt-1", "twice as wide", grow="width"),
-    "mixed": _again("gpt-1", "deeper, wider and both, at equal FLOPs", grow="mixed"),
-    "long": _again("gpt-1", "gpt-1 with a horizon of 4,000", horizon=4000),
+    "mixed": _again("gpt-1", "deeper, wider and both, at equal FLOPs", grow="mixed", seeds=2),
+    "long": _again("gpt-1", "gpt-1 with a horizon of 4,000", horizon=4000, seeds=2),
 }  # fmt: skip
 """The bank. 3 to 6 layers under the same schedule is gpt-1."""
 
@@ -169,8 +191,10 @@ class Config:
     """Length of a training window, in tokens."""
     batch: int = 8
     """Windows in a batch."""
+    vocab: int = 320
+    """Subwords, of models that read them: with so few BERT learns within a thousand steps."""
     seeds: int = 3
-    """Growth keys and data orders."""
+    """Growth keys and data orders, at most."""
     warmup: int = 50
     """Steps of warm-up, of the small model and where the rate is warmed up again."""
     learning_rate: float = 3e-3
@@ -222,9 +246,11 @@ def configured(config: Config, name: str) -> Row:
     left_out = ("tasks", "list", "workdir", "results", *CORPORA)
     sizes = {key: x for key, x in dataclasses.asdict(config).items() if key not in left_out}
     entry = {**dataclasses.asdict(TASKS[name]), "layers": [*TASKS[name].layers]}
+    entry["seeds"] = seeds(config, TASKS[name])
     # Bytes have no vocabulary to choose.
-    own = {} if TASKS[name].model == "gpt" else {"vocab": settings.Size.vocab}
-    return {"task": name, **sizes, **own, **entry}
+    if TASKS[name].model == "gpt":
+        del sizes["vocab"]
+    return {"task": name, **sizes, **entry}
 
 
 def train(config: Config, name: str, run: Path) -> Row:
@@ -266,11 +292,16 @@ def task(
         setting.batch,
         setting.valid,
         entry.horizon // config.shorter,
-        seeds=config.seeds,
+        seeds=seeds(config, entry),
         transfer=lagjax.Transfer("grow" if entry.state == "grown" else "reset"),
         engine=setting.engine,
         matched="flops" if entry.grow == "mixed" else "steps",
     )
+
+
+def seeds(config: Config, entry: Entry) -> int:
+    """Growth keys and data orders of a task."""
+    return min(config.seeds, entry.seeds)
 
 
 def source_steps(config: Config, entry: Entry) -> int:
@@ -338,7 +369,7 @@ def minutes(config: Config, entry: Entry) -> float:
     large = setting.large(entry.layers[1], entry.grow == "mixed")
     wide = setting.large(entry.layers[0], True) if entry.grow == "width" else large
     # Candidates, the control and two baselines, and validation, which takes a sixth.
-    trials = config.seeds * (entry.candidates + 3) * entry.horizon * step(wide) * 7 / 6
+    trials = seeds(config, entry) * (entry.candidates + 3) * entry.horizon * step(wide) * 7 / 6
     return (entry.source_steps * step(setting.small) + trials) / config.shorter / SPEED / 60
 
 
@@ -372,6 +403,7 @@ def brought(config: Config, entry: Entry) -> settings.Setting:
         config.window,
         config.batch,
         config.shards,
+        config.vocab,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
     )

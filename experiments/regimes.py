@@ -9,6 +9,7 @@ over the four with its first. Its interval is a bootstrap over seeds, the same f
 over the candidates of each.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -115,6 +116,20 @@ NUMBERS: dict[str, Number] = {
     ),
 }
 """What is asked of each audit."""
+
+
+def farthest(audits: Mapping[str, Told]) -> tuple[str, str]:
+    """The two audits that tell least alike: the mean square difference of their Spearman curves,
+    of weights and of averages, over the evaluations that all have.
+    """
+    common = set.intersection(*({*told.steps} for told in audits.values()))
+    curves = {}
+    for name, told in audits.items():
+        at = [told.steps.index(step) for step in sorted(common)]
+        both = (spearmans(x, told.losses[-1])[at] for x in (told.losses, told.averaged))
+        curves[name] = np.concatenate([*both])
+    pairs = itertools.combinations(audits, 2)
+    return max(pairs, key=lambda two: float(np.nanmean((curves[two[0]] - curves[two[1]]) ** 2)))
 
 
 def effects(

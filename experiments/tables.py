@@ -33,8 +33,8 @@ from lagjax.store import directory
 
 HEAD = (
     "# What the experiments found\nMade by `python -m experiments.tables` from the rows in "
-    "`results/`; do not edit. Losses are validation losses in nats per\ntoken. Every row has its "
-    "configuration, seed, commit, versions and device.\n"
+    "`results/`; do not edit. Losses are validation losses in nats per\ntoken that is predicted. "
+    "Every row has its configuration, seed, commit, versions and device.\n"
 )
 SECTIONS: dict[str, Callable[[list[Row]], list[str]]] = {
     "hypotheses.json": hypotheses.sections,

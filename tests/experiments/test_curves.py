@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import bank, curves, datasheet, replay, settings
+from experiments import bank, curves, datasheet, hypotheses, regimes, replay, settings
 from experiments.bank import Curves
 
 SMALL = {
@@ -81,9 +81,23 @@ def test_rates() -> None:
     assert [float(constant(10_000)), float(annealed(10_000))] == pytest.approx([1, 0], abs=1e-6)
 
 
-def test_what_is_held_out_is_no_cell() -> None:
-    held = [name for name, entry in curves.TASKS.items() if entry.held_out]
-    assert held and not {*held} & {*curves.CELLS}
+def test_one_task_of_each_model_is_held_out() -> None:
+    held = {name: entry for name, entry in curves.TASKS.items() if entry.held_out}
+    assert {*held} == {*curves.HELD_OUT} and not {*held} & {*curves.CELLS}
+    assert {entry.model.split("-")[0] for entry in held.values()} == {"gpt", "bert", "ul2"}
+
+
+def test_other_models_are_tried_where_cells_differ_most() -> None:
+    """By the committed curves; each model in both regimes, but for what names it."""
+    tasks = {task.name: task for task in hypotheses.kept(bank.CURVES)}
+    cells = {name: hypotheses.told_of(tasks[name]) for name in curves.CELLS}
+    assert regimes.farthest(cells) == curves.FARTHEST
+    own = {"about": "", "model": "gpt", "candidates": 12, "held_out": False}
+    regime = {name: dataclasses.replace(curves.CELLS[name], **own) for name in curves.FARTHEST}
+    others = [entry for entry in curves.TASKS.values() if entry.model != "gpt"]
+    for model in settings.MODELS.keys() - {"gpt"}:
+        mine = [dataclasses.replace(x, **own) for x in others if x.model == model]
+        assert len(mine) == 2 and all(each in mine for each in regime.values())
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,20 @@ def test_a_ranking_that_never_settles_tells_at_the_end() -> None:
     assert regimes.sooner(one, one.averaged, regimes.shares(one)) == 1
 
 
+def test_the_two_that_tell_least_alike() -> None:
+    """Of audits with other evaluations too, and where all begin alike, which says nothing."""
+    short = told(1, 0)
+    short = short._replace(
+        steps=(*STEPS[:2], *STEPS[3:]),
+        losses=np.delete(short.losses, 2, axis=0),
+        averaged=np.delete(short.averaged, 2, axis=0),
+    )
+    alike = told(2, 0)
+    alike.losses[0] = 1.0
+    audits = {"early": told(0, 0), "short": short, "alike": alike, "late": told(4, 3)}
+    assert regimes.farthest(audits) == ("early", "late")
+
+
 def test_a_factor_needs_both_levels() -> None:
     with pytest.raises(ValueError, match=r"'b' has the levels \['True'\] in these 4 audits"):
         regimes.effects([each for each in half_fraction() if each[0]["b"]], 10)
