@@ -164,7 +164,9 @@ TASKS: dict[str, Entry] = CELLS | _others() | {
     "mixed": _again("gpt-1", "deeper, wider and both, at equal FLOPs", grow="mixed", seeds=2),
     "long": _again("gpt-1", "gpt-1 with a horizon of 4,000", horizon=4000, seeds=2),
 }  # fmt: skip
-"""The bank. 3 to 6 layers under the same schedule is gpt-1."""
+"""The bank."""
+FACTORS = {1.5: "factor-1.5", 2: "gpt-1", 8: "factor-8"}
+"""Growth factor in depth, under one schedule → its task."""
 
 
 @dataclasses.dataclass(frozen=True)

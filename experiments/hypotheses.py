@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 
 from experiments import bank, curves, regimes, scratch, verdicts
 from experiments.cli import command
-from experiments.rows import RESULTS, Row, markdown, read
+from experiments.rows import RESULTS, Row, read
 from lagjax.analysis.crossing import compare
 from lagjax.jobs import RAW
 from lagjax.store import directory
 
 AVERAGE = "average"
 """The weights that tasks keep beside the weights themselves."""
-ANSWERS = {"supported": "yes", "refuted": "**no**", "inconclusive": "open"}
-HEAD = "## The bank: claims about growing, and regimes"
+SOURCES = "given", "paid"
+"""Whether the small model was there anyway, or its training counts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +60,11 @@ def main(config: Config) -> None:
         raise ValueError(
             f"no task of the bank is kept in {config.curves}; run python -m experiments.curves"
         )
+    longer = read(config.scratch)
     told = [row for task in tasks for row in claims(task, config.draws)]
+    told += factors(tasks, longer, config.draws)
     write(config.results / "hypotheses.json", told)
     write(config.results / "regimes.json", [*numbers(tasks), *effects(tasks, config.draws)])
-    longer = read(config.scratch)
     found = [row for task in tasks for row in worth(task, config)]
     found += [row for task in tasks for row in savings(task, longer, config.draws)]
     write(config.results / "worth.json", found)
@@ -87,28 +88,29 @@ def write(path: Path, rows: Sequence[Row]) -> None:
 
 
 def claims(task: Kept, draws: int) -> list[Row]:
-    """A row for each claim: of its parts the one that decides, and all."""
-    found = []
-    for verdict in verdicts.judge(task.curves.ended(), draws):
-        # Of an answer that one part is enough for, that part; else the first.
-        one = next((x for x in verdict.parts if x.answer == verdict.answer), verdict.parts[0])
-        found.append(
-            {
-                "hypothesis": verdict.hypothesis,
-                "model": task.entry.model,
-                "size": size(task),
-                "regime": task.entry.about,
-                "threshold": one.threshold,
-                "value": one.value,
-                "interval": [*one.interval],
-                "seeds": task.curves.train.shape[1],
-                "verdict": verdict.answer,
-                "rows": f"curves/{task.name}.npz",
-                "task": task.name,
-                "parts": [{**part._asdict(), "verdict": part.answer} for part in verdict.parts],
-            }
-        )
-    return found
+    """A row for each claim."""
+    return [_claim(task, verdict) for verdict in verdicts.judge(task.curves.ended(), draws)]
+
+
+def _claim(task: Kept, verdict: verdicts.Verdict) -> Row:
+    """A claim's parts, and of these the one that decides."""
+    # Of an answer that one part is enough for, that part; else the first.
+    one = next((x for x in verdict.parts if x.answer == verdict.answer), verdict.parts[0])
+    return {
+        "hypothesis": verdict.hypothesis,
+        "model": task.entry.model,
+        "size": size(task),
+        "regime": task.entry.about,
+        "threshold": one.threshold,
+        "value": one.value,
+        "interval": [*one.interval],
+        "seeds": task.curves.train.shape[1],
+        "verdict": verdict.answer,
+        "paper": verdicts.PAPER[verdict.hypothesis],
+        "rows": f"curves/{task.name}.npz",
+        "task": task.name,
+        "parts": [{**part._asdict(), "verdict": part.answer} for part in verdict.parts],
+    }
 
 
 def size(task: Kept) -> str:
@@ -151,7 +153,7 @@ def numbers(tasks: Sequence[Kept]) -> list[Row]:
                 "task": task.name,
                 "regime": task.entry.about,
                 "model": task.entry.model,
-                **{name: number(told) for name, number in regimes.NUMBERS.items()},
+                **{name: _finite(number(told)) for name, number in regimes.ALL.items()},
                 "best": ended.names[int(final.argmin())],
                 "lowest at the start": [
                     ended.names[at]
@@ -182,15 +184,12 @@ def worth(task: Kept, config: Config) -> list[Row]:
     """A row for each baseline, with the source given and with it paid: how much lower the best
     ends, and from how many FLOPs on it is lower, as a share of its full training.
     """
-    kept, ended = task.curves, task.curves.ended()
-    final = np.where(
-        np.isfinite(ended.losses[-1]).all(axis=1), ended.losses[-1].mean(axis=1), np.inf
-    )
-    best = int(final.argmin())
-    own, flops = kept.valid[RAW][best], kept.step_flops[best]
+    kept = task.curves
+    at = best(task)
+    own, flops = kept.valid[RAW][at], kept.step_flops[at]
     there = np.isfinite(own).all(axis=0)
     steps = np.array(kept.steps)[there]
-    whole = kept.horizons[best] * flops
+    whole = kept.horizons[at] * flops
     random, seeds, found = np.random.default_rng(0), own.shape[0], []
     draws = [np.arange(seeds)] + [random.integers(seeds, size=seeds) for _ in range(config.draws)]
     for name, other in kept.baselines.items():
@@ -222,7 +221,7 @@ def worth(task: Kept, config: Config) -> list[Row]:
                     "task": task.name,
                     "model": task.entry.model,
                     "regime": task.entry.about,
-                    "best": kept.names[best],
+                    "best": kept.names[at],
                     "against": name,
                     "source": "paid" if paid else "given",
                     "lower_by": lower[0],
@@ -240,21 +239,12 @@ def savings(task: Kept, longer: Sequence[Row], draws: int) -> list[Row]:
     """A row each with the source given and with it paid: the share of FLOPs that the best candidate
     saves against the training from scratch that would end where it does.
     """
-    entry, kept = task.entry, task.curves
-    told = kept.row["config"]
-    like = entry.layers[1], told["width"], kept.row["corpus"], told["shorter"]
-    rows = [
-        row
-        for row in longer
-        if like == tuple(row["config"][name] for name in ("layers", "width", "corpus", "shorter"))
-    ]
-    if not rows or entry.grow != "depth" or entry.model != "gpt":
-        return []
-    ends = kept.ended().losses[-1]
-    best = int(np.nan_to_num(ends.mean(axis=1), nan=np.inf).argmin())
-    own, found = kept.horizons[best] * kept.step_flops[best], []
-    for source, more in (("given", 0.0), ("paid", source_flops(task))):
-        share = scratch.saved(rows, ends[best], own + more, draws)
+    entry, found = task.entry, []
+    for source in SOURCES:
+        drawn = saving(task, longer, source == "paid", draws)
+        if drawn is None:
+            continue
+        known = bool(np.isfinite(drawn[0]))
         found.append(
             {
                 "question": "saved",
@@ -262,15 +252,66 @@ def savings(task: Kept, longer: Sequence[Row], draws: int) -> list[Row]:
                 "model": entry.model,
                 "regime": entry.about,
                 "size": size(task),
-                "best": kept.names[best],
+                "best": task.curves.names[best(task)],
                 "source": source,
-                "saved": share and share[0],
-                "interval": share and [*share[1]],
-                "seeds": ends.shape[1],
+                "saved": float(drawn[0]) if known else None,
+                "interval": _interval(drawn[1:]) if known else None,
+                "seeds": task.curves.train.shape[1],
                 "rows": f"curves/{task.name}.npz",
             }
         )
     return found
+
+
+def saving(task: Kept, longer: Sequence[Row], paid: bool, draws: int) -> NDArray[np.float64] | None:
+    """The share of FLOPs that the best candidate saves, and draws of it; None where its model was
+    not trained from scratch over longer horizons.
+    """
+    kept = task.curves
+    rows = scratch.like(longer, kept.row["config"], kept.row["corpus"])
+    if not rows or task.entry.grow != "depth":
+        return None
+    at = best(task)
+    spent = kept.horizons[at] * kept.step_flops[at] + (source_flops(task) if paid else 0.0)
+    return scratch.shares(rows, kept.ended().losses[-1][at], spent, draws)
+
+
+def best(task: Kept) -> int:
+    """The candidate with the lowest final seed mean, of those that failed with no seed."""
+    return int(np.nan_to_num(task.curves.ended().losses[-1].mean(axis=1), nan=np.inf).argmin())
+
+
+def factors(tasks: Sequence[Kept], longer: Sequence[Row], draws: int) -> list[Row]:
+    """A row for H7 over growth factors: that keeping the function is not needed at 2 ×, and that
+    FLOPs saved, with the source paid, are highest there. None before all factors are known.
+    """
+    by = {task.name: task for task in tasks}
+    if not {*curves.FACTORS.values()} <= by.keys():
+        return []
+    series = {factor: by[name] for factor, name in curves.FACTORS.items()}
+    found = {factor: saving(task, longer, True, draws) for factor, task in series.items()}
+    known = {factor: x for factor, x in found.items() if x is not None and np.isfinite(x[0])}
+    if known.keys() != found.keys():
+        return []
+    others = np.max([x for factor, x in known.items() if factor != 2], axis=0)
+    ahead = known[2] - others
+    interval = _interval(ahead[1:])
+    part = verdicts.Part(
+        "the share of FLOPs saved at 2 ×, less the highest at other factors",
+        float(ahead[0]), (interval[0], interval[1]), 0.0, True,
+    )  # fmt: skip
+    verdict = verdicts.whole("H7", [*verdicts.h7(_ready(series[2]), draws).parts, part])
+    several = ", ".join(f"{factor:g} ×" for factor in series)
+    row = _claim(series[2], verdict)
+    return [
+        row
+        | {
+            "task": "factors",
+            "regime": f"growth factors {several}, source annealed, full rate, state reset",
+            "rows": ", ".join(f"curves/{task.name}.npz" for task in series.values()),
+            "saved": {f"{factor:g}": float(x[0]) for factor, x in known.items()},
+        }
+    ]
 
 
 def source_flops(task: Kept) -> float:
@@ -280,154 +321,14 @@ def source_flops(task: Kept) -> float:
     return steps * against.step_flops if against else 0.0
 
 
-def sections(rows: Sequence[Row]) -> list[str]:
-    """The verdicts, as a table."""
-    if not rows:
-        return []
-    names = list(dict.fromkeys(row["hypothesis"] for row in rows))
-    lines = []
-    for task in dict.fromkeys(row["task"] for row in rows):
-        mine = {row["hypothesis"]: row for row in rows if row["task"] == task}
-        cells = [
-            f"{ANSWERS[mine[name]['verdict']]} ({_signed(mine[name]['value'])})"
-            if name in mine
-            else "–"
-            for name in names
-        ]
-        one = next(iter(mine.values()))
-        lines.append((task, f"{one['regime']} ({one['size']})", *cells))
-    said = "".join(f"- {name}: {verdicts.CLAIMS[name]}.\n" for name in names)
-    seeds = sorted({row["seeds"] for row in rows})
-    return [
-        f"{HEAD}\n`python -m experiments.hypotheses`, from the curves in `results/curves/`. A "
-        "claim holds (yes) or does not (**no**) where the 95 %\ninterval lies on one side of the "
-        "threshold that was fixed before; else it is open. In brackets the number that decides, "
-        f"{', '.join(map(str, seeds))}\nseeds. Intervals speak of data order and keys, not of "
-        "other sources, and are narrow where members are compared by name: of three normal\ndraws "
-        f"such a one holds the mean three times in four.\n\n{said}\n"
-        + markdown(("Task", "Regime", *names), lines)
-    ]
+def _ready(task: Kept) -> verdicts.Ended:
+    return task.curves.ended().ready()
 
 
-def regime_sections(rows: Sequence[Row]) -> list[str]:
-    """The map of regimes: what each task's start tells, and what each factor does to it."""
-    own = [row for row in rows if row["question"] == "numbers"]
-    if not own:
-        return []
-    names = [*regimes.NUMBERS]
-    head = ("Task", "Regime", *names, "ends best")
-    lines = [
-        (row["task"], row["regime"], *(_signed(row[name], 2) for name in names), row["best"])
-        for row in own
-    ]
-    parts = [
-        "## The map of regimes\nWhat the losses right after growing tell about the end, and from "
-        "which share of the horizon on the ranking by the\nweights, and by their average, stays "
-        f"within Spearman {verdicts.STRONG} of the final one.\n\n"
-        "![Spearman by share of the horizon](results/regimes.svg)\n\n" + markdown(head, lines)
-    ]
-    found = [row for row in rows if row["question"] == "effect"]
-    if found:
-        factors = list(dict.fromkeys(row["factor"] for row in found))
-        by = {(row["number"], row["factor"]): row for row in found}
-        lines = [(name, *(_effect(by[name, factor]) for factor in factors)) for name in names]
-        parts.append(
-            "What each factor adds to it, with its 95 % interval (bold where that leaves out 0); "
-            "two factors' effects on each other stand in\npairs, source × rate with maturity × "
-            "state and so on.\n\n" + markdown(("Number", *factors), lines) + _advice(own, by)
-        )
-    return ["\n".join(parts)]
-
-
-def worth_sections(rows: Sequence[Row]) -> list[str]:
-    """Whether growing pays, as a table."""
-    if not rows:
-        return []
-    saved = [row for row in rows if row["question"] == "saved"]
-    rows = [row for row in rows if row["question"] == "worth"]
-    lines = [
-        (
-            row["task"],
-            row["regime"],
-            f"{row['against']}, source {row['source']}",
-            f"{_signed(row['lower_by'])} [{', '.join(map(_signed, row['interval']))}]",
-            "–" if row["crossing"] is None else f"{row['crossing']:.2f}",
-        )
-        for row in rows
-    ]
-    head = ("Task", "Regime", "Against", "best ends lower by, nats", "from this share on")
-    return [
-        "## Does growing pay?\nThe candidate that ends best against what is not grown, at equal "
-        "FLOPs, with the small model given, and with its training\npaid as well. The last column "
-        "is where the curves cross last, as a share of the full training.\n\n"
-        + markdown(head, lines)
-        + _saved(saved)
-    ]
-
-
-PUBLISHED = (
-    ("zero or one layer, expanded at 80 % of the steps (Bu 2025, arXiv 2511.04981)", "80 %"),
-    ("G_stack (Du et al. 2024, arXiv 2405.15319), 7 B parameters", "54.6 %"),
-    ("LEMON (Wang et al. 2023, arXiv 2310.07999), BERT", "33.2 %"),
-)
-"""Headlines of others, not checked here; the second is a speed-up."""
-
-
-def _saved(rows: Sequence[Row]) -> str:
-    """The FLOPs that growing saves at equal loss, and the headlines of others."""
-    if not rows:
-        return ""
-    lines = [
-        (
-            row["task"],
-            f"{row['regime']} ({row['size']})",
-            row["source"],
-            "out of reach"
-            if row["saved"] is None
-            else f"{row['saved']:.0%} [{', '.join(f'{x:.0%}' for x in row['interval'])}]",
-        )
-        for row in rows
-    ]
-    others = "".join(f"- {what}: {value}\n" for what, value in PUBLISHED)
-    return (
-        "\nFLOPs saved at equal loss, against training from scratch over a horizon at which it "
-        "ends as low (`python -m experiments.scratch`,\nthree horizons, final losses linear in the "
-        "logarithm of the FLOPs):\n\n"
-        + markdown(("Task", "Regime", "source", "saved"), lines).replace("-%", "−%")
-        + f"\nBeside headlines of others, at their sizes and not checked here:\n\n{others}"
-    )
-
-
-def _advice(own: Sequence[Row], by: dict[tuple[str, str], Row]) -> str:
-    """A paragraph to act on, made of the numbers."""
-    start, weights = "Spearman at the start", "share of the horizon from which on weights tell"
-    averages = "share of the horizon from which on averages tell"
-    tells = [row["task"] for row in own if row[start] >= verdicts.STRONG]
-    strongest = max(
-        (row for (number, _), row in by.items() if number == start),
-        key=lambda row: abs(row["effect"]),
-    )
-    word = "raises" if strongest["effect"] > 0 else "lowers"
-    means = [float(np.mean([row[name] for row in own])) for name in (weights, averages)]
-    return (
-        f"\nIn {len(tells)} of {len(own)} tasks the loss right after growing is enough (Spearman "
-        f"{verdicts.STRONG} or more{': ' + ', '.join(tells) if tells else ''}). What\nmatters "
-        f"most is the factor *{strongest['factor']}*, which {word} that correlation by "
-        f"{abs(strongest['effect']):.2f}"
-        f"{'' if strongest['clear'] else ' (not clear of 0)'}. On the mean over tasks the "
-        f"weights tell from {means[0]:.2f}\nof the horizon on, their average from "
-        f"{means[1]:.2f}.\n"
-    )
-
-
-def _effect(row: Row) -> str:
-    low, high = row["interval"]
-    text = f"{_signed(row['effect'], 2)} [{_signed(low, 2)}, {_signed(high, 2)}]"
-    return f"**{text}**" if row["clear"] else text
-
-
-def _signed(x: float, digits: int = 3) -> str:
-    return f"{x:.{digits}f}".replace("-", "−")
+def _interval(drawn: NDArray[np.float64]) -> list[float]:
+    """95 % of the draws of which it is known."""
+    ends: list[float] = np.nanpercentile(drawn, [2.5, 97.5]).tolist()
+    return ends
 
 
 def _plain(values: NDArray[np.float64]) -> list[float | None]:

@@ -5,8 +5,8 @@ and Hunter 1978, 12). Each main effect is then free of the others and of all int
 factors, but these stand in pairs for each other: AB with CD, AC with BD, BC with AD.
 
 An effect is the mean of a number over the four audits with the factor's second level, less that
-over the four with its first. Its interval is a bootstrap over seeds, the same for all audits, and
-over the candidates of each.
+over the four with its first. Its interval is a bootstrap over seeds, the same for all audits, and,
+where it is not about members by name, over the candidates of each.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.verdicts import DRAWS, STRONG, Ended, regret, spearmans
+from experiments.verdicts import DRAWS, STRONG, Ended, kind_of, regret, spearmans
 
 Number: TypeAlias = Callable[["Told"], float]
 
@@ -29,20 +29,29 @@ class Told(NamedTuple):
         rates: the learning rate summed over the steps up to each of them, as a share of the whole.
         losses: of the weights, `[steps, candidates, seeds]`.
         averaged: of their running average, likewise; at the start those of the weights.
+        exact: whether each candidate is proved to start as the small model ended, `[candidates]`.
+        fresh: whether each has layers of the large model's own initialisation, likewise.
     """
 
     steps: tuple[int, ...]
     rates: NDArray[np.float64]
     losses: NDArray[np.float64]
     averaged: NDArray[np.float64]
+    exact: NDArray[np.bool_]
+    fresh: NDArray[np.bool_]
 
-    def drawn(self, random: np.random.Generator, seeds: NDArray[np.int64]) -> "Told":
-        """With these seeds, and candidates drawn anew."""
-        pool = self.losses.shape[1]
-        drawn = random.integers(pool, size=pool)
+    def of(self, seeds: NDArray[np.int64]) -> "Told":
+        """With these seeds."""
+        return self._replace(losses=self.losses[:, :, seeds], averaged=self.averaged[:, :, seeds])
+
+    def drawn(self, random: np.random.Generator) -> "Told":
+        """With candidates drawn anew."""
+        drawn = random.integers(len(self.exact), size=len(self.exact))
         return self._replace(
-            losses=self.losses[:, drawn][:, :, seeds],
-            averaged=self.averaged[:, drawn][:, :, seeds],
+            losses=self.losses[:, drawn],
+            averaged=self.averaged[:, drawn],
+            exact=self.exact[drawn],
+            fresh=self.fresh[drawn],
         )
 
 
@@ -85,7 +94,9 @@ def told_of(ended: Ended, averaged: NDArray[np.float64], rates: NDArray[np.float
     # Between evaluations the rate is as good as straight.
     area = np.diff(ended.steps) * (rates[1:] + rates[:-1]) / 2
     summed = np.concatenate([[0.0], np.cumsum(area)])
-    return Told(ended.steps, summed / (summed[-1] or 1.0), ready.losses, averaged)
+    fresh = np.array([kind_of(word) == "random" for word in ready.words])
+    share = summed / (summed[-1] or 1.0)
+    return Told(ended.steps, share, ready.losses, averaged, ready.exact, fresh)
 
 
 def sooner(told: Told, losses: NDArray[np.float64], at: Sequence[float]) -> float:
@@ -95,6 +106,16 @@ def sooner(told: Told, losses: NDArray[np.float64], at: Sequence[float]) -> floa
     found = spearmans(losses, told.losses[-1])
     high = np.minimum.accumulate(np.nan_to_num(found, nan=-1.0)[::-1])[::-1] >= STRONG
     return float(at[int(high.argmax())] if high.any() else at[-1])
+
+
+def ahead(told: Told, members: NDArray[np.bool_]) -> float:
+    """By how much the best of some candidates ends below the best of the others; NaN where there
+    are none of either.
+    """
+    final = told.losses[-1].mean(axis=1)
+    if members.all() or not members.any():
+        return np.nan
+    return float(final[~members].min() - final[members].min())
 
 
 def shares(told: Told) -> list[float]:
@@ -115,7 +136,15 @@ NUMBERS: dict[str, Number] = {
         told, told.losses, told.rates.tolist()
     ),
 }
-"""What is asked of each audit."""
+"""What is asked of each audit's pool."""
+WINNERS: dict[str, Number] = {
+    "best exact member ends below the others by, nats": lambda told: ahead(told, told.exact),
+    "best one with random layers ends below the others by, nats": lambda told: ahead(
+        told, told.fresh
+    ),
+}
+"""What is asked of members by name: of these, only seeds are drawn."""
+ALL = NUMBERS | WINNERS
 
 
 def farthest(audits: Mapping[str, Told]) -> tuple[str, str]:
@@ -154,15 +183,16 @@ def effects(
             )
     random = np.random.default_rng(0)
     seeds = min((told.losses.shape[2] for _, told in audits), default=0)
-    found = np.array([_numbers(told) for _, told in audits])
+    found = np.array([_numbers(told, told) for _, told in audits])
     drawn = []
     for _ in range(draws):
         same = random.integers(seeds, size=seeds)
-        drawn.append([_numbers(told.drawn(random, same)) for _, told in audits])
+        one = [told.of(same) for _, told in audits]
+        drawn.append([_numbers(told.drawn(random), told) for told in one])
     many, made = np.array(drawn), []
     for factor in factors:
         second = np.array([levels[factor] for levels, _ in audits])
-        for column, number in enumerate(NUMBERS):
+        for column, number in enumerate(ALL):
             low, high = (float(found[x, column].mean()) for x in (~second, second))
             difference = many[:, second, column].mean(axis=1) - many[:, ~second, column].mean(
                 axis=1
@@ -174,5 +204,5 @@ def effects(
     return tuple(made)
 
 
-def _numbers(told: Told) -> list[float]:
-    return [number(told) for number in NUMBERS.values()]
+def _numbers(pool: Told, named: Told) -> list[float]:
+    return [f(pool) for f in NUMBERS.values()] + [f(named) for f in WINNERS.values()]

@@ -1,14 +1,16 @@
 """How long the large model must be trained from scratch to end where a grown one does.
 
-    python -m experiments.scratch       # ten minutes on 2 CPU cores; can go on
-    python -m experiments.hypotheses    # what growing saves
+    python -m experiments.scratch                   # half an hour on 2 CPU cores; can go on
+    python -m experiments.scratch --tasks gpt-1     # the large model of one task
+    python -m experiments.hypotheses                # what growing saves
 
-The large model of the bank's depth tasks, trained from scratch over three horizons with three
-seeds, each with a schedule of its own. A grown model's final loss lies between two of theirs; in
-between, final losses are linear in the logarithm of the FLOPs.
+The large models of the bank's depth tasks, trained from scratch over three horizons with three
+seeds, each at the full rate with a schedule of its own. A grown model's final loss lies between two
+of theirs; in between, final losses are linear in the logarithm of the FLOPs.
 """
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +31,8 @@ QUESTION = "scratch"
 class Config:
     """What to train."""
 
+    tasks: tuple[str, ...] = ("gpt-1", "factor-8", "bert-5", "ul2-5")
+    """Of the bank; their large models are trained. Tasks of the same large model share its rows."""
     horizons: tuple[int, ...] = (800, 1600, 3200)
     """Steps of each training."""
     seeds: int = 3
@@ -42,25 +46,29 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Trains what has no row, and stores a row for each horizon and seed."""
-    entry, sizes = curves.TASKS[curves.SOURCE_KEPT], curves.Config()
-    setting = curves.brought(sizes, entry)
-    large = setting.large(entry.layers[1], False)
+    """Trains what has no row, and stores a row for each task, horizon and seed."""
+    sizes = curves.Config()
     path = config.results / f"{QUESTION}.jsonl"
-    for horizon in config.horizons:
-        steps = max(1, horizon // config.shorter)
-        told = {
-            "horizon": horizon, "shorter": config.shorter, "layers": entry.layers[1],
-            "width": sizes.width, "corpus": setting.corpus,
-        }  # fmt: skip
-        for seed in range(config.seeds):
-            there = [row for row in read(path) if (row["config"], row["seed"]) == (told, seed)]
-            if there:
+    for name in config.tasks:
+        if name not in curves.TASKS:
+            raise ValueError(f"there is no task {name!r}; there are {', '.join(curves.TASKS)}")
+        # Whatever the grown ones' regime is.
+        entry = dataclasses.replace(curves.TASKS[name], peak=1.0, state="reset", decay=None)
+        setting = curves.brought(sizes, entry)
+        large = setting.large(entry.layers[1], False)
+        for horizon, seed in itertools.product(config.horizons, range(config.seeds)):
+            steps = max(1, horizon // config.shorter)
+            asked = curves.configured(sizes, name)
+            told = model_of(asked, setting.corpus) | {"horizon": horizon, "shorter": config.shorter}
+            if any((row["config"], row["seed"]) == (told, seed) for row in read(path)):
                 continue
-            run = config.workdir / f"{horizon}-{seed}"
+            run = config.workdir / f"{entry.model}-{entry.layers[1]}-{horizon}-{seed}"
             tx = setting.optimizer(curves.schedule(sizes, entry, setting.rate, steps))
             # The data order of a candidate with this seed.
-            lagjax.train(large, tx, setting.batch, setting.valid, steps, run, seed=seed)
+            lagjax.train(
+                large, tx, setting.batch, setting.valid, steps, run, seed=seed,
+                engine=setting.engine,
+            )  # fmt: skip
             last = directory.read(run).curves[-1]
             row = {
                 "question": QUESTION, "config": told, "seed": seed, "loss": last["valid_loss"],
@@ -69,24 +77,36 @@ def main(config: Config) -> None:
             store(path, [row | environment()])
 
 
-def saved(
+def model_of(asked: Row, corpus: str) -> Row:
+    """What tells a task's large model and its text from others, of a task's configuration."""
+    return {
+        "model": asked["model"], "layers": asked["layers"][1], "width": asked["width"],
+        "vocab": asked.get("vocab"), "corpus": corpus,
+    }  # fmt: skip
+
+
+def like(rows: Sequence[Row], asked: Row, corpus: str) -> list[Row]:
+    """The rows of a task's large model."""
+    wanted = model_of(asked, corpus) | {"shorter": asked["shorter"]}
+    return [row for row in rows if wanted.items() <= row["config"].items()]
+
+
+def shares(
     rows: Sequence[Row], final: NDArray[np.float64], spent: float, draws: int
-) -> tuple[float, tuple[float, float]] | None:
+) -> NDArray[np.float64]:
     """The share of FLOPs that a grown model saves against the training from scratch that would end
-    where it does, and its 95 % interval, a bootstrap over the seeds of both.
+    where it does, `[1 + draws]`: what it is, and draws of a bootstrap over the seeds of both. NaN
+    where it ends above or below all of theirs.
 
     Args:
         rows: of trainings from scratch.
         final: losses with which the grown one ends, `[seeds]`.
         spent: FLOPs that it took.
         draws: of the bootstrap.
-
-    Returns:
-        None where it ends above or below all of theirs.
     """
     costs = sorted({row["flops"] for row in rows})
     losses = [[row["loss"] for row in rows if row["flops"] == cost] for cost in costs]
-    random, found = np.random.default_rng(0), []
+    random = np.random.default_rng(0)
 
     def share(ends: float, means: Sequence[float]) -> float:
         if not min(means) <= ends <= max(means):
@@ -95,14 +115,22 @@ def saved(
         needed = np.exp(np.interp(-ends, -np.array(means), np.log(costs)))
         return float(1 - spent / needed)
 
-    value = share(float(final.mean()), [float(np.mean(x)) for x in losses])
-    if not np.isfinite(value):
-        return None
+    found = [share(float(final.mean()), [float(np.mean(x)) for x in losses])]
     for _ in range(draws):
         drawn = [float(np.mean(random.choice(x, len(x)))) for x in losses]
         found.append(share(float(np.mean(random.choice(final, len(final)))), drawn))
-    low, high = np.nanpercentile(found, [2.5, 97.5])
-    return value, (float(low), float(high))
+    return np.array(found)
+
+
+def saved(
+    rows: Sequence[Row], final: NDArray[np.float64], spent: float, draws: int
+) -> tuple[float, tuple[float, float]] | None:
+    """That share and its 95 % interval, None where it is not known; arguments as of `shares`."""
+    value, *drawn = shares(rows, final, spent, draws)
+    if not np.isfinite(value):
+        return None
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return float(value), (float(low), float(high))
 
 
 cli = command(

@@ -17,10 +17,10 @@ import tyro
 
 from experiments import (
     audit,
+    bank_findings,
     benchmark,
     datasheet,
     evidence_findings,
-    hypotheses,
     one_shot,
     optimizers,
     pictures,
@@ -37,9 +37,9 @@ HEAD = (
     "Every row has its configuration, seed, commit, versions and device.\n"
 )
 SECTIONS: dict[str, Callable[[list[Row]], list[str]]] = {
-    "hypotheses.json": hypotheses.sections,
-    "regimes.json": hypotheses.regime_sections,
-    "worth.json": hypotheses.worth_sections,
+    "hypotheses.json": bank_findings.sections,
+    "worth.json": bank_findings.worth_sections,
+    "regimes.json": bank_findings.regime_sections,
     "one_shot.jsonl": one_shot.sections,
     "evidence.jsonl": evidence_findings.sections,
     "coverage.jsonl": evidence_findings.coverage,

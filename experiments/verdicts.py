@@ -123,12 +123,41 @@ CLAIMS = {
 }
 
 
+class Published(NamedTuple):
+    """A number of a paper's own, once somebody has read it there.
+
+    Attributes:
+        value: of the number by which the claim is judged here.
+        model: its model and size.
+        where: the table or figure.
+    """
+
+    value: float
+    model: str
+    where: str
+
+
+PAPER: dict[str, Published | None] = dict.fromkeys(CLAIMS)
+"""None has been read: what we know of the papers are abstracts and what others say of them."""
+
+
 def judge(ended: Ended, draws: int = DRAWS) -> tuple[Verdict, ...]:
     """Every claim that the pool has the members for."""
     ended = ended.ready()
     found = [h1(ended, draws), h2(ended, draws), h3(ended, draws)]
     found += [claim(ended, draws) for claim in (h5, h6, h7)]
     return tuple(each for each in found if each.parts)
+
+
+def whole(name: str, parts: Sequence[Part]) -> Verdict:
+    """A claim's answer by its parts."""
+    answers = {part.answer for part in parts}
+    answer: Answer = "inconclusive"
+    if "refuted" in answers:
+        answer = "refuted"
+    elif answers == {"supported"}:
+        answer = "supported"
+    return Verdict(name, answer, tuple(parts))
 
 
 def spearmans(
@@ -199,7 +228,7 @@ def h1(ended: Ended, draws: int) -> Verdict:
                 ended.losses, 0.0, True, draws, candidates=False,
             )
         )  # fmt: skip
-    return _verdict("H1", parts)
+    return whole("H1", parts)
 
 
 def h2(ended: Ended, draws: int) -> Verdict:
@@ -207,7 +236,7 @@ def h2(ended: Ended, draws: int) -> Verdict:
     of `RISE`.
     """
     half = ended.at(1 / 2)
-    return _verdict(
+    return whole(
         "H2",
         [
             _part(
@@ -232,7 +261,7 @@ def h3(ended: Ended, draws: int) -> Verdict:
     at = ended.at(1 / 4) if found is None else found
     what = f"normalised regret of the lowest at step {ended.steps[at]}"
     part = _part(what, lambda x: regret(x, at), ended.losses, REGRET, False, draws)
-    return _verdict("H3", [part])
+    return whole("H3", [part])
 
 
 def h5(ended: Ended, draws: int) -> Verdict:
@@ -254,7 +283,7 @@ def h5(ended: Ended, draws: int) -> Verdict:
                     ended.losses, 0.0, False, draws, candidates=False,
                 )
             )  # fmt: skip
-    return _verdict("H5", parts if len(parts) == 2 else [])
+    return whole("H5", parts if len(parts) == 2 else [])
 
 
 def h6(ended: Ended, draws: int) -> Verdict:
@@ -263,7 +292,7 @@ def h6(ended: Ended, draws: int) -> Verdict:
     """
     kinds = [kind_of(word) for word in ended.words]
     if "zeroed interleaved" not in kinds:
-        return _verdict("H6", [])
+        return whole("H6", [])
     at = kinds.index("zeroed interleaved")
     one = np.arange(len(kinds)) == at
     exact = float(ended.exact[at])
@@ -277,7 +306,7 @@ def h6(ended: Ended, draws: int) -> Verdict:
     if places.max() <= 3:
         last = float(places.max())
         gap = Part("its place at the end, the worst of all seeds", last, (last, last), 3.0, False)
-    return _verdict("H6", [*parts, gap])
+    return whole("H6", [*parts, gap])
 
 
 def h7(ended: Ended, draws: int) -> Verdict:
@@ -285,7 +314,7 @@ def h7(ended: Ended, draws: int) -> Verdict:
     below.
     """
     if ended.exact.all() or not ended.exact.any():
-        return _verdict("H7", [])
+        return whole("H7", [])
 
     def gap(losses: NDArray[np.float64]) -> float:
         final = losses[-1].mean(axis=1)
@@ -294,7 +323,7 @@ def h7(ended: Ended, draws: int) -> Verdict:
     what = "final loss of the best member that is not exact, less that of the best exact one and "
     what += "the noise floor"
     part = _part(what, gap, ended.losses, 0.0, False, draws, candidates=False)
-    return _verdict("H7", [part])
+    return whole("H7", [part])
 
 
 def kind_of(word: str) -> str:
@@ -354,13 +383,3 @@ def _part(
 ) -> Part:
     found = interval(statistic, losses, draws, candidates)
     return Part(what, statistic(losses), found, threshold, above)
-
-
-def _verdict(name: str, parts: Sequence[Part]) -> Verdict:
-    answers = {part.answer for part in parts}
-    answer: Answer = "inconclusive"
-    if "refuted" in answers:
-        answer = "refuted"
-    elif answers == {"supported"}:
-        answer = "supported"
-    return Verdict(name, answer, tuple(parts))

@@ -166,5 +166,11 @@ def test_the_tables_have_what_the_bank_says(tmp_path: pathlib.Path) -> None:
     hypotheses.main(hypotheses.Config(tmp_path / "curves", tmp_path, tmp_path / "none", 20))
     text = tables.render(tmp_path)
     assert "| gpt-1 | source annealed, full rate, 1,000 steps, state reset (3 to 6 layers" in text
-    assert "*tenth of the rate*, which lowers that correlation by 2.0" in text
+    assert "how much the start tells is *tenth of the rate*: −2.0" in text
+    plain = " ".join(text.split())
+    assert (
+        "**With it, train on before choosing, and choose by the average of the weights**" in plain
+    )
+    assert "**Without it, keep what is lowest right after growing**" in plain
+    assert "lower in 8 of 8 tasks and higher in 0. Lower by, on the mean: constant source" in plain
     assert "from scratch, source given | −0.10" in text

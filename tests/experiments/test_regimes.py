@@ -20,7 +20,9 @@ def told(turn: int, averaged: int) -> Told:
         + np.array([0.0, 0.1, 0.2])
         for first in (turn, averaged)
     )
-    return Told(STEPS, np.linspace(0, 1, len(STEPS)), losses, others)
+    # The best, which ends a whole nat below the next, is exact, and the worst has random layers.
+    exact, fresh = (np.arange(8) == at for at in (0, 7))
+    return Told(STEPS, np.linspace(0, 1, len(STEPS)), losses, others, exact, fresh)
 
 
 def half_fraction() -> list[tuple[dict[str, bool], Told]]:
@@ -42,8 +44,10 @@ def test_an_effect_is_that_of_its_factor() -> None:
     assert [x.levels for x in (weights, averages, rates)] == [(0, 8 / 16), (0, 2 / 16), (0, 0.8)]
     regret = found["b", "normalised regret of the start's choice"]
     assert regret.levels == pytest.approx((0, 2))
+    ahead = {x.number: x.levels for x in found.values() if "ends below" in x.number}
+    assert [*ahead.values()] == [pytest.approx((1, 1)), pytest.approx((-7, -7))]
     others = [x for (factor, _), x in found.items() if factor != "b"]
-    assert all(x.effect == pytest.approx(0) and not x.clear for x in others) and len(others) == 15
+    assert all(x.effect == pytest.approx(0) and not x.clear for x in others) and len(others) == 21
 
 
 def test_a_ranking_that_never_settles_tells_at_the_end() -> None:
@@ -75,11 +79,14 @@ def test_a_factor_needs_both_levels() -> None:
 def test_what_failed_takes_no_part_and_averages_begin_as_weights_do() -> None:
     losses = told(4, 2).losses
     losses[-1, 2, 0] = np.nan
-    names = tuple(map(str, range(8)))
-    ended = verdicts.Ended(names, ("",) * 8, np.zeros(8, bool), STEPS, losses)
+    names, words = tuple(map(str, range(8))), ("0 1", "0 new", "0 new", "0 1 new*", *["0 0"] * 4)
+    ended = verdicts.Ended(names, words, np.arange(8) == 3, STEPS, losses)
     averaged = np.full_like(losses, 7.0)
     averaged[0] = np.nan
     found = regimes.told_of(ended, averaged, np.array([0.0, 2.0, 2.0, 2.0, 2.0, 2.0]))
     assert found.losses.shape == (6, 7, 3) and (found.averaged[0] == found.losses[0]).all()
+    # The third is gone; new layers that are zeroed are exact, not random.
+    assert found.exact.tolist() == [False, False, True] + [False] * 4
+    assert found.fresh.tolist() == [False, True] + [False] * 5
     # One step of a half, one, two, four and eight of the full rate.
     assert found.rates == pytest.approx(np.array([0, 0.5, 1.5, 3.5, 7.5, 15.5]) / 15.5)

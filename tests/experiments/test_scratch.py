@@ -41,7 +41,10 @@ def test_what_no_horizon_reaches_is_not_known(end: float) -> None:
 
 def test_savings_are_of_the_same_model_and_text() -> None:
     task = hypotheses.Kept("gpt-1", curves.TASKS["gpt-1"], made("gpt-1"))
-    told = {"layers": 6, "width": 48, "corpus": "c", "shorter": 1}
+    told = {
+        "model": "gpt", "layers": 6, "width": 48, "vocab": None, "corpus": "c", "shorter": 1,
+        "horizon": 7,
+    }  # fmt: skip
     # The best ends at 1.0, for 16 steps of 2 FLOPs; the small model took 1,000 of 1.
     longer = [
         {"flops": 20.0 * 100**at, "loss": loss, "config": told}
@@ -52,8 +55,9 @@ def test_savings_are_of_the_same_model_and_text() -> None:
     needed = 20 * 100 ** (1 / 1.5)
     assert given["saved"] == pytest.approx(1 - 32 / needed, abs=0.01)
     assert paid["saved"] == pytest.approx(1 - 1032 / needed, abs=0.03)
-    others = [row | {"config": told | {"corpus": "d"}} for row in longer]
-    assert hypotheses.savings(task, others, 20) == []
+    for other in ({"corpus": "d"}, {"layers": 8}, {"model": "bert"}):
+        others = [row | {"config": told | other} for row in longer]
+        assert hypotheses.savings(task, others, 20) == []
 
 
 def test_rows_are_made_once(
@@ -63,12 +67,44 @@ def test_rows_are_made_once(
     monkeypatch.setattr(curves, "Config", lambda: sizes)
     short = dataclasses.replace(curves.TASKS[curves.SOURCE_KEPT], layers=(1, 2))
     monkeypatch.setitem(curves.TASKS, curves.SOURCE_KEPT, short)
-    config = scratch.Config((200, 400), 1, tmp_path / "runs", tmp_path, shorter=100)
+    with pytest.raises(ValueError, match="no task 'gpt-9'; there are gpt-1"):
+        scratch.main(scratch.Config(("gpt-9",)))
+    task = (curves.SOURCE_KEPT,)
+    config = scratch.Config(task, (200, 400), 1, tmp_path / "runs", tmp_path, shorter=100)
     scratch.main(config)
     found = read(tmp_path / "scratch.jsonl")
     assert [row["config"]["horizon"] for row in found] == [200, 400]
     assert found[1]["flops"] == 2 * found[0]["flops"] > 0
     assert all(row["loss"] > 0 and row["config"]["layers"] == 2 for row in found)
+    asked = curves.configured(curves.Config(), curves.SOURCE_KEPT) | {"shorter": 100}
+    assert scratch.like(found, asked, found[0]["config"]["corpus"]) == found
     capsys.readouterr()
     scratch.main(config)
     assert read(tmp_path / "scratch.jsonl") == found
+
+
+@pytest.mark.parametrize(("at_two", "verdict"), [(32.0, "supported"), (6400.0, "refuted")])
+def test_the_growth_factor_that_saves_most(at_two: float, verdict: str) -> None:
+    """All end alike and nothing that is exact is best; at 2 × that takes fewer FLOPs, or more."""
+    longer: list[dict[str, object]] = []
+    tasks = []
+    for factor, name in curves.FACTORS.items():
+        one = made(name)
+        # The interleaved copies, which are exact, end last.
+        one.valid["raw"][0] += 1.0
+        cost = at_two / 16 if factor == 2 else 200.0
+        tasks.append(
+            hypotheses.Kept(name, curves.TASKS[name], one._replace(step_flops=(cost,) * 5))
+        )
+        told = scratch.model_of(one.row["config"], "c") | {"horizon": 7, "shorter": 1}
+        longer += [
+            {"flops": 1e4 * 100**at, "loss": loss, "config": told}
+            for at, loss in enumerate((2.0, 0.5))
+            for _ in range(2)
+        ]
+    (row,) = hypotheses.factors(tasks, longer, 20)
+    assert (row["hypothesis"], row["task"], row["verdict"]) == ("H7", "factors", verdict)
+    assert {part["verdict"] for part in row["parts"]} == {"supported", verdict}
+    assert row["saved"]["1.5"] == row["saved"]["8"] != row["saved"]["2"]
+    assert hypotheses.factors(tasks[1:], longer, 20) == []
+    assert hypotheses.factors(tasks, longer[:-4], 20) == []
