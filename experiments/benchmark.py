@@ -15,6 +15,9 @@ growth_vs_copy          stacking 200 million parameters to twice their depth, ag
 step_vs_torch           a training step, against PyTorch with fused attention; null where it is not
                         installed: ≤ 1.1
 data_vs_step            making a batch, against a training step: ≤ 0.05
+masking_vs_step         making a batch of masked pairs, against a step of the bank's small BERT:
+                        ≤ 0.1
+denoising_vs_step       making a batch of UL2's mixture, against a step of its small UL2: ≤ 0.1
 wall_vs_steps           a whole search of the quickstart's lag, horizon and pool, in a process of
                         its own that has nothing compiled, from its start on and without the small
                         model's training, less 15 s; against its compiled training steps alone. The
@@ -50,7 +53,7 @@ from rich.console import Console
 from rich.table import Table
 
 import lagjax
-from experiments import quickstart
+from experiments import curves, quickstart
 from experiments.cli import command
 from experiments.data import text
 from experiments.models import gpt
@@ -72,6 +75,8 @@ GOALS = {
     "growth_vs_copy": 1.5,
     "step_vs_torch": 1.1,
     "data_vs_step": 0.05,
+    "masking_vs_step": 0.1,
+    "denoising_vs_step": 0.1,
     "wall_vs_steps": 1.3,
     "evaluation_share": 0.05,
     "evaluation_share_early": 0.1,
@@ -349,6 +354,39 @@ def data_vs_step(bench: Bench) -> list[float]:
         steps_of(bench.batch, [0], 0, bench.config.steps, bench.config.steps)
 
     return paired(batches, bench.probe(bench.group.program(1)), bench.config.rounds)
+
+
+def masking_vs_step(bench: Bench) -> list[float]:
+    """BERT's objective."""
+    return _objective(bench.config, "bert")
+
+
+def denoising_vs_step(bench: Bench) -> list[float]:
+    """UL2's, of an encoder and a decoder."""
+    return _objective(bench.config, "ul2")
+
+
+def _objective(config: Config, kind: str) -> list[float]:
+    """As many batches as steps of the small model, which takes them fastest."""
+    sizes = curves.Config()
+    setting = curves.brought(sizes, curves.Entry("", model=kind))
+    tx, key = setting.optimizer(optax.constant_schedule(setting.rate)), jax.random.key(0)
+    engine = setting.engine(setting.small, tx)
+    params = jax.jit(setting.small.init)(key)
+    state = engine.init(lagjax.Trained(params, tx.init(params)), key)
+    step, batch = jax.jit(engine.step), setting.batch(0, 0)
+
+    def batches() -> None:
+        for number in range(config.steps):
+            setting.batch(0, number)
+
+    def steps() -> None:
+        now = state
+        for _ in range(config.steps):
+            now, _ = step(now, batch)
+        jax.block_until_ready(now)
+
+    return paired(batches, steps, config.rounds)
 
 
 def wall_vs_steps(bench: Bench) -> list[float]:

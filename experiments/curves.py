@@ -193,8 +193,8 @@ class Config:
     """Length of a training window, in tokens."""
     batch: int = 8
     """Windows in a batch."""
-    vocab: int = 320
-    """Subwords, of models that read them: with so few BERT learns within a thousand steps."""
+    vocab: int = settings.Size.vocab
+    """Subwords, of models that read them."""
     seeds: int = 3
     """Growth keys and data orders, at most."""
     warmup: int = 50
