@@ -377,7 +377,8 @@ def minutes(config: Config, entry: Entry) -> float:
 
 def listed(config: Config, names: Sequence[str]) -> Table:
     """The tasks, and where they stand."""
-    table = Table("task", "what it varies", "state", "minutes", "held out", title="the bank")
+    head = "task", "what it varies", "state", "curves", "minutes", "held out"
+    table = Table(*head, title="the bank")
     left = 0.0
     for name in names:
         found, run = kept(config, name), config.workdir / name
@@ -386,8 +387,12 @@ def listed(config: Config, names: Sequence[str]) -> Table:
         left += 0 if found else takes
         long = " (long)" if takes > MOST else ""
         held = "yes" if TASKS[name].held_out else ""
-        table.add_row(name, TASKS[name].about, state, f"{takes:.0f}{long}", held)
-    table.caption = f"{left / 60:.1f} hours left, by FLOPs, at {SPEED:.0e} a second"
+        rows = "{} × {}".format(*found.train.shape[:2]) if found else ""
+        table.add_row(name, TASKS[name].about, state, rows, f"{takes:.0f}{long}", held)
+    table.caption = (
+        "curves: candidates and controls × seeds; "
+        f"{left / 60:.1f} hours left, by FLOPs, at {SPEED:.0e} a second"
+    )
     return table
 
 

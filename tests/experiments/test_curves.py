@@ -48,7 +48,7 @@ def test_a_small_task_is_kept_once(
     assert curves.kept(dataclasses.replace(config, seeds=2), "gpt-5") is None
     curves.main(dataclasses.replace(config, list=True))
     listed = capsys.readouterr().out
-    assert "gpt-5" in listed and "kept" in listed and "hours left" in listed
+    assert "gpt-5" in listed and "kept" in listed and "2 × 1" in listed and "hours left" in listed
 
 
 def test_the_first_eight_are_a_half_fraction() -> None:

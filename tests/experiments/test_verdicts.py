@@ -148,3 +148,12 @@ def test_intervals_of_three_seeds_are_narrow() -> None:
         low, high = verdicts.interval(lambda x: float(x.mean()), losses, 100, candidates=False)
         held += low <= 0 <= high
     assert 0.65 < held / 200 < 0.85
+
+
+def test_where_nothing_can_be_exact_zeroed_copies_need_not_be() -> None:
+    """With norms after each addition; where others are exact, they must be too."""
+    none = np.zeros(12, bool)
+    others = EXACT & [not word.startswith("0 0*") for word in (*WORDS.values(),) * 2]
+    assert answers(STEADY._replace(exact=none))["H6"] == "supported"
+    assert answers(STEADY._replace(exact=others))["H6"] == "refuted"
+    assert "H7" not in answers(STEADY._replace(exact=none))
