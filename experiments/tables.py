@@ -19,6 +19,7 @@ from experiments import (
     audit,
     bank_findings,
     benchmark,
+    curves,
     datasheet,
     evidence_findings,
     one_shot,
@@ -49,6 +50,11 @@ SECTIONS: dict[str, Callable[[list[Row]], list[str]]] = {
     "scale.jsonl": scale.sections,
 }
 """What makes the parts of a file of rows, in the order of the page."""
+ON_A_GPU = {
+    "benchmark.jsonl": "python -m experiments.benchmark --record",
+    "one_shot.jsonl": "python -m experiments.one_shot --model MODEL --size small --record",
+}
+"""Experiments that a GPU makes more of, and how their rows are made there."""
 FRONT: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
     "operators": ("conformance", lambda rows: _operators(rows)),
     "optimizers": ("optimizers", optimizers.table),
@@ -92,7 +98,17 @@ def render(results: Path) -> str:
     parts = [HEAD]
     for name, sections in SECTIONS.items():
         parts += sections(read(results / name))
-    return "\n".join(parts)
+    return "\n".join(parts + _missing(results))
+
+
+def _missing(results: Path) -> list[str]:
+    """What has no rows yet: tasks of the bank, and experiments on a GPU."""
+    absent = [name for name in curves.TASKS if not (results / "curves" / f"{name}.npz").exists()]
+    lines = [f"- tasks of the bank: {', '.join(absent)}\n"] * bool(absent)
+    for name, how in ON_A_GPU.items():
+        if not any(str(row["device"]).startswith("gpu") for row in read(results / name)):
+            lines.append(f"- `{name}` from a GPU: `{how}`\n")
+    return ["## What is missing\n" + "".join(lines)] * bool(lines)
 
 
 def with_table(name: str, text: str, rows: list[Row]) -> str:

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from experiments import tables
+from experiments import curves, tables
 from experiments.rows import HERE, RESULTS, alike, markdown, read, store
 
 
@@ -40,3 +40,18 @@ def test_a_table() -> None:
 
 def test_the_committed_tables_are_those_of_the_committed_rows() -> None:
     assert (HERE / "README.md").read_text() == tables.render(RESULTS)
+
+
+def test_what_is_missing_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "curves").mkdir()
+    (tmp_path / "curves" / "gpt-1.npz").touch()
+    store(tmp_path / "benchmark.jsonl", [row(0, device="gpu: NVIDIA H200 × 1")])
+    store(tmp_path / "one_shot.jsonl", [row(0, device="cpu: cpu × 1")])
+    [said] = tables._missing(tmp_path)
+    assert "tasks of the bank: gpt-2, " in said and "gpt-1," not in said
+    assert "`one_shot.jsonl` from a GPU: `python -m experiments.one_shot" in said
+    assert "benchmark" not in said
+    for name in curves.TASKS:
+        (tmp_path / "curves" / f"{name}.npz").touch()
+    store(tmp_path / "one_shot.jsonl", [row(1, device="gpu: NVIDIA H200 × 1")])
+    assert tables._missing(tmp_path) == []
