@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -102,7 +103,31 @@ def regime_sections(rows: Sequence[Row]) -> list[str]:
                 own, max(by.values(), key=lambda row: abs(row["effect"]) * (row["number"] == START))
             )
         )
+    if choices := [row for row in rows if row["question"] == "choice"]:
+        parts.append(_choices(choices))
     return ["\n".join(parts)]
+
+
+def _choices(rows: Sequence[Row]) -> str:
+    """What each way to choose loses, over all tasks."""
+    ways = {"the start": [row["start"] for row in rows]}
+    for at, share in enumerate(rows[0]["shares"]):
+        for weights in ("weights", "averages"):
+            name = f"{weights} at {Fraction(share)} of the horizon"
+            ways[name] = [row[weights][at] for row in rows]
+    ways["a random choice"] = [row["random"] for row in rows]
+    lines = []
+    for name, lost in ways.items():
+        worst = int(np.argmax(lost))
+        above = sum(x > row["noise floor"] for x, row in zip(lost, rows))
+        lines.append(
+            (name, f"{np.mean(lost):.4f}", f"{lost[worst]:.4f} ({rows[worst]['task']})", f"{above}")
+        )
+    head = ("Chosen by", "loses, mean, nats", "most", "tasks above the noise floor")
+    return (
+        f"What the choice of the lowest loses at the end, over {len(rows)} tasks, on the mean of "
+        f"their seeds:\n\n{markdown(head, lines)}"
+    )
 
 
 def advice(own: Sequence[Row], strongest: Row) -> str:

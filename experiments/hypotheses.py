@@ -27,6 +27,8 @@ from lagjax.store import directory
 
 AVERAGE = "average"
 """The weights that tasks keep beside the weights themselves."""
+CHOSEN = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+"""Shares of the horizon at which a choice may be made."""
 SOURCES = "given", "paid"
 """Whether the small model was there anyway, or its training counts."""
 
@@ -64,7 +66,8 @@ def main(config: Config) -> None:
     told = [row for task in tasks for row in claims(task, config.draws)]
     told += factors(tasks, longer, config.draws)
     write(config.results / "hypotheses.json", told)
-    write(config.results / "regimes.json", [*numbers(tasks), *effects(tasks, config.draws)])
+    map_of = [*numbers(tasks), *effects(tasks, config.draws), *choices(tasks)]
+    write(config.results / "regimes.json", map_of)
     found = [row for task in tasks for row in worth(task, config)]
     found += [row for task in tasks for row in savings(task, longer, config.draws)]
     write(config.results / "worth.json", found)
@@ -164,6 +167,33 @@ def numbers(tasks: Sequence[Kept]) -> list[Row]:
                 "shares": regimes.shares(told),
                 "spearman": _plain(raw),
                 "spearman of averages": _plain(averaged),
+            }
+        )
+    return found
+
+
+def choices(tasks: Sequence[Kept]) -> list[Row]:
+    """A row for each task of one horizon: what is lost at the end, in nats, by who keeps the lowest
+    right after growing, and by weights or averages at each of `CHOSEN`.
+    """
+    found = []
+    for task in tasks:
+        if task.entry.grow == "mixed":
+            continue
+        told, ended = told_of(task), _ready(task)
+        final = told.losses[-1].mean(axis=1)
+        at = [ended.at(share) for share in CHOSEN]
+        found.append(
+            {
+                "question": "choice",
+                "task": task.name,
+                "model": task.entry.model,
+                "shares": [*CHOSEN],
+                "random": float(final.mean() - final.min()),
+                "noise floor": ended.floor,
+                "start": verdicts.lost(told.losses[0], final),
+                "weights": [verdicts.lost(told.losses[x], final) for x in at],
+                "averages": [verdicts.lost(told.averaged[x], final) for x in at],
             }
         )
     return found

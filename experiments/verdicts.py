@@ -201,11 +201,21 @@ def regret(losses: NDArray[np.float64], at: int) -> float:
     choice loses: the mean over seeds, judged by final seed means; 0 within the noise floor.
     """
     final = losses[-1].mean(axis=1)
-    everyone = np.ones(len(final), bool)
-    lost = np.mean([chances(x, everyone) @ final for x in losses[at].T]) - final.min()
-    random = final.mean() - final.min()
+    nats, random = lost(losses[at], final), float(final.mean() - final.min())
     floor = noise_floor(losses[-1]) or 0.0
-    return float(lost / random) if lost > floor and random > 0 else 0.0
+    return nats / random if nats > floor and random > 0 else 0.0
+
+
+def lost(losses: NDArray[np.float64], final: NDArray[np.float64]) -> float:
+    """What whoever keeps the lowest of a seed loses at the end, nats: the mean over seeds; of ties,
+    over all of them.
+
+    Args:
+        losses: by which is chosen, `[candidates, seeds]`.
+        final: seed means, `[candidates]`.
+    """
+    everyone = np.ones(len(final), bool)
+    return float(np.mean([chances(x, everyone) @ final for x in losses.T]) - final.min())
 
 
 def h1(ended: Ended, draws: int) -> Verdict:

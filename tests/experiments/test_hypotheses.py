@@ -114,6 +114,13 @@ def test_what_the_bank_says(tmp_path: pathlib.Path) -> None:
     assert (numbers["gpt-2"]["lowest at the start"], numbers["gpt-2"]["best"]) == (
         ["random-top"], "zeroed-interleave",
     )  # fmt: skip
+    choices = {x["task"]: x for x in rows if x["question"] == "choice"}
+    # The best at the end is the worst at the start where the ranking turns, after four steps of 16.
+    turns, stays = choices["gpt-2"], choices["gpt-1"]
+    assert [turns["start"], *turns["weights"]] == pytest.approx([0.3] * 4 + [0, 0], abs=0.01)
+    assert turns["averages"] == pytest.approx([0.3, 0, 0, 0, 0], abs=0.01)
+    assert stays["start"] == pytest.approx(0, abs=1e-9)
+    assert turns["random"] == pytest.approx(0.15, abs=0.01)
     (one,) = [
         x
         for x in rows
@@ -168,6 +175,8 @@ def test_the_tables_have_what_the_bank_says(tmp_path: pathlib.Path) -> None:
     assert "| gpt-1 | source annealed, full rate, 1,000 steps, state reset (3 to 6 layers" in text
     assert "how much the start tells is *tenth of the rate*: −2.0" in text
     plain = " ".join(text.split())
+    assert "| averages at 1/16 of the horizon | 0.0000 |" in text
+    assert "| the start | 0.15" in text
     assert (
         "**With it, train on before choosing, and choose by the average of the weights**" in plain
     )
