@@ -8,8 +8,10 @@ Datasets are read as ArrayRecord, record by record. TFRecord needs TensorFlow; P
 writes it, loses records.
 """
 
+import contextlib
 import difflib
 import hashlib
+import importlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -116,20 +118,14 @@ def load(name: str, data_dir: Path | str | None = None) -> text.Corpus:
 
 def opened(name: str, data_dir: Path | str | None = None) -> Dataset:
     """Opens a dataset, prepared where it has not been; arguments and errors are those of `load`."""
-    wanted = parse(name)
-    root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    _check_known(wanted, root)
-    try:
-        builder = tfds.builder(wanted.builder(), data_dir=root)
-    except Exception as error:
-        raise ValueError(f"tfds:{name} cannot be opened: {_first(error)}") from error
+    builder, root = _builder(name, data_dir)
     # First the field, so that nothing is downloaded for one that does not exist.
-    field = _field(builder, wanted.field)
+    field = _field(builder, parse(name).field)
     _prepare(builder, root)
     splits = builder.info.splits
     if "train" not in splits:
         raise ValueError(
-            f"tfds:{name} has no split 'train'; it has {list(splits)}{_nearest('train', splits)}; "
+            f"tfds:{name} has no split 'train'; it has {list(splits)}{nearest('train', splits)}; "
             "choose another dataset"
         )
     second = next((each for each in ("validation", "test") if each in splits), None)
@@ -140,6 +136,13 @@ def opened(name: str, data_dir: Path | str | None = None) -> Dataset:
         f"tfds:{_spelled(builder)}:{field}",
         builder.info.redistribution_info.license or None,
     )
+
+
+def prepared(name: str, data_dir: Path | str | None = None) -> Any:
+    """The TFDS builder of NAME[/CONFIG][:VERSION], prepared; raises ValueError as `load` does."""
+    builder, root = _builder(name, data_dir)
+    _prepare(builder, root)
+    return builder
 
 
 def without_text(name: str, dataset: Dataset) -> ValueError:
@@ -163,14 +166,31 @@ def parse(name: str) -> Name:
     return Name(dataset, config or None, version, rest[0] if rest else None)
 
 
+def _builder(name: str, data_dir: Path | str | None) -> tuple[Any, Path]:
+    """A builder, and where it keeps its files; nothing is prepared yet."""
+    wanted = parse(name)
+    root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    _check_known(wanted, root)
+    try:
+        return tfds.builder(wanted.builder(), data_dir=root), root
+    except Exception as error:
+        raise ValueError(f"tfds:{name} cannot be opened: {_first(error)}") from error
+
+
 def _check_known(wanted: Name, root: Path) -> None:
     """Names the nearest where TFDS has neither the code nor the prepared files."""
     registered = tfds.list_builders(with_community_datasets=False)
-    prepared = _folders(root)
-    if wanted.dataset not in {*registered, *prepared}:
+    if wanted.dataset not in registered:
+        # TFDS imports its older datasets up to the first that lacks a package, which may be before
+        # those of text.
+        with contextlib.suppress(ImportError):
+            importlib.import_module("tensorflow_datasets.text")
+        registered = tfds.list_builders(with_community_datasets=False)
+    there = _folders(root)
+    if wanted.dataset not in {*registered, *there}:
         raise ValueError(
             f"there is no dataset {wanted.dataset!r}, neither prepared in {root} nor known to "
-            f"TFDS {tfds.__version__}{_nearest(wanted.dataset, [*prepared, *registered])}"
+            f"TFDS {tfds.__version__}{nearest(wanted.dataset, [*there, *registered])}"
         )
     inside = _folders(root / wanted.dataset)
     versions = [each for each in inside if _VERSION.fullmatch(each)]
@@ -192,7 +212,7 @@ def _check_known(wanted: Name, root: Path) -> None:
     if wanted.config and wanted.config not in configs:
         raise ValueError(
             f"{wanted.dataset} has no config {wanted.config!r}; it has "
-            f"{configs or 'none'}{_nearest(wanted.config, configs)}"
+            f"{configs or 'none'}{nearest(wanted.config, configs)}"
         )
     if not wanted.config and configs and wanted.dataset not in registered:
         raise ValueError(
@@ -205,7 +225,7 @@ def _check_known(wanted: Name, root: Path) -> None:
     if wanted.version and "*" not in wanted.version and wanted.version not in versions:
         raise ValueError(
             f"{wanted.dataset} has no version {wanted.version}; it has "
-            f"{sorted(set(versions))}{_nearest(wanted.version, versions)}"
+            f"{sorted(set(versions))}{nearest(wanted.version, versions)}"
         )
 
 
@@ -264,7 +284,7 @@ def _field(builder: Any, wanted: str | None) -> str:
     if wanted not in features:
         raise ValueError(
             f"{name} has no field {wanted!r}; its fields of text are "
-            f"{texts}{_nearest(wanted, texts)}"
+            f"{texts}{nearest(wanted, texts)}"
         )
     if wanted not in texts:
         raise ValueError(
@@ -283,7 +303,8 @@ def _is_text(feature: Any) -> bool:
     )
 
 
-def _records(builder: Any, split: str, field: str) -> Iterator[bytes]:
+def records(builder: Any, split: str) -> Iterator[dict[str, Any]]:
+    """Field -> value of every record of a split; raises ValueError where some are lost."""
     source = builder.as_data_source(split=split)
     expected = builder.info.splits[split].num_examples
     if len(source) != expected:
@@ -292,8 +313,11 @@ def _records(builder: Any, split: str, field: str) -> Iterator[bytes]:
             f"description says {expected}; prepare it again"
         )
     for start in range(0, expected, _CHUNK):
-        for record in source.__getitems__(range(start, min(start + _CHUNK, expected))):
-            yield record[field]
+        yield from source.__getitems__(range(start, min(start + _CHUNK, expected)))
+
+
+def _records(builder: Any, split: str, field: str) -> Iterator[bytes]:
+    return (record[field] for record in records(builder, split))
 
 
 def _usable(record: bytes) -> bool:
@@ -311,7 +335,8 @@ def _folders(root: Path) -> list[str]:
     )
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What an error adds after a name that is not among those known; "" where none is near."""
     found = difflib.get_close_matches(name, dict.fromkeys(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
 

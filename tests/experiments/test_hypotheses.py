@@ -176,7 +176,7 @@ def test_the_tables_have_what_the_bank_says(tmp_path: pathlib.Path) -> None:
     assert "how much the start tells is *tenth of the rate*: −2.0" in text
     plain = " ".join(text.split())
     assert "| averages at 1/16 of the horizon | 0.0000 |" in text
-    assert "| the start | 0.15" in text
+    assert "| the start | 0.1499 | 0.2999 (gpt-2) | 4 |" in text
     assert (
         "**With it, train on before choosing, and choose by the average of the weights**" in plain
     )
