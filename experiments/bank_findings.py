@@ -103,13 +103,13 @@ def regime_sections(rows: Sequence[Row]) -> list[str]:
                 own, max(by.values(), key=lambda row: abs(row["effect"]) * (row["number"] == START))
             )
         )
-    if choices := [row for row in rows if row["question"] == "choice"]:
-        parts.append(_choices(choices))
+    parts.append(choices(rows))
     return ["\n".join(parts)]
 
 
-def _choices(rows: Sequence[Row]) -> str:
+def choices(rows: Sequence[Row]) -> str:
     """What each way to choose loses, over all tasks."""
+    rows = [row for row in rows if row["question"] == "choice"]
     ways = {"the start": [row["start"] for row in rows]}
     for at, share in enumerate(rows[0]["shares"]):
         for weights in ("weights", "averages"):
@@ -125,8 +125,8 @@ def _choices(rows: Sequence[Row]) -> str:
         )
     head = ("Chosen by", "loses, mean, nats", "most", "tasks above the noise floor")
     return (
-        f"What the choice of the lowest loses at the end, over {len(rows)} tasks, on the mean of "
-        f"their seeds:\n\n{markdown(head, lines)}"
+        "What keeping the lowest loses at the end, on the mean of seeds, in the "
+        f"{len(rows)} tasks of the bank, whose models are\ntiny:\n\n{markdown(head, lines)}"
     )
 
 

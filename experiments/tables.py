@@ -56,8 +56,9 @@ ON_A_GPU = {
 }
 """Experiments that a GPU makes more of, and how their rows are made there."""
 FRONT: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
-    "operators": ("conformance", lambda rows: _operators(rows)),
-    "optimizers": ("optimizers", optimizers.table),
+    "operators": ("conformance.jsonl", lambda rows: _operators(rows)),
+    "optimizers": ("optimizers.jsonl", optimizers.table),
+    "choices": ("regimes.json", bank_findings.choices),
 }
 """The tables of the front page: the name in its marks → the file of rows, what makes it of them."""
 
@@ -73,7 +74,7 @@ class Arguments:
     readme: Path = HERE / "README.md"
     """Where the tables go."""
     front: Path = HERE.parent / "README.md"
-    """Where the tables of operators and optimizers go, between their marks."""
+    """Where the tables of the front page go, between their marks."""
 
 
 def main(arguments: Arguments) -> None:
@@ -88,7 +89,7 @@ def main(arguments: Arguments) -> None:
             path = arguments.results / name
             pictures.save(draw(found), path.with_suffix(".svg"), found)
     for name, (file, _) in FRONT.items():
-        if found := read(arguments.results / f"{file}.jsonl"):
+        if found := read(arguments.results / file):
             text = with_table(name, arguments.front.read_text(), found)
             directory.write_atomically(arguments.front, text)
 

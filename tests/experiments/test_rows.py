@@ -42,6 +42,11 @@ def test_the_committed_tables_are_those_of_the_committed_rows() -> None:
     assert (HERE / "README.md").read_text() == tables.render(RESULTS)
 
 
+def test_the_front_page_has_what_choices_lose() -> None:
+    readme = (HERE.parent / "README.md").read_text()
+    assert tables.with_table("choices", readme, read(RESULTS / "regimes.json")) == readme
+
+
 def test_what_is_missing_is_named(tmp_path: pathlib.Path) -> None:
     (tmp_path / "curves").mkdir()
     (tmp_path / "curves" / "gpt-1.npz").touch()
