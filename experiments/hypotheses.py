@@ -76,12 +76,9 @@ def main(config: Config) -> None:
 
 def kept(folder: Path) -> list[Kept]:
     """The tasks that are kept as they are configured now, in the bank's order."""
-    found = []
-    for name, entry in curves.TASKS.items():
-        path = folder / f"{name}.npz"
-        if path.exists() and not entry.held_out:
-            found.append(Kept(name, entry, bank.Curves.load(path)))
-    return found
+    config = curves.Config(results=folder)
+    found = {name: curves.kept(config, name) for name, x in curves.TASKS.items() if not x.held_out}
+    return [Kept(name, curves.TASKS[name], kept) for name, kept in found.items() if kept]
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:

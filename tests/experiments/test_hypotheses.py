@@ -150,9 +150,13 @@ def test_what_is_held_out_is_not_read(
     saved(tmp_path)
     hidden = dataclasses.replace(curves.TASKS["gpt-3"], held_out=True)
     monkeypatch.setitem(curves.TASKS, "gpt-3", hidden)
-    assert [task.name for task in hypotheses.kept(tmp_path)] == [
-        name for name in curves.CELLS if name != "gpt-3"
-    ]
+    others = [name for name in curves.CELLS if name != "gpt-3"]
+    assert [task.name for task in hypotheses.kept(tmp_path)] == others
+    # Nor what was kept before a task was configured otherwise.
+    longer = dataclasses.replace(curves.TASKS["gpt-5"], horizon=801)
+    monkeypatch.setitem(curves.TASKS, "gpt-5", longer)
+    others.remove("gpt-5")
+    assert [task.name for task in hypotheses.kept(tmp_path)] == others
 
 
 def test_a_bank_without_tasks(tmp_path: pathlib.Path) -> None:
