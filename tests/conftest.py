@@ -16,10 +16,10 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 # Read when JAX starts; all but the tests of placement use the first device.
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 # Many tests compile the same programs. Each process of the suite has a folder of its own, and
-# starts with nothing.
+# starts with nothing. The smallest, of single operations, take longer to write than they save.
 _compiled = tempfile.mkdtemp(prefix="lagjax-compiled-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.02"
 # Tests spend most of their time compiling, and next to none in what was compiled: XLA is quick
 # rather than clever, in the processes that tests start as well.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"

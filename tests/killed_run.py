@@ -6,7 +6,8 @@ A process that is left alone works in FOLDER/whole. Then one for each WHERE work
 and a last one that is left alone; the exit codes are printed. WHERE is `source:N`, `probe:N` or
 `continue:N` (at the N-th step forward of the phase), `save:N` (in the midst of the N-th
 checkpoint), `lines:N`, `losses:N` or `answer:N` (right after the N-th time that these were put on
-record), `prune:N` (before the N-th removal of old checkpoints), or `report`.
+record), `baseline:N` (right after the N-th time that a baseline's were), `prune:N` (before the N-th
+removal of old checkpoints), or `report`.
 
 All are forks of one that has imported everything, which takes longer than the work; each starts JAX
 itself.
@@ -20,8 +21,12 @@ import signal
 import sys
 import threading
 
+import optax
+
 import lagjax
 from lagjax import report
+from lagjax.baselines import FROM_SCRATCH, NOT_GROWING
+from lagjax.jobs import Segment
 from lagjax.store.checkpoints import Checkpoints
 from lagjax.store.curves import Curves
 from lagjax.store.directory import Store
@@ -75,6 +80,15 @@ def arm(where: str) -> object:
             return found
 
         setattr(owner, name, wrapped)
+    if place == "baseline":
+        commit = Store.commit
+
+        def committed(self: Store, segment: Segment) -> None:
+            commit(self, segment)
+            if segment.trials[0].candidate in (NOT_GROWING, FROM_SCRATCH) and due():
+                kill()
+
+        Store.commit = committed
     if place == "report":
         write = report.write
 
@@ -91,6 +105,12 @@ def arm(where: str) -> object:
     return toy.Told(then)
 
 
+def schedule(horizon: int) -> optax.GradientTransformation:
+    """AdamW whose rate falls to 0 at a horizon: each baseline's is another than the winner's."""
+    rate = optax.linear_schedule(3e-3, 0.0, horizon)
+    return optax.inject_hyperparams(optax.adamw)(learning_rate=rate)
+
+
 def run(workdir: pathlib.Path, at_once: int, where: str) -> None:
     """The run, from its start to its end or from where the directory stands."""
     # It computes where it is imported.
@@ -99,7 +119,9 @@ def run(workdir: pathlib.Path, at_once: int, where: str) -> None:
     small, large = toy.model(1), toy.model(2)
     options = {"checkpoint_seconds": 0.0, "progress": arm(where)}
     source = lagjax.train(small, toy.tx(), toy.batch, toy.VALID, 4, workdir, **options)
-    task = toy.task(model=small, source=source, horizon=10, seeds=1 if at_once == 1 else 2)
+    task = toy.task(
+        model=small, source=source, tx=schedule, horizon=10, seeds=1 if at_once == 1 else 2
+    )
     names = ("stack", "identity-between", "random-between")
     pool = lagjax.pools.depth(source.params, toy.AXES, large)
     lagjax.run(
@@ -108,6 +130,7 @@ def run(workdir: pathlib.Path, at_once: int, where: str) -> None:
         lagjax.FixedLag(4 if at_once == 1 else 2),
         workdir,
         compare="start",
+        baselines=True,
         candidates_at_once=at_once,
         **options,
     )

@@ -17,7 +17,7 @@ from lagjax.jobs import ANNEAL, Trial
 from lagjax.store.losses import Losses
 from tests import quick, toy
 
-no_page = quick.no_page
+no_page, groups_kept = quick.no_page, quick.groups_kept
 AVERAGES = {"ema": lagjax.Ema(1 / 6), "tail": lagjax.Tail(1 / 8)}
 """Over 24 steps: a half-life of 4, and the last 3."""
 STACK = toy.pool("stack")
@@ -268,6 +268,9 @@ def test_annealings_that_are_refused(answer: object, says: str, tmp_path: pathli
 
     with pytest.raises(ValueError, match=says):
         go(tmp_path / "run", policy)
+
+
+def test_an_annealing_that_was_seen_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match=r"anneals \['stack'\] where it has seen them annealed"):
         go(tmp_path / "again", Again())
 

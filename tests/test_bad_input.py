@@ -16,7 +16,7 @@ from lagjax.algebra.axes import Axes
 from lagjax.growth.depth import Stack
 from tests import quick, toy
 
-no_page = quick.no_page
+no_page, groups_kept = quick.no_page, quick.groups_kept
 
 RUN = Callable[[pathlib.Path], object]
 

@@ -1,10 +1,7 @@
 """What growing is compared with: at equal FLOPs, after the choice, apart from the search's cost."""
 
-import json
-import os
+import functools
 import pathlib
-import subprocess
-import sys
 
 import jax
 import optax
@@ -15,13 +12,16 @@ from lagjax.evidence import Evidence
 from lagjax.jobs import evaluated
 from lagjax.report import equal, facts
 from lagjax.store import directory
-from tests import toy
+from tests import quick, toy
+
+no_page, groups_kept = quick.no_page, quick.groups_kept
 
 BOTH = ("not growing", "from scratch")
 WIDE = toy.model(2, 2 * toy.WIDTH)
 WIDER = lagjax.Candidate("wider", lagjax.Grow(width=lagjax.growth.width.Tile()), WIDE)
 
 
+@functools.cache
 def schedule(horizon: int) -> optax.GradientTransformation:
     """AdamW whose rate falls to 0 at a horizon."""
     rate = optax.linear_schedule(3e-3, 0.0, horizon)
@@ -64,17 +64,26 @@ def test_both_end_at_the_flops_of_the_winners_full_training(tmp_path: pathlib.Pa
     assert begins == pytest.approx(float(small_loss[0] / small_loss[1]), rel=1e-5)
 
 
-def test_they_cost_the_search_nothing(tmp_path: pathlib.Path) -> None:
-    without, beside = go(tmp_path / "a"), go(tmp_path / "b", baselines=True)
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, lagjax.Decision]:
+    """A run with both, of one plain schedule."""
+    path = tmp_path_factory.mktemp("beside") / "run"
+    return path, go(path, baselines=True, tx=schedule(24))
+
+
+def test_they_cost_the_search_nothing(
+    beside: tuple[pathlib.Path, lagjax.Decision], tmp_path: pathlib.Path
+) -> None:
+    without, (path, beside) = go(tmp_path, tx=schedule(24)), beside
     one, other = without.ledger._asdict(), beside.ledger._asdict()
     spent = other.pop("baseline_flops")
-    ends = horizons(tmp_path / "b")
+    ends = horizons(path)
     assert one.pop("baseline_flops") == 0
     assert spent == pytest.approx(sum(ends[name][1] for name in BOTH))
     assert (one.pop("seconds"), other.pop("seconds")) and one == other
     assert beside._replace(ledger=None) == without._replace(ledger=None)
-    mine = [x for x in toy.without_times(tmp_path / "b") if x["candidate"] not in BOTH]
-    assert mine == toy.without_times(tmp_path / "a")
+    mine = [x for x in toy.without_times(path) if x["candidate"] not in BOTH]
+    assert mine == toy.without_times(tmp_path)
 
 
 def test_those_of_the_pool_take_their_place_and_are_not_charged(tmp_path: pathlib.Path) -> None:
@@ -148,9 +157,10 @@ def test_pools_matched_by_flops(tmp_path: pathlib.Path) -> None:
     assert ends["wider"][0] == ends["stack"][0] == 24
 
 
-def test_one_plain_schedule_serves_every_horizon(tmp_path: pathlib.Path) -> None:
-    go(tmp_path, baselines=True, tx=schedule(24))
-    rates = {x["step"]: x["lr"] for x in toy.curve(tmp_path, "not growing") if x["step"] > 24}
+def test_one_plain_schedule_serves_every_horizon(
+    beside: tuple[pathlib.Path, lagjax.Decision],
+) -> None:
+    rates = {x["step"]: x["lr"] for x in toy.curve(beside[0], "not growing") if x["step"] > 24}
     assert max(rates) > 24 and rates[max(rates)] == 0
 
 
@@ -197,45 +207,6 @@ def test_a_policy_cannot_add_one_of_their_names(tmp_path: pathlib.Path) -> None:
 
 
 def test_from_scratch_takes_neither_moments_nor_collections(tmp_path: pathlib.Path) -> None:
-    source = lagjax.Trained(toy.PARAMS, schedule(24).init(toy.PARAMS))
+    source = lagjax.Trained(toy.PARAMS, jax.jit(schedule(24).init)(toy.PARAMS))
     go(tmp_path, source=source, transfer=lagjax.Transfer("grow"), tx=schedule, baselines=True)
     assert horizons(tmp_path)["from scratch"][0] == 24
-
-
-KILLED = """
-import os, signal, sys, pathlib
-from tests.test_baselines import *
-from lagjax.store.directory import Store
-root, after = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-commit = Store.commit
-def killing(self, segment):
-    global after
-    commit(self, segment)
-    if segment.trials[0].candidate in BOTH:
-        after -= 1
-        if not after:
-            os.kill(os.getpid(), signal.SIGKILL)
-Store.commit = killing
-go(root, baselines=True, tx=schedule, checkpoint_seconds=0.0)
-"""
-
-
-def test_ends_as_if_not_killed(tmp_path: pathlib.Path) -> None:
-    root = pathlib.Path(__file__).parent.parent
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    for name, after, code in (
-        ("whole", 0, 0),
-        ("killed", 2, -9),
-        ("killed", 3, -9),
-        ("killed", 0, 0),
-    ):
-        command = [sys.executable, "-c", KILLED, str(tmp_path / name), str(after)]
-        done = subprocess.run(command, cwd=root, env=os.environ | cache, check=False)
-        assert done.returncode == code
-    assert toy.without_times(tmp_path / "killed") == toy.without_times(tmp_path / "whole")
-    one, other = (directory.read(tmp_path / name).decision for name in ("whole", "killed"))
-    assert one["ledger"].pop("seconds") and other["ledger"].pop("seconds") and one == other
-    assert json.loads((tmp_path / "killed/config.json").read_text())["baseline_pool"]

@@ -13,7 +13,7 @@ from lagjax.checks import check_answer
 from tests import quick, toy
 from tests.made import evidence, known
 
-no_page = quick.no_page
+no_page, groups_kept = quick.no_page, quick.groups_kept
 
 
 def go(path: pathlib.Path, policy: Callable, **options: object) -> Decision:

@@ -15,7 +15,7 @@ from lagjax.jobs import Trial
 from lagjax.store.losses import Losses
 from tests import quick, toy
 
-no_page = quick.no_page
+no_page, groups_kept = quick.no_page, quick.groups_kept
 
 
 def with_average(model: lagjax.Model, tx: optax.GradientTransformation) -> Engine:

@@ -14,8 +14,10 @@ import lagjax
 from lagjax.evaluations import FEWEST, enough, planned
 from lagjax.executors.workload import Workload
 from lagjax.jobs import evaluated
-from tests import toy
+from tests import quick, toy
 from tests.made import evidence, known
+
+no_page, groups_kept = quick.no_page, quick.groups_kept
 
 
 def work(shards: int = 16, averages: int = 0, shard: float = 1 / 3, horizon: int = 800) -> Workload:

@@ -65,12 +65,17 @@ def outcome(workdir: pathlib.Path) -> tuple:
 @pytest.mark.parametrize(
     ("at_once", "places"),
     [
-        (1, ["source:2", "lines:4", "save:5", "continue:1", "report"]),
+        (
+            1,
+            ["source:2", "lines:4", "save:5", "continue:1", "baseline:2", "baseline:3", "report"],
+        ),
         pytest.param(3, ["save:9"], marks=pytest.mark.slow),
     ],
 )
 def test_ends_as_if_not_killed(at_once: int, places: list[str], tmp_path: pathlib.Path) -> None:
     killed = [-signal.SIGKILL] * len(places)
     assert exit_codes(tmp_path, at_once, places) == [0, *killed, 0]
-    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+    config, *others = outcome(tmp_path / "killed")
+    assert (config, *others) == outcome(tmp_path / "whole")
+    assert [x["name"] for x in config["baseline_pool"]] == ["not growing", "from scratch"]
     assert (tmp_path / "killed/report.html").read_text().endswith("</html>\n")

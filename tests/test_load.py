@@ -20,7 +20,10 @@ from lagjax.store.checkpoints import nested
 from tests import quick, toy
 from tests.toy import curve
 
-no_page = quick.no_page
+no_page, groups_kept = quick.no_page, quick.groups_kept
+
+
+LOSSES = jax.jit(toy.LARGE.loss), jax.jit(toy.SMALL.loss)
 
 
 class Finished(NamedTuple):
@@ -55,7 +58,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 def validation(params: object, shards: tuple[np.ndarray, ...] = toy.VALID) -> float:
-    total = sum(float(jax.jit(toy.LARGE.loss)(params, x, None)[0]) for x in shards)
+    total = sum(float(LOSSES[0](params, x, None)[0]) for x in shards)
     return total / sum(x[:, 1:].size for x in shards)
 
 
@@ -68,7 +71,7 @@ def test_the_source_comes_out(finished: Finished) -> None:
     chex.assert_trees_all_equal(read, source)
     last = curve(finished.path, "source")[-1]
     assert (last["phase"], last["step"]) == ("source", 6)
-    total = sum(float(toy.SMALL.loss(source.params, x, None)[0]) for x in toy.VALID)
+    total = sum(float(LOSSES[1](source.params, x, None)[0]) for x in toy.VALID)
     assert last["valid_loss"] == pytest.approx(total / 192, rel=1e-6)
 
 

@@ -17,7 +17,9 @@ from lagjax.jobs import ANNEAL, evaluation_steps
 from lagjax.mesh import placement
 from lagjax.probe import fitting, program, steps_of
 from lagjax.store import directory
-from tests import toy
+from tests import quick, toy
+
+no_page, groups_kept = quick.no_page, quick.groups_kept
 
 SAME = {"rtol": 1e-4, "atol": 2e-6}
 """Float32 sums in another order. By SGD: Adam's first steps turn rounding of a gradient near 0 into
@@ -48,6 +50,7 @@ def states(count: int):
     return made
 
 
+@functools.cache
 def compiled(count: int, of: Mesh | None, fully_sharded: bool = False):
     batches = steps_of(toy.batch, [0, 1], 0, 4, 4)
     where = placement(of, fully_sharded)

@@ -20,7 +20,9 @@ from lagjax.executors.workload import Executor, Workload
 from lagjax.jobs import Job, Segment, Trial, Update
 from lagjax.store.directory import read
 from lagjax.store.losses import Losses, file_name
-from tests import policies, toy
+from tests import policies, quick, toy
+
+no_page, groups_kept = quick.no_page, quick.groups_kept
 
 WIDER = toy.model(6)
 POOL = (*toy.pool("stack", "identity-top", "random-top"), toy.pool("zeroed-stack")[0])
@@ -127,8 +129,6 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int | None], l
     after(pathlib.Path, "replace")
     after(shutil, "rmtree")
     monkeypatch.setattr("tests.test_policies.tick", happened)
-    # The page is a function of the record, and takes most of the time.
-    monkeypatch.setattr(runs.report, "write", lambda path: path)
     yield arm
 
 

@@ -1,5 +1,7 @@
 """The compiled step: one compilation, any number of steps, several trials, FLOPs."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -18,11 +20,21 @@ SHARDS = np.stack(toy.VALID)
 ALL = np.int32(len(SHARDS))
 
 
+STEP, LOSS = jax.jit(ENGINE.step), jax.jit(toy.LARGE.loss)
+
+
+@functools.cache
+def fresh(seed: int):
+    params = jax.jit(toy.LARGE.init)(jax.random.key(seed))
+    return ENGINE.init(Trained(params, jax.jit(toy.tx().init)(params)), jax.random.key(seed))
+
+
 def began(seed: int = 0):
-    params = toy.LARGE.init(jax.random.key(seed))
-    return ENGINE.init(Trained(params, toy.tx().init(params)), jax.random.key(seed))
+    """With arrays of its own, for a step that takes its state's memory over."""
+    return jax.tree.map(jnp.copy, fresh(seed))
 
 
+@functools.cache
 def compiled(at_once: int):
     return program(ENGINE, began(), steps_of(toy.batch, [0, 1], 0, 1, 8), SHARDS, at_once, 8)
 
@@ -51,9 +63,9 @@ def test_every_steps_metrics_are_in_the_buffer() -> None:
     one, state = compiled(1), began()
     expected = []
     for step in range(3):
-        total, count = toy.LARGE.loss(state.params, toy.batch(0, step), None)
+        total, count = LOSS(state.params, toy.batch(0, step), None)
         expected.append((float(total), float(count)))
-        state = ENGINE.step(state, toy.batch(0, step))[0]
+        state = STEP(state, toy.batch(0, step))[0]
     batches = steps_of(toy.batch, [0, 1], 0, 3, 8)
     _, buffer = one.advance(began(), batches, np.int32(0), np.int32(3))
     assert one.metrics == ("grad_norm", "loss", "lr", "update_norm")
@@ -120,8 +132,7 @@ def test_the_random_key_follows_the_step() -> None:
         )
     )
     engine = from_loss(drawn, toy.tx())
-    params = toy.LARGE.init(jax.random.key(0))
-    state = engine.init(Trained(params, toy.tx().init(params)), jax.random.key(7))
+    state = fresh(0)._replace(key=jax.random.key(7))
     step = jax.jit(engine.step)
     losses = []
     for _ in range(3):
@@ -137,7 +148,7 @@ def test_the_random_key_follows_the_step() -> None:
 def test_evaluation_adds_up_over_shards() -> None:
     state = began()
     sums, counts = compiled(1).evaluate(state, SHARDS, ALL)["loss"]
-    total, count = toy.LARGE.loss(state.params, np.concatenate(toy.VALID), None)
+    total, count = LOSS(state.params, np.concatenate(toy.VALID), None)
     assert float(jnp.sum(sums)) == pytest.approx(float(total), rel=1e-6)
     assert float(jnp.sum(counts)) == count
     # Or over the first ones alone.

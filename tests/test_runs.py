@@ -16,6 +16,8 @@ import pytest
 import lagjax
 from lagjax import report
 from lagjax.engine import TrainState
+from lagjax.executors import workload
+from lagjax.initial import Group
 from lagjax.jobs import Trial
 from lagjax.store import directory
 from lagjax.store.directory import Store
@@ -23,8 +25,8 @@ from lagjax.store.losses import Losses
 from tests import quick, toy
 from tests.toy import curve, without_times
 
-# `finished` has one, because fixtures of a module come first.
-no_page = quick.no_page
+no_page, groups_kept = quick.no_page, quick.groups_kept
+WRITE = report.write
 
 LINE = {
     "phase",
@@ -114,7 +116,10 @@ def finished(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[pathlib.Path, lagjax.Decision]:
     path = tmp_path_factory.mktemp("run") / "run"
-    return path, go(path, **FINISHED)
+    with pytest.MonkeyPatch.context() as patch:
+        # The one run of this module that has a page.
+        patch.setattr(report, "write", WRITE)
+        return path, go(path, **FINISHED)
 
 
 def test_the_directory_holds_what_it_should(
@@ -467,9 +472,10 @@ def test_moments_grow_and_the_schedule_continues(tmp_path: pathlib.Path) -> None
 
 
 def test_one_compilation_for_a_group(
-    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every candidate, seed, round and segment of a group goes through one compiled function."""
+    monkeypatch.setattr(workload, "Group", Group)
     with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
         go(tmp_path / "run", seeds=2, compare="all")
     compiled = re.findall(r"^Compiling jit\((\w+)\)", "\n".join(caplog.messages), re.MULTILINE)

@@ -1,5 +1,6 @@
 """A tiny pre-norm residual net in plain JAX, and a task for it: tests of runs compile fast."""
 
+import functools
 import pathlib
 from collections.abc import Callable
 
@@ -41,9 +42,12 @@ def model(layers: int, width: int = WIDTH) -> lagjax.Model:
             x = x + jnp.tanh(_norm(x) @ up) @ down
         return _norm(x) @ params["embed"].T
 
+    # Traced once, and with it what differentiates it, however many runs there are of the model.
+    traced = jax.jit(logits, inline=True)
+
     def loss(params: dict, batch: jax.Array, key: jax.Array | None) -> tuple:
         del key
-        nats = optax.softmax_cross_entropy_with_integer_labels(logits(params, batch), batch[:, 1:])
+        nats = optax.softmax_cross_entropy_with_integer_labels(traced(params, batch), batch[:, 1:])
         return nats.sum(), nats.size
 
     return lagjax.Model(init, loss, AXES, logits)
@@ -63,6 +67,7 @@ def batch(seed: int, step: int) -> np.ndarray:
 VALID = tuple(batch(1000, index) for index in range(6))
 
 
+@functools.cache
 def tx() -> optax.GradientTransformation:
     """AdamW whose state holds the learning rate."""
     return optax.inject_hyperparams(optax.adamw)(

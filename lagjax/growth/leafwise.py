@@ -242,7 +242,7 @@ def _fused(key: Key) -> Key:
     several times faster. Keys that are not Threefry's stay as they are.
     """
     # A Threefry of our own, because with that of JAX 0.10 fresh values and noise still hold three
-    # leaves and more: tests/growth/test_scale.py fails without it. When it does not, this goes.
+    # leaves and more: tests/growth/test_leafwise.py fails without it. When it does not, this goes.
     flags: Any = jax.config
     if not _typed(key.dtype) or jax.random.key_impl(key) != _NAME:
         return key

@@ -20,7 +20,7 @@ from lagjax.store.losses import Losses
 from tests import quick, toy
 from tests.toy import curve, without_times
 
-no_page = quick.no_page
+no_page, groups_kept = quick.no_page, quick.groups_kept
 
 
 def go(path: pathlib.Path, **changes: object) -> lagjax.Decision:

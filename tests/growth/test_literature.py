@@ -70,13 +70,13 @@ def test_originals_keep_their_moments():
     operator, large = Grow(depth=Stack(), width={"mlp": Tile()}), models.bare(4, 12, 4)
     tx = optax.chain(optax.scale_by_adam(), scale_by_growth(warmup=10))
     params = models.drawn(SMALL)
-    grown = operator(KEY, params, SMALL.axes, large)
-    adam, growth = tx.init(params)
+    grown = jax.jit(lambda params: operator(KEY, params, SMALL.axes, large))(params)
+    adam, growth = jax.jit(tx.init)(params)
     old = jax.tree.map(lambda x: jnp.full_like(x, 3), adam), growth._replace(steps=jnp.asarray(3))
     plan = planned(operator, large=large)
-    whole, made = (
-        carry(plan, old, params, grown, tx, "continue", originals=each) for each in (False, True)
-    )
+    whole, made = jax.jit(
+        lambda *given: [carry(plan, *given, tx, "continue", originals=x) for x in (False, True)]
+    )(old, params, grown)
     # Layers 2 and 3 are copies, and so are units 6 to 11.
     masks = dict(zip(plan.target.paths, added(plan)))
     assert masks["l/2/norm"].all() and not masks["l/1/norm"].any() and not masks["embed"].any()
@@ -90,7 +90,7 @@ def test_originals_keep_their_moments():
     assert (np.asarray(born["l/1/up"])[:, 6:] == 3).all()
     # The first step of what begins anew is a tenth of Adam's first, without its old count.
     ones = jax.tree.map(jnp.ones_like, grown)
-    step = flatten(tx.update(ones, made, grown)[0])
+    step = flatten(jax.jit(tx.update)(ones, made, grown)[0])
     np.testing.assert_allclose(step["l/2/norm"], 0.1, rtol=1e-3)
 
 

@@ -18,7 +18,7 @@ from lagjax.growth.operator import Grow, Same
 from tests import quick, toy
 from tests.growth import checks, models
 
-no_page = quick.no_page
+no_page, groups_kept = quick.no_page, quick.groups_kept
 
 KEY = jax.random.key(1)
 BATCH = models.BATCH

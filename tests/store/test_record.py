@@ -28,7 +28,7 @@ from lagjax.store import directory
 from lagjax.store.record import GrowthRecord, decode, encode
 from tests import quick, toy
 
-no_page = quick.no_page
+no_page, groups_kept = quick.no_page, quick.groups_kept
 
 KEY = jax.random.key(3)
 

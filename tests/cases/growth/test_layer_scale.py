@@ -75,9 +75,9 @@ def setting(gamma, down, way):
     axes = lagjax.Axes(BASE | {LAYER + "down/kernel": down, LAYER + "gamma": gamma}, kinds)
     init, small = functions(8, 2)
     init_large, large = functions(8, 4) if way == "deeper" else functions(16, 2)
-    target = lagjax.Model(
-        lambda key: drawn(init_large, seed=1), None, axes, lambda params, batch: large(params)
-    )
+    # Drawn here, and not each time that a certificate grows the model.
+    fresh = drawn(init_large, seed=1)
+    target = lagjax.Model(lambda key: fresh, None, axes, lambda params, batch: large(params))
     return axes, drawn(init, 0.7), small, target
 
 

@@ -113,9 +113,9 @@ def functions(layers, mode):
 def setting(mode, axes):
     """The small model's parameters and outputs, and the large model."""
     (init, small), (init_large, large) = functions(2, mode), functions(4, mode)
-    target = lagjax.Model(
-        lambda key: drawn(init_large, seed=1), None, axes, lambda params, batch: large(params)
-    )
+    # Drawn here, and not each time that a certificate grows the model.
+    fresh = drawn(init_large, seed=1)
+    target = lagjax.Model(lambda key: fresh, None, axes, lambda params, batch: large(params))
     return drawn(init), small, target
 
 
@@ -159,14 +159,14 @@ def test_a_word_that_disregards_types_is_found():
 @pytest.mark.parametrize(
     ("mode", "divided", "leaves"),
     [
-        ("divided", "/#layers", {"k/kernel"}),
-        ("by depth", "/layers^0.5", {"o/kernel", "down/kernel", "down/bias"}),
+        # Keys can make up for a factor of the scores as queries can: rounding says which are named.
+        ("divided", "/#layers", [{"k/kernel"}, {"q/kernel"}]),
+        ("by depth", "/layers^0.5", [{"o/kernel", "down/kernel", "down/bias"}]),
     ],
 )
 def test_a_factor_that_the_table_does_not_tell_is_found(mode, divided, leaves):
     found = causes(mode, INTERLEAVE)
-    # Keys can make up for a factor of the scores as queries can.
-    assert {leaf for _, leaf, _ in found} == {f"layers_{{layers}}/{leaf}" for leaf in leaves}
+    assert {leaf.removeprefix("layers_{layers}/") for _, leaf, _ in found} in leaves
     for stack, _, why in found:
         assert stack == "layers"
         assert f"{divided}' instead of" in why

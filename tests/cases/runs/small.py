@@ -1,5 +1,6 @@
 """A small run, as the cases of runs make it; the net and its data are tests/toy.py's."""
 
+import functools
 import pathlib
 from collections.abc import Callable
 
@@ -9,6 +10,8 @@ import optax
 import lagjax
 from tests import toy
 
+# One optimizer of a rate, so that runs of it are alike.
+adam = functools.cache(optax.adam)
 Feed = Callable[[int, int], np.ndarray]
 
 
@@ -17,7 +20,7 @@ def source(
 ) -> lagjax.Trained:
     """The small model, trained in a run directory; the large one begins with the first batch."""
     options = {"progress": toy.Told()} | options
-    tx = optax.adam(rate)
+    tx = adam(rate)
     made = lagjax.train(toy.SMALL, tx, toy.batch, toy.VALID, steps, path, **options)
     return made._replace(position=0)
 
@@ -38,7 +41,7 @@ def search(
     task = lagjax.Task(
         options.pop("model", toy.SMALL),
         trained,
-        optax.adam(rate),
+        adam(rate),
         batch,
         options.pop("valid", toy.VALID),
         horizon,

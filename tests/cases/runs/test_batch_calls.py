@@ -4,7 +4,7 @@ import lagjax
 from tests import quick, toy
 from tests.cases.runs import small
 
-no_page = quick.no_page
+no_page, groups_kept = quick.no_page, quick.groups_kept
 
 
 def test_asks_for_few_more_batches_than_steps(tmp_path):

@@ -12,7 +12,7 @@ from lagjax.store import curves
 from tests import quick, toy
 from tests.cases.runs import small
 
-no_page = quick.no_page
+no_page, groups_kept = quick.no_page, quick.groups_kept
 
 
 class PowerCut(Exception):

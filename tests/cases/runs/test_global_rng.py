@@ -11,7 +11,7 @@ import lagjax
 from tests import quick, toy
 from tests.cases.runs import small
 
-no_page = quick.no_page
+no_page, groups_kept = quick.no_page, quick.groups_kept
 
 
 def rows():

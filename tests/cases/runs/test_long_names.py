@@ -9,7 +9,7 @@ import lagjax
 from tests import quick, toy
 from tests.cases.runs import small
 
-no_page = quick.no_page
+no_page, groups_kept = quick.no_page, quick.groups_kept
 NAMES = {
     "repr": repr(lagjax.Grow(depth="0 0* 1 1*", width={"mlp": lagjax.pools.WIDTH["isometric"]})),
     "japanese": "浅いモデルの各層を複製して積み重ね残差への出力を零にする方法"

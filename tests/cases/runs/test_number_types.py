@@ -13,7 +13,7 @@ from lagjax.store.directory import read
 from tests import quick, toy
 from tests.cases.runs import small
 
-no_page = quick.no_page
+no_page, groups_kept = quick.no_page, quick.groups_kept
 VARIANTS = {
     "numpy lag": {"policy": lagjax.FixedLag(np.int64(10))},
     "float lag": {"policy": lagjax.FixedLag(1e1)},

@@ -23,7 +23,7 @@ from tests.growth import checks, models
 from tests.growth.models import FAMILIES
 from tests.growth.test_conformance import KEY, planned
 
-no_page = quick.no_page
+no_page, groups_kept = quick.no_page, quick.groups_kept
 
 SCHEDULE = optax.linear_schedule(1.0, 0.0, 10)
 OUTPUTS = r"attn/out|mlp/down"
@@ -59,8 +59,8 @@ def grown_pair(family, word):
     """A small model and the one that it grows into, with the parameters of both and the plan."""
     small, large = FAMILIES[family](2), models.filled(FAMILIES[family](len(word.split())))
     params, operator = models.drawn(small), Grow(depth=word)
-    grown = jax.jit(lambda params: operator(KEY, params, small.axes, large))(params)
-    return small, large, params, planned(operator, small, large), grown
+    # The state goes by the plan: of the parameters only shapes count, and none need be grown.
+    return small, large, params, planned(operator, small, large), models.drawn(large, seed=1)
 
 
 class Grown:
@@ -72,17 +72,24 @@ class Grown:
         counts = {name: jnp.asarray(n, jnp.int32) for name, n in counters.items()}
         self.state = jax.tree_util.tree_map_with_path(
             lambda keys, value: counts.get(getattr(keys[-1], "name", None), value),
-            tx.init(self.params),
+            jax.jit(tx.init)(self.params),
         )
 
     @property
     def fresh(self):
-        return self.tx.init(self.grown)
+        return jax.jit(self.tx.init)(self.grown)
 
     def carry(self, moments="grow", schedule="continue", state=None):
         plan = self.plan if moments == "grow" else None
         state = self.state if state is None else state
-        return carry(plan, state, self.params, self.grown, self.tx, schedule)
+        # One small program, not one for every operation on every shape.
+        return jax.jit(lambda *given: carry(plan, *given, self.tx, schedule))(
+            state, self.params, self.grown
+        )
+
+    def after(self, state):
+        """The state after a step."""
+        return jax.jit(self.tx.update)(self.grown, state, self.grown)[1]
 
 
 @pytest.mark.parametrize(
@@ -91,12 +98,12 @@ class Grown:
 )
 def test_fits(name, family):
     one = Grown(family, tx := TRANSFORMATIONS[name], SHORT)
-    fresh = jax.eval_shape(lambda: one.fresh)
-    for choice in (("grow", "continue"), ("reset", "restart")):
+    fresh = jax.eval_shape(tx.init, one.grown)
+    for choice in (("reset", "restart"), ("grow", "continue")):
         carried = jax.eval_shape(lambda choice=choice: one.carry(*choice))
         chex.assert_trees_all_equal_shapes_and_dtypes(carried, fresh)
     # The next step takes it.
-    jax.eval_shape(lambda: tx.update(one.grown, one.carry(), one.grown))
+    jax.eval_shape(tx.update, one.grown, carried, one.grown)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +168,7 @@ def test_counts_go_with_the_moments_and_schedules_by_choice(name, family, schedu
     assert [int(adam.count) for adam in adams] == [3 if moments == "grow" else 0]
     if name == "injected":
         assert int(carried.count) == step
-        _, after = one.tx.update(one.grown, carried, one.grown)
+        after = one.after(carried)
         np.testing.assert_allclose(after.hyperparams["learning_rate"], SCHEDULE(step))
     else:
         schedules = [x for x in _states(carried) if isinstance(x, optax.ScaleByScheduleState)]
@@ -172,7 +179,7 @@ def test_counts_go_with_the_moments_and_schedules_by_choice(name, family, schedu
 def test_schedules_are_rewound_to_a_step(name):
     one = Grown("unrolled", TRANSFORMATIONS[name], SHORT, count=7)
     carried = one.carry(schedule=2)
-    _, after = one.tx.update(one.grown, carried, one.grown)
+    after = one.after(carried)
     if name == "injected":
         np.testing.assert_allclose(after.hyperparams["learning_rate"], SCHEDULE(2))
         adam = carried.inner_state[0]
@@ -256,11 +263,15 @@ class Wide:
         self.tx, self.operator = tx, operator or Grow(width=width.Tile())
         self.small = models.bare(*small, dtype="float64")
         self.large = models.bare(*large, logits=logits, dtype="float64")
-        start = jax.tree.map(lambda x: 0.5 * x, self.small.init(KEY))
-        self.params, self.state, _ = self.train(self.small, start, tx.init(start), BATCHES[:6])
+        start = models.drawn(self.small)
+        self.params, self.state, _ = self.train(
+            self.small, start, jax.jit(tx.init)(start), BATCHES[:6]
+        )
         layouts = (m.axes.layout(jax.eval_shape(m.init, KEY)) for m in (self.small, self.large))
         self.plan = self.operator.plan(KEY, *layouts)
-        self.grown = self.operator(KEY, self.params, self.small.axes, self.large)
+        self.grown = jax.jit(lambda x: self.operator(KEY, x, self.small.axes, self.large))(
+            self.params
+        )
 
     def train(self, model, params, state, batches):
         step = training_step(model.loss, self.tx)
@@ -275,7 +286,9 @@ class Wide:
         goes on.
         """
         plan = self.plan if moments == "grow" else None
-        state = carry(plan, self.state, self.params, self.grown, self.tx, "continue")
+        state = jax.jit(lambda *given: carry(plan, *given, self.tx, "continue"))(
+            self.state, self.params, self.grown
+        )
         _, _, small = self.train(self.small, self.params, self.state, BATCHES[6:])
         _, _, large = self.train(self.large, self.grown, state, BATCHES[6:])
         assert abs(small[0] - large[0]) < 1e-10
@@ -333,7 +346,9 @@ def test_grown_statistics_are_those_that_are_measured():
             measure(model, params, tx.init(params), BATCHES[:4], tx, KEY)
             for model, params in ((one.small, one.params), (one.large, one.grown))
         )
-        grown = carry(one.plan, small, one.params, one.grown, tx, "restart")
+        grown = jax.jit(lambda *given: carry(one.plan, *given, tx, "restart"))(
+            small, one.params, one.grown
+        )
         chex.assert_trees_all_close(grown, large, rtol=1e-5, atol=1e-12)
         # Nothing was applied, and the schedule has not moved.
         assert int(large[0].count) == 4
@@ -354,9 +369,9 @@ def test_new_entries_count_their_own_steps():
         if len(state) == 2:
             state = (state[0], state[1]._replace(steps=jnp.int32(5000)))
         state = carry(plan, state, old, new, tx, "continue")
-        found = []
+        update, found = jax.jit(tx.update), []
         for _ in range(13):
-            updates, state = tx.update(gradient, state, new)
+            updates, state = update(gradient, state, new)
             found.append(float(updates["w"][2, 0]))
         return np.array(found)
 
