@@ -26,7 +26,7 @@ SAME = {"rtol": 1e-4, "atol": 2e-6}
 a whole step.
 """
 
-MODEL, TX = toy.model(4, width=64), optax.sgd(0.1, momentum=0.9)
+MODEL, TX = toy.model(2, width=64), optax.sgd(0.1, momentum=0.9)
 ENGINE = from_loss(MODEL, TX)
 SHARDS = np.stack(toy.VALID)
 ALL = np.int32(len(SHARDS))
@@ -42,12 +42,14 @@ def mesh(shape: tuple[int, ...], names: tuple[str, ...]) -> Mesh:
     return Mesh(np.array(jax.devices()[: np.prod(shape)]).reshape(shape), names)
 
 
+@jax.jit
+def begun(key: jax.Array):
+    params = MODEL.init(key)
+    return ENGINE.init(Trained(params, TX.init(params)), key)
+
+
 def states(count: int):
-    made = []
-    for seed in range(count):
-        params = MODEL.init(jax.random.key(seed))
-        made.append(ENGINE.init(Trained(params, TX.init(params)), jax.random.key(seed)))
-    return made
+    return [begun(jax.random.key(seed)) for seed in range(count)]
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from lagjax.growth.operator import Grow
 from lagjax.optimizer.reading import read
 from lagjax.store import directory
 from tests.experiments.test_denoisers import IDS, SPECIAL, windows
+from tests.growth import models
 
 # Sizes differ from axis to axis, so that none can be taken for another.
 SIZES = {"width": 12, "heads": 3, "head_dim": 5, "mlp": 14, "vocab": 320}
@@ -43,11 +44,17 @@ def model(config: Any) -> lagjax.Model:
 
 
 @functools.cache
+def deeper(config: Any) -> lagjax.Model:
+    """The one that it grows into, with an initialisation that compiles at once."""
+    return models.filled(model(DEEPER[config]))
+
+
+@functools.cache
 def drawn(config: Any) -> Any:
     """Parameters of which none has the value of an initialisation."""
     draw = np.random.default_rng(0)
     return jax.tree.map(
-        lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape), x.dtype), model(config).shapes()
+        lambda x: draw.normal(0, 0.5, x.shape).astype(x.dtype), model(config).shapes()
     )
 
 
@@ -160,13 +167,13 @@ def test_the_loss_is_that_of_the_targets(config: Any) -> None:
 
 def test_the_loss_starts_near_that_of_a_uniform_guess() -> None:
     fresh, batch = jax.jit(model(ALONE).init)(KEY), valid(ALONE).batches[6]
-    nats, count = ul2.weighted(applied(ALONE)(fresh, batch), batch)
+    nats, count = jax.jit(ul2.weighted)(applied(ALONE)(fresh, batch), batch)
     assert nats / count == pytest.approx(math.log(320), abs=1)
 
 
 @BOTH
 def test_depth_grows_every_stack(config: Any) -> None:
-    small, large = model(config), model(DEEPER[config])
+    small, large = model(config), deeper(config)
     pool = {x.name: x for x in lagjax.pools.depth(drawn(config), small.axes, large)}
     zeroed = pool["zeroed-interleave"].operator
     words = zeroed.plan(KEY, small.layout(), large.layout()).words
@@ -212,7 +219,8 @@ def test_width_grows_exactly_given_an_epsilon(config: Any) -> None:
         # The other has all that it has, and cross-attention; compiling takes the time.
         return
     batch = valid(config).batches[0]
-    grown = jax.jit(lambda p: each.operator(KEY, p, small.axes, each.target))(drawn(config))
+    target = models.filled(each.target)
+    grown = jax.jit(lambda p: each.operator(KEY, p, small.axes, target))(drawn(config))
     np.testing.assert_allclose(
         jax.jit(each.target.apply)(grown, batch),
         applied(config)(drawn(config), batch),
@@ -227,12 +235,12 @@ def test_adafactor_grows_with_the_model() -> None:
     assert all(rule.kind != "refused" for rule in rules.values())
     second = [rule.power for path, rule in rules.items() if "[0].v[" in path]
     assert second == [2] * len(jax.tree.leaves(params))
-    gradients = jax.tree.map(jnp.sign, params)
-    updates, state = jax.jit(tx.update)(gradients, tx.init(params), params)
+    gradients = jax.tree.map(np.sign, params)
+    updates, state = jax.jit(tx.update)(gradients, jax.jit(tx.init)(params), params)
     # A first step is the rate times the size of the parameter, whatever the gradient's.
     step, leaf = (tree["layers"]["attn"]["q"]["kernel"] for tree in (updates, params))
-    size = float(jnp.sqrt(jnp.mean(leaf**2)))
-    np.testing.assert_allclose(step, -0.5 * size * jnp.sign(leaf), rtol=1e-3)
+    size = np.sqrt(np.mean(leaf**2))
+    np.testing.assert_allclose(step, -0.5 * size * np.sign(leaf), rtol=1e-3)
     assert state[1].hyperparams["learning_rate"] == 0.5
     with pytest.raises(ValueError, match="method='adamw'"):
         ul2.optimizer(0.01, weight_decay=0.1)
@@ -254,7 +262,7 @@ def test_infilling_is_the_share_of_text_guessed(config: Any) -> None:
 @BOTH
 def test_a_run(config: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lagjax.report, "write", lambda path: path)
-    small, large = model(config), model(DEEPER[config])
+    small, large = model(config), deeper(config)
     params = jax.tree.map(lambda x: 0.3 * x, drawn(config))
     method = "adafactor" if config is PAIR else "adamw"
     tx = ul2.optimizer(optax.warmup_cosine_decay_schedule(0.0, 1e-2, 2, 6), method)
@@ -262,7 +270,7 @@ def test_a_run(config: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPa
     pool = lagjax.pools.depth(params, small.axes, large, controls=False)
     task = lagjax.Task(
         small,
-        lagjax.Trained(params, tx.init(params)),
+        lagjax.Trained(params, jax.jit(tx.init)(params)),
         tx,
         denoisers.batches(windows, IDS, 4, SHAPES[config]),
         valid(config).batches,

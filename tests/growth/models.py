@@ -205,7 +205,8 @@ def drawn(model: Model, seed: int = 0) -> Params:
     """Parameters of which none has the value of an initialisation, such as a norm's scale of 1."""
     draw = np.random.default_rng(seed)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape), x.dtype), shapes)
+    # Rounded before JAX has them, which would compile a program for every shape.
+    return jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape).astype(x.dtype)), shapes)
 
 
 @functools.cache

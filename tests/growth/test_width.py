@@ -23,7 +23,7 @@ from lagjax.algebra.provenance import Origin, only, tree
 from lagjax.growth import pools, width
 from lagjax.growth.depth import Scaled, Stack, words
 from lagjax.growth.operator import Grow
-from tests.growth import checks
+from tests.growth import checks, models
 
 KEY = jax.random.key(3)
 WAYS = [
@@ -69,7 +69,7 @@ def net(layers, embed, mlp, vocab=5):
 
 def values(tree, seed=0):
     draw = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(draw.normal(size=x.shape), x.dtype), tree)
+    return jax.tree.map(lambda x: jnp.asarray(draw.normal(size=x.shape).astype(x.dtype)), tree)
 
 
 def grow(operator, params, large, axes=AXES):
@@ -231,7 +231,9 @@ def outputs(operator, small, changes, params):
     plan = operator.plan(KEY, *layouts)
     large = model_of(transformer.required(asked, plan.requires, small))
     batch = np.random.default_rng(0).integers(5, size=(2, 5), dtype=np.int32)
-    grown = jax.jit(lambda p: operator(KEY, p, one.axes, large))(params)
+    # Its own initialisation would take longer to compile than all else.
+    begun = models.filled(large)
+    grown = jax.jit(lambda p: operator(KEY, p, one.axes, begun))(params)
     return plan, logits_of(one)(params, batch), logits_of(large)(grown, batch)
 
 
