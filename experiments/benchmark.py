@@ -529,6 +529,11 @@ def main(config: Config) -> None:
                 f"there is no measurement {name!r}; did you mean {near!r}? There are "
                 f"{', '.join(GOALS)}"
             )
+    if config.record and config.only:
+        raise ValueError(
+            f"--record takes the place of a whole row, and --only {' '.join(config.only)} is a "
+            "part of one; leave out either"
+        )
     bench, console = Bench(config), Console(soft_wrap=True)
     table = Table("ratio", "median", "lowest to highest", "goal", "")
     row: Row = {}

@@ -182,3 +182,8 @@ def test_the_torch_model_is_the_same() -> None:
         grads["layers_1"]["attn"]["out"]["kernel"].reshape(16, 16).T,
         atol=1e-5,
     )
+
+
+def test_a_part_takes_no_whole_rows_place() -> None:
+    with pytest.raises(ValueError, match="--only data_vs_step is a part of one; leave out either"):
+        benchmark.main(benchmark.Config(only=("data_vs_step",), record=True))
