@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 
 from experiments import curves, regimes, verdicts
+from experiments.regimes import AVERAGES, REGRET, START, WEIGHTS
 from experiments.rows import Row, markdown
 
 ANSWERS = {"supported": "yes", "refuted": "**no**", "inconclusive": "open"}
@@ -17,10 +18,6 @@ PUBLISHED = (
     ("LEMON (Wang et al. 2023, arXiv 2310.07999), BERT", "33.2 %"),
 )
 """Headlines of others, not checked here; the second is a speed-up."""
-START = "Spearman at the start"
-REGRET = "normalised regret of the start's choice"
-WEIGHTS = "share of the horizon from which on weights tell"
-AVERAGES = "share of the horizon from which on averages tell"
 
 
 def sections(rows: Sequence[Row]) -> list[str]:
@@ -47,10 +44,16 @@ def sections(rows: Sequence[Row]) -> list[str]:
         "threshold that was fixed before; else it is open. In brackets the number that decides, "
         f"{' or '.join(map(str, seeds))}\nseeds. Intervals speak of data order and keys, not of "
         "other sources, and are narrow where members are compared by name: of three normal\ndraws "
-        "such a one holds the mean three times in four. The papers' own numbers have not been "
-        f"read, and none stands beside these.\n\n{said}\n"
+        f"such a one holds the mean three times in four.{_papers(names)}\n\n{said}\n"
         + markdown(("Task", "Regime", *names), lines)
     ]
+
+
+def _papers(names: Sequence[str]) -> str:
+    """Which of the papers' own numbers are known."""
+    known = [(name, verdicts.PAPER[name]) for name in names]
+    told = [f"{name} {x.value} ({x.model}, {x.where})" for name, x in known if x]
+    return f" The papers' own numbers: {', '.join(told) or 'none has been read'}."
 
 
 def _counted(rows: Sequence[Row], name: str) -> str:
@@ -99,9 +102,7 @@ def regime_sections(rows: Sequence[Row]) -> list[str]:
             "two factors' effects on each other stand in\npairs, source × rate with maturity × "
             "state and so on.\n\n"
             + markdown(("Number", *factors), lines)
-            + advice(
-                own, max(by.values(), key=lambda row: abs(row["effect"]) * (row["number"] == START))
-            )
+            + advice(own, max((by[START, x] for x in factors), key=lambda row: abs(row["effect"])))
         )
     parts.append(choices(rows))
     return ["\n".join(parts)]
@@ -109,13 +110,13 @@ def regime_sections(rows: Sequence[Row]) -> list[str]:
 
 def choices(rows: Sequence[Row]) -> str:
     """What each way to choose loses, over all tasks."""
-    rows = [row for row in rows if row["question"] == "choice"]
-    ways = {"the start": [row["start"] for row in rows]}
-    for at, share in enumerate(rows[0]["shares"]):
+    rows = [row for row in rows if row["question"] == "numbers"]
+    ways = {"the start": [row["start loses"] for row in rows]}
+    for at, share in enumerate(rows[0]["chosen at"]):
         for weights in ("weights", "averages"):
             name = f"{weights} at {Fraction(share)} of the horizon"
-            ways[name] = [row[weights][at] for row in rows]
-    ways["a random choice"] = [row["random"] for row in rows]
+            ways[name] = [row[f"{weights} lose"][at] for row in rows]
+    ways["a random choice"] = [row["spread"] for row in rows]
     lines = []
     for name, lost in ways.items():
         worst = int(np.argmax(lost))
@@ -209,7 +210,7 @@ def _paid(rows: Sequence[Row]) -> str:
         cells = {row["task"]: row["lower_by"] for row in mine if row["task"] in curves.CELLS}
         if cells.keys() == curves.CELLS.keys():
             means = []
-            for factor in curves.CELLS["gpt-1"].levels:
+            for factor in next(iter(curves.CELLS.values())).levels:
                 first, second = (
                     np.mean(
                         [x for name, x in cells.items() if curves.CELLS[name].levels[factor] == at]

@@ -66,8 +66,7 @@ def main(config: Config) -> None:
     told = [row for task in tasks for row in claims(task, config.draws)]
     told += factors(tasks, longer, config.draws)
     write(config.results / "hypotheses.json", told)
-    map_of = [*numbers(tasks), *effects(tasks, config.draws), *choices(tasks)]
-    write(config.results / "regimes.json", map_of)
+    write(config.results / "regimes.json", [*numbers(tasks), *effects(tasks, config.draws)])
     found = [row for task in tasks for row in worth(task, config)]
     found += [row for task in tasks for row in savings(task, longer, config.draws)]
     write(config.results / "worth.json", found)
@@ -137,12 +136,15 @@ def factorial(tasks: Sequence[Kept]) -> list[tuple[dict[str, bool], regimes.Told
 
 
 def numbers(tasks: Sequence[Kept]) -> list[Row]:
-    """A row for each task of one horizon: what its start tells, and from when on it tells more."""
+    """A row for each task of one horizon: what its start tells, from when on losses tell more, and
+    what is lost at the end, in nats, by who keeps the lowest then, or at each of `CHOSEN`.
+    """
     found = []
     for task in tasks:
         if task.entry.grow == "mixed":
             continue
-        told, ended = told_of(task), task.curves.ended().ready()
+        told, ended = told_of(task), _ready(task)
+        at = [ended.at(share) for share in CHOSEN]
         final = ended.losses[-1].mean(axis=1)
         raw, averaged = (
             verdicts.spearmans(x, told.losses[-1]) for x in (told.losses, told.averaged)
@@ -161,36 +163,13 @@ def numbers(tasks: Sequence[Kept]) -> list[Row]:
                 ],
                 "noise floor": ended.floor,
                 "spread": float(final.mean() - final.min()),
+                "chosen at": [*CHOSEN],
+                "start loses": verdicts.lost(told.losses[0], final),
+                "weights lose": [verdicts.lost(told.losses[x], final) for x in at],
+                "averages lose": [verdicts.lost(told.averaged[x], final) for x in at],
                 "shares": regimes.shares(told),
                 "spearman": _plain(raw),
                 "spearman of averages": _plain(averaged),
-            }
-        )
-    return found
-
-
-def choices(tasks: Sequence[Kept]) -> list[Row]:
-    """A row for each task of one horizon: what is lost at the end, in nats, by who keeps the lowest
-    right after growing, and by weights or averages at each of `CHOSEN`.
-    """
-    found = []
-    for task in tasks:
-        if task.entry.grow == "mixed":
-            continue
-        told, ended = told_of(task), _ready(task)
-        final = told.losses[-1].mean(axis=1)
-        at = [ended.at(share) for share in CHOSEN]
-        found.append(
-            {
-                "question": "choice",
-                "task": task.name,
-                "model": task.entry.model,
-                "shares": [*CHOSEN],
-                "random": float(final.mean() - final.min()),
-                "noise floor": ended.floor,
-                "start": verdicts.lost(told.losses[0], final),
-                "weights": [verdicts.lost(told.losses[x], final) for x in at],
-                "averages": [verdicts.lost(told.averaged[x], final) for x in at],
             }
         )
     return found

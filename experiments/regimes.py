@@ -123,15 +123,15 @@ def shares(told: Told) -> list[float]:
     return [step / told.steps[-1] for step in told.steps]
 
 
+START = "Spearman at the start"
+REGRET = "normalised regret of the start's choice"
+WEIGHTS = "share of the horizon from which on weights tell"
+AVERAGES = "share of the horizon from which on averages tell"
 NUMBERS: dict[str, Number] = {
-    "Spearman at the start": lambda told: float(spearmans(told.losses[[0, -1]])[0]),
-    "normalised regret of the start's choice": lambda told: regret(told.losses, 0),
-    "share of the horizon from which on weights tell": lambda told: sooner(
-        told, told.losses, shares(told)
-    ),
-    "share of the horizon from which on averages tell": lambda told: sooner(
-        told, told.averaged, shares(told)
-    ),
+    START: lambda told: float(spearmans(told.losses[[0, -1]])[0]),
+    REGRET: lambda told: regret(told.losses, 0),
+    WEIGHTS: lambda told: sooner(told, told.losses, shares(told)),
+    AVERAGES: lambda told: sooner(told, told.averaged, shares(told)),
     "share of the summed learning rate from which on weights tell": lambda told: sooner(
         told, told.losses, told.rates.tolist()
     ),

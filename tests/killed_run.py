@@ -21,8 +21,6 @@ import signal
 import sys
 import threading
 
-import optax
-
 import lagjax
 from lagjax import report
 from lagjax.baselines import FROM_SCRATCH, NOT_GROWING
@@ -105,12 +103,6 @@ def arm(where: str) -> object:
     return toy.Told(then)
 
 
-def schedule(horizon: int) -> optax.GradientTransformation:
-    """AdamW whose rate falls to 0 at a horizon: each baseline's is another than the winner's."""
-    rate = optax.linear_schedule(3e-3, 0.0, horizon)
-    return optax.inject_hyperparams(optax.adamw)(learning_rate=rate)
-
-
 def run(workdir: pathlib.Path, at_once: int, where: str) -> None:
     """The run, from its start to its end or from where the directory stands."""
     # It computes where it is imported.
@@ -120,7 +112,7 @@ def run(workdir: pathlib.Path, at_once: int, where: str) -> None:
     options = {"checkpoint_seconds": 0.0, "progress": arm(where)}
     source = lagjax.train(small, toy.tx(), toy.batch, toy.VALID, 4, workdir, **options)
     task = toy.task(
-        model=small, source=source, tx=schedule, horizon=10, seeds=1 if at_once == 1 else 2
+        model=small, source=source, tx=toy.schedule, horizon=10, seeds=1 if at_once == 1 else 2
     )
     names = ("stack", "identity-between", "random-between")
     pool = lagjax.pools.depth(source.params, toy.AXES, large)

@@ -1,6 +1,5 @@
 """What growing is compared with: at equal FLOPs, after the choice, apart from the search's cost."""
 
-import functools
 import pathlib
 
 import jax
@@ -21,13 +20,6 @@ WIDE = toy.model(2, 2 * toy.WIDTH)
 WIDER = lagjax.Candidate("wider", lagjax.Grow(width=lagjax.growth.width.Tile()), WIDE)
 
 
-@functools.cache
-def schedule(horizon: int) -> optax.GradientTransformation:
-    """AdamW whose rate falls to 0 at a horizon."""
-    rate = optax.linear_schedule(3e-3, 0.0, horizon)
-    return optax.inject_hyperparams(optax.adamw)(learning_rate=rate)
-
-
 def go(root: pathlib.Path, **options: object) -> lagjax.Decision:
     changes = {name: options.pop(name) for name in lagjax.Task._fields if name in options}
     options = {"pool": toy.pool("stack", "random-top"), "policy": lagjax.FixedLag(4)} | options
@@ -42,7 +34,7 @@ def horizons(root: pathlib.Path) -> dict[str, tuple[int, float]]:
 
 
 def test_both_end_at_the_flops_of_the_winners_full_training(tmp_path: pathlib.Path) -> None:
-    decision = go(tmp_path, baselines=True, tx=schedule)
+    decision = go(tmp_path, baselines=True, tx=toy.schedule)
     record, ends = directory.read(tmp_path), horizons(tmp_path)
     assert decision.winner not in BOTH and not set(BOTH) & {*decision.ranking, *decision.status}
     full = ends[decision.winner][1]
@@ -68,13 +60,13 @@ def test_both_end_at_the_flops_of_the_winners_full_training(tmp_path: pathlib.Pa
 def beside(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, lagjax.Decision]:
     """A run with both, of one plain schedule."""
     path = tmp_path_factory.mktemp("beside") / "run"
-    return path, go(path, baselines=True, tx=schedule(24))
+    return path, go(path, baselines=True, tx=toy.schedule(24))
 
 
 def test_they_cost_the_search_nothing(
     beside: tuple[pathlib.Path, lagjax.Decision], tmp_path: pathlib.Path
 ) -> None:
-    without, (path, beside) = go(tmp_path, tx=schedule(24)), beside
+    without, (path, beside) = go(tmp_path, tx=toy.schedule(24)), beside
     one, other = without.ledger._asdict(), beside.ledger._asdict()
     spent = other.pop("baseline_flops")
     ends = horizons(path)
@@ -131,7 +123,7 @@ def test_an_audit_has_them_with_every_seed(tmp_path: pathlib.Path) -> None:
 def test_pools_matched_by_flops(tmp_path: pathlib.Path) -> None:
     pool = (*toy.pool("stack"), WIDER)
     decision = go(
-        tmp_path / "flops", pool=pool, matched="flops", tx=schedule, compare="all",
+        tmp_path / "flops", pool=pool, matched="flops", tx=toy.schedule, compare="all",
         policy=lagjax.FixedLag(share=0.5),
     )  # fmt: skip
     ends = horizons(tmp_path / "flops")
@@ -207,6 +199,6 @@ def test_a_policy_cannot_add_one_of_their_names(tmp_path: pathlib.Path) -> None:
 
 
 def test_from_scratch_takes_neither_moments_nor_collections(tmp_path: pathlib.Path) -> None:
-    source = lagjax.Trained(toy.PARAMS, jax.jit(schedule(24).init)(toy.PARAMS))
-    go(tmp_path, source=source, transfer=lagjax.Transfer("grow"), tx=schedule, baselines=True)
+    source = lagjax.Trained(toy.PARAMS, jax.jit(toy.schedule(24).init)(toy.PARAMS))
+    go(tmp_path, source=source, transfer=lagjax.Transfer("grow"), tx=toy.schedule, baselines=True)
     assert horizons(tmp_path)["from scratch"][0] == 24

@@ -68,6 +68,13 @@ VALID = tuple(batch(1000, index) for index in range(6))
 
 
 @functools.cache
+def schedule(horizon: int) -> optax.GradientTransformation:
+    """AdamW whose rate falls to 0 at a horizon: that of a longer training is another."""
+    rate = optax.linear_schedule(3e-3, 0.0, horizon)
+    return optax.inject_hyperparams(optax.adamw)(learning_rate=rate)
+
+
+@functools.cache
 def tx() -> optax.GradientTransformation:
     """AdamW whose state holds the learning rate."""
     return optax.inject_hyperparams(optax.adamw)(

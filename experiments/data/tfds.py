@@ -58,7 +58,8 @@ class Records:
     field: str
 
     def __iter__(self) -> Iterator[bytes]:
-        return filter(_usable, _records(self.builder, self.split, self.field))
+        found = (record[self.field] for record in records(self.builder, self.split))
+        return filter(_usable, found)
 
 
 class Dataset(NamedTuple):
@@ -314,10 +315,6 @@ def records(builder: Any, split: str) -> Iterator[dict[str, Any]]:
         )
     for start in range(0, expected, _CHUNK):
         yield from source.__getitems__(range(start, min(start + _CHUNK, expected)))
-
-
-def _records(builder: Any, split: str, field: str) -> Iterator[bytes]:
-    return (record[field] for record in records(builder, split))
 
 
 def _usable(record: bytes) -> bool:

@@ -114,13 +114,14 @@ def test_what_the_bank_says(tmp_path: pathlib.Path) -> None:
     assert (numbers["gpt-2"]["lowest at the start"], numbers["gpt-2"]["best"]) == (
         ["random-top"], "zeroed-interleave",
     )  # fmt: skip
-    choices = {x["task"]: x for x in rows if x["question"] == "choice"}
     # The best at the end is the worst at the start where the ranking turns, after four steps of 16.
-    turns, stays = choices["gpt-2"], choices["gpt-1"]
-    assert [turns["start"], *turns["weights"]] == pytest.approx([0.3] * 4 + [0, 0], abs=0.01)
-    assert turns["averages"] == pytest.approx([0.3, 0, 0, 0, 0], abs=0.01)
-    assert stays["start"] == pytest.approx(0, abs=1e-9)
-    assert turns["random"] == pytest.approx(0.15, abs=0.01)
+    turns, stays = numbers["gpt-2"], numbers["gpt-1"]
+    assert [turns["start loses"], *turns["weights lose"]] == pytest.approx(
+        [0.3] * 4 + [0, 0], abs=0.01
+    )
+    assert turns["averages lose"] == pytest.approx([0.3, 0, 0, 0, 0], abs=0.01)
+    assert stays["start loses"] == pytest.approx(0, abs=1e-9)
+    assert turns["spread"] == pytest.approx(0.15, abs=0.01)
     (one,) = [
         x
         for x in rows

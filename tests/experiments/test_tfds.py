@@ -375,4 +375,4 @@ def test_lost_records_are_noticed(others: pathlib.Path, monkeypatch: pytest.Monk
     real = builder.info.splits["train"].num_examples
     monkeypatch.setattr(type(builder.info.splits["train"]), "num_examples", real + 1)
     with pytest.raises(ValueError, match="holds 100 records, its description says 101"):
-        list(tfds._records(builder, "train", "body"))
+        list(tfds.records(builder, "train"))
