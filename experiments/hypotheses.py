@@ -155,7 +155,7 @@ def numbers(tasks: Sequence[Kept]) -> list[Row]:
                 "task": task.name,
                 "regime": task.entry.about,
                 "model": task.entry.model,
-                **{name: _finite(number(told)) for name, number in regimes.ALL.items()},
+                **{name: _finite(float(number(told))) for name, number in regimes.ALL.items()},
                 "best": ended.names[int(final.argmin())],
                 "lowest at the start": [
                     ended.names[at]
@@ -164,9 +164,9 @@ def numbers(tasks: Sequence[Kept]) -> list[Row]:
                 "noise floor": ended.floor,
                 "spread": float(final.mean() - final.min()),
                 "chosen at": [*CHOSEN],
-                "start loses": verdicts.lost(told.losses[0], final),
-                "weights lose": [verdicts.lost(told.losses[x], final) for x in at],
-                "averages lose": [verdicts.lost(told.averaged[x], final) for x in at],
+                "start loses": float(verdicts.lost(told.losses[0], final)),
+                "weights lose": [float(verdicts.lost(told.losses[x], final)) for x in at],
+                "averages lose": [float(verdicts.lost(told.averaged[x], final)) for x in at],
                 "shares": regimes.shares(told),
                 "spearman": _plain(raw),
                 "spearman of averages": _plain(averaged),

@@ -16,9 +16,10 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.verdicts import DRAWS, STRONG, Ended, kind_of, regret, spearmans
+from experiments.verdicts import DRAWS, STRONG, Ended, kind_of, regret, resampled, spearmans
 
-Number: TypeAlias = Callable[["Told"], float]
+Number: TypeAlias = Callable[["Told"], NDArray[np.float64]]
+"""One for each draw, of what was told in many."""
 
 
 class Told(NamedTuple):
@@ -27,7 +28,7 @@ class Told(NamedTuple):
     Attributes:
         steps: of the evaluations.
         rates: the learning rate summed over the steps up to each of them, as a share of the whole.
-        losses: of the weights, `[steps, candidates, seeds]`.
+        losses: of the weights, `[..., steps, candidates, seeds]`.
         averaged: of their running average, likewise; at the start those of the weights.
         exact: whether each candidate is proved to start as the small model ended, `[candidates]`.
         fresh: whether each has layers of the large model's own initialisation, likewise.
@@ -40,19 +41,12 @@ class Told(NamedTuple):
     exact: NDArray[np.bool_]
     fresh: NDArray[np.bool_]
 
-    def of(self, seeds: NDArray[np.int64]) -> "Told":
-        """With these seeds."""
-        return self._replace(losses=self.losses[:, :, seeds], averaged=self.averaged[:, :, seeds])
-
-    def drawn(self, random: np.random.Generator) -> "Told":
-        """With candidates drawn anew."""
-        drawn = random.integers(len(self.exact), size=len(self.exact))
-        return self._replace(
-            losses=self.losses[:, drawn],
-            averaged=self.averaged[:, drawn],
-            exact=self.exact[drawn],
-            fresh=self.fresh[drawn],
-        )
+    def drawn(
+        self, seeds: NDArray[np.int64], candidates: NDArray[np.int64] | None = None
+    ) -> "Told":
+        """Its losses as `verdicts.resampled` draws them: of drawn candidates, no names are left."""
+        losses, averaged = (resampled(x, seeds, candidates) for x in (self.losses, self.averaged))
+        return self._replace(losses=losses, averaged=averaged)
 
 
 class Effect(NamedTuple):
@@ -99,23 +93,25 @@ def told_of(ended: Ended, averaged: NDArray[np.float64], rates: NDArray[np.float
     return Told(ended.steps, share, ready.losses, averaged, ready.exact, fresh)
 
 
-def sooner(told: Told, losses: NDArray[np.float64], at: Sequence[float]) -> float:
+def sooner(told: Told, losses: NDArray[np.float64], at: Sequence[float]) -> NDArray[np.float64]:
     """Where the mean Spearman of these losses with the final ones of the weights becomes `STRONG`
     for good, by the places `at` of the evaluations; their last where it does not before.
     """
-    found = spearmans(losses, told.losses[-1])
-    high = np.minimum.accumulate(np.nan_to_num(found, nan=-1.0)[::-1])[::-1] >= STRONG
-    return float(at[int(high.argmax())] if high.any() else at[-1])
+    found = np.nan_to_num(spearmans(losses, told.losses[..., -1, :, :]), nan=-1.0)
+    low = found < STRONG
+    # The place after the last that is low.
+    after = np.where(low.any(axis=-1), low.shape[-1] - low[..., ::-1].argmax(axis=-1), 0)
+    return np.asarray(at)[np.minimum(after, low.shape[-1] - 1)]
 
 
-def ahead(told: Told, members: NDArray[np.bool_]) -> float:
+def ahead(told: Told, members: NDArray[np.bool_]) -> NDArray[np.float64]:
     """By how much the best of some candidates ends below the best of the others; NaN where there
     are none of either.
     """
-    final = told.losses[-1].mean(axis=1)
+    final = told.losses[..., -1, :, :].mean(axis=-1)
     if members.all() or not members.any():
-        return np.nan
-    return float(final[~members].min() - final[members].min())
+        return np.full(final.shape[:-1], np.nan)
+    return np.asarray(final[..., ~members].min(axis=-1) - final[..., members].min(axis=-1))
 
 
 def shares(told: Told) -> list[float]:
@@ -128,7 +124,7 @@ REGRET = "normalised regret of the start's choice"
 WEIGHTS = "share of the horizon from which on weights tell"
 AVERAGES = "share of the horizon from which on averages tell"
 NUMBERS: dict[str, Number] = {
-    START: lambda told: float(spearmans(told.losses[[0, -1]])[0]),
+    START: lambda told: spearmans(told.losses[..., [0, -1], :, :])[..., 0],
     REGRET: lambda told: regret(told.losses, 0),
     WEIGHTS: lambda told: sooner(told, told.losses, shares(told)),
     AVERAGES: lambda told: sooner(told, told.averaged, shares(told)),
@@ -173,7 +169,9 @@ def effects(
     Raises:
         ValueError: where audits have other factors, or a factor one level only.
     """
-    factors = list(audits[0][0]) if audits else []
+    if not audits:
+        return ()
+    factors = list(audits[0][0])
     for factor in factors:
         levels = {told.get(factor) for told, _ in audits}
         if levels != {False, True}:
@@ -182,27 +180,27 @@ def effects(
                 f"{len(audits)} audits; an effect compares both of them"
             )
     random = np.random.default_rng(0)
-    seeds = min((told.losses.shape[2] for _, told in audits), default=0)
-    found = np.array([_numbers(told, told) for _, told in audits])
-    drawn = []
-    for _ in range(draws):
-        same = random.integers(seeds, size=seeds)
-        one = [told.of(same) for _, told in audits]
-        drawn.append([_numbers(told.drawn(random), told) for told in one])
-    many, made = np.array(drawn), []
+    seeds = min((told.losses.shape[2] for _, told in audits))
+    found = np.stack([_numbers(told, told) for _, told in audits])
+    same = random.integers(seeds, size=(draws, seeds))
+    drawn, made = [], []
+    for _, told in audits:
+        pool = told.losses.shape[1]
+        anew = told.drawn(same, random.integers(pool, size=(draws, pool)))
+        drawn.append(_numbers(anew, told.drawn(same)))
+    many = np.stack(drawn)
     for factor in factors:
         second = np.array([levels[factor] for levels, _ in audits])
-        for column, number in enumerate(ALL):
-            low, high = (float(found[x, column].mean()) for x in (~second, second))
-            difference = many[:, second, column].mean(axis=1) - many[:, ~second, column].mean(
-                axis=1
-            )
-            ends = np.nanpercentile(difference, [2.5, 97.5])
-            made.append(
-                Effect(number, factor, (low, high), high - low, (float(ends[0]), float(ends[1])))
-            )
+        low, high = (found[x].mean(axis=0) for x in (~second, second))
+        differences = many[second].mean(axis=0) - many[~second].mean(axis=0)
+        ends = np.nanpercentile(differences, [2.5, 97.5], axis=0)
+        for name, *four in zip(ALL, low, high, *ends):
+            one, other, first, last = map(float, four)
+            made.append(Effect(name, factor, (one, other), other - one, (first, last)))
     return tuple(made)
 
 
-def _numbers(pool: Told, named: Told) -> list[float]:
-    return [f(pool) for f in NUMBERS.values()] + [f(named) for f in WINNERS.values()]
+def _numbers(pool: Told, named: Told) -> NDArray[np.float64]:
+    """`ALL`, `[..., numbers]`: those of the pool, and those of members by name."""
+    found = [f(pool) for f in NUMBERS.values()] + [f(named) for f in WINNERS.values()]
+    return np.stack(found, axis=-1)

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from lagjax.analysis.agreement import START_TOLERANCE
-from lagjax.analysis.audit import chances, noise_floor
+from lagjax.analysis.audit import chances, noise_floor, noise_floors
 
 Answer: TypeAlias = Literal["supported", "refuted", "inconclusive"]
-Statistic: TypeAlias = Callable[[NDArray[np.float64]], float]
-"""Of losses `[steps, candidates, seeds]`."""
+Statistic: TypeAlias = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Of losses `[..., steps, candidates, seeds]`, a number for each, `[...]`: all draws of a bootstrap
+at once, which is what makes it quick.
+"""
 
 DRAWS = 1000
 """Of a bootstrap."""
@@ -163,16 +165,16 @@ def whole(name: str, parts: Sequence[Part]) -> Verdict:
 def spearmans(
     losses: NDArray[np.float64], ends: NDArray[np.float64] | None = None
 ) -> NDArray[np.float64]:
-    """Spearman of the losses at each step with those at the end, `[candidates, seeds]`, by default
-    their own; the mean over seeds, `[steps]`. NaN where all losses are equal, which says nothing.
+    """Spearman of the losses `[..., steps, candidates, seeds]` at each step with those at the end,
+    `[..., candidates, seeds]`, by default their own; the mean over seeds, `[..., steps]`. NaN where
+    all losses are equal, which says nothing.
     """
-    ranks, final = (
-        stats.rankdata(x, axis=-2) for x in (losses, losses[-1] if ends is None else ends)
-    )
+    ends = losses[..., -1, :, :] if ends is None else ends
+    ranks, final = (stats.rankdata(x, axis=-2) for x in (losses, ends[..., None, :, :]))
     ranks, final = (x - x.mean(axis=-2, keepdims=True) for x in (ranks, final))
-    norms = np.sqrt((ranks**2).sum(axis=1) * (final**2).sum(axis=0))
+    norms = np.sqrt((ranks**2).sum(axis=-2) * (final**2).sum(axis=-2))
     with np.errstate(invalid="ignore"):
-        return np.asarray(((ranks * final).sum(axis=1) / norms).mean(axis=1))
+        return np.asarray(((ranks * final).sum(axis=-2) / norms).mean(axis=-1))
 
 
 def settled(losses: NDArray[np.float64], steps: Sequence[int]) -> int | None:
@@ -184,38 +186,42 @@ def settled(losses: NDArray[np.float64], steps: Sequence[int]) -> int | None:
     return first if high.any() and 2 * steps[first] <= steps[-1] else None
 
 
-def rise(losses: NDArray[np.float64], steps: Sequence[int]) -> float:
+def rise(losses: NDArray[np.float64], steps: Sequence[int]) -> NDArray[np.float64]:
     """By how much the mean Spearman rises at most between two steps of at least 1, of which one is
     at most `FACTOR` times the other.
     """
-    found, curve = [0.0], spearmans(losses)
+    curve = spearmans(losses)
+    found = [np.zeros(curve.shape[:-1])]
     for late, stop in enumerate(steps):
         for early, start in enumerate(steps[:late]):
             if start >= 1 and stop <= FACTOR * start:
-                found.append(float(curve[late] - curve[early]))
-    return max(found)
+                found.append(curve[..., late] - curve[..., early])
+    # Where all losses are equal nothing is known to rise.
+    return np.asarray(np.fmax.reduce(found))
 
 
-def regret(losses: NDArray[np.float64], at: int) -> float:
+def regret(losses: NDArray[np.float64], at: int) -> NDArray[np.float64]:
     """What the lowest of a seed at an evaluation loses at the end, as a share of what a random
     choice loses: the mean over seeds, judged by final seed means; 0 within the noise floor.
     """
-    final = losses[-1].mean(axis=1)
-    nats, random = lost(losses[at], final), float(final.mean() - final.min())
-    floor = noise_floor(losses[-1]) or 0.0
-    return nats / random if nats > floor and random > 0 else 0.0
+    final = _final(losses)
+    nats, random = lost(losses[..., at, :, :], final), final.mean(axis=-1) - final.min(axis=-1)
+    floor = noise_floors(losses[..., -1, :, :]) if losses.shape[-1] > 1 else 0.0
+    told = (nats > floor) & (random > 0)
+    return np.divide(nats, random, out=np.zeros(nats.shape), where=told)
 
 
-def lost(losses: NDArray[np.float64], final: NDArray[np.float64]) -> float:
+def lost(losses: NDArray[np.float64], final: NDArray[np.float64]) -> NDArray[np.float64]:
     """What whoever keeps the lowest of a seed loses at the end, nats: the mean over seeds; of ties,
     over all of them.
 
     Args:
-        losses: by which is chosen, `[candidates, seeds]`.
-        final: seed means, `[candidates]`.
+        losses: by which is chosen, `[..., candidates, seeds]`.
+        final: seed means, `[..., candidates]`.
     """
-    everyone = np.ones(len(final), bool)
-    return float(np.mean([chances(x, everyone) @ final for x in losses.T]) - final.min())
+    chosen = chances(np.moveaxis(losses, -2, -1), np.ones(final.shape[-1], bool))
+    ends = (chosen * final[..., None, :]).sum(axis=-1).mean(axis=-1)
+    return np.asarray(ends - final.min(axis=-1))
 
 
 def h1(ended: Ended, draws: int) -> Verdict:
@@ -225,7 +231,7 @@ def h1(ended: Ended, draws: int) -> Verdict:
     parts = [
         _part(
             "Spearman of the losses right after growing with the final ones",
-            lambda losses: float(spearmans(losses[[0, -1]])[0]),
+            lambda losses: spearmans(losses[..., [0, -1], :, :])[..., 0],
             ended.losses, WEAK, False, draws,
         )
     ]  # fmt: skip
@@ -251,7 +257,7 @@ def h2(ended: Ended, draws: int) -> Verdict:
         [
             _part(
                 "the lowest Spearman from half of the horizon on",
-                lambda losses: float(spearmans(losses)[half:].min()),
+                lambda losses: spearmans(losses)[..., half:].min(axis=-1),
                 ended.losses, STRONG, True, draws,
             ),
             _part(
@@ -287,8 +293,9 @@ def h5(ended: Ended, draws: int) -> Verdict:
             parts.append(
                 _part(
                     f"final loss of blocks copied next to themselves, less that of {words}",
-                    lambda losses, others=others: float(
-                        losses[-1][copies].mean() - losses[-1][others].mean()
+                    lambda losses, others=others: (
+                        _final(losses)[..., copies].mean(axis=-1)
+                        - _final(losses)[..., others].mean(axis=-1)
                     ),
                     ended.losses, 0.0, False, draws, candidates=False,
                 )
@@ -329,9 +336,10 @@ def h7(ended: Ended, draws: int) -> Verdict:
     if ended.exact.all() or not ended.exact.any():
         return whole("H7", [])
 
-    def gap(losses: NDArray[np.float64]) -> float:
-        final = losses[-1].mean(axis=1)
-        return float(final[~ended.exact].min() - final[ended.exact].min()) - ended.floor
+    def gap(losses: NDArray[np.float64]) -> NDArray[np.float64]:
+        final = _final(losses)
+        best, exact = (final[..., x].min(axis=-1) for x in (~ended.exact, ended.exact))
+        return np.asarray(best - exact - ended.floor)
 
     what = "final loss of the best member that is not exact, less that of the best exact one and "
     what += "the noise floor"
@@ -369,20 +377,34 @@ def interval(
     """
     random = np.random.default_rng(0)
     _, pool, seeds = losses.shape
-    found = []
-    for _ in range(draws):
-        drawn = losses[:, :, random.integers(seeds, size=seeds)]
-        if candidates:
-            drawn = drawn[:, random.integers(pool, size=pool)]
-        found.append(statistic(drawn))
-    low, high = np.nanpercentile(found, [2.5, 97.5])
+    chosen = random.integers(seeds, size=(draws, seeds))
+    members = random.integers(pool, size=(draws, pool)) if candidates else None
+    low, high = np.nanpercentile(statistic(resampled(losses, chosen, members)), [2.5, 97.5])
     return float(low), float(high)
 
 
-def _behind(losses: NDArray[np.float64], members: NDArray[np.bool_]) -> float:
+def resampled(
+    losses: NDArray[np.float64],
+    seeds: NDArray[np.int64],
+    candidates: NDArray[np.int64] | None = None,
+) -> NDArray[np.float64]:
+    """Losses `[steps, candidates, seeds]` with these seeds, `[draws, seeds]`, and these candidates,
+    `[draws, candidates]`, of each draw, by default all: `[draws, steps, candidates, seeds]`.
+    """
+    if candidates is None:
+        candidates = np.arange(losses.shape[1])[None]
+    return np.moveaxis(losses[:, candidates[:, :, None], seeds[:, None, :]], 1, 0)
+
+
+def _final(losses: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Final losses' means over seeds, `[..., candidates]`."""
+    return np.asarray(losses[..., -1, :, :].mean(axis=-1))
+
+
+def _behind(losses: NDArray[np.float64], members: NDArray[np.bool_]) -> NDArray[np.float64]:
     """By how much the best of some members ends above the best of all."""
-    final = losses[-1].mean(axis=1)
-    return float(final[members].min() - final.min())
+    final = _final(losses)
+    return np.asarray(final[..., members].min(axis=-1) - final.min(axis=-1))
 
 
 def _part(
@@ -395,4 +417,4 @@ def _part(
     candidates: bool = True,
 ) -> Part:
     found = interval(statistic, losses, draws, candidates)
-    return Part(what, statistic(losses), found, threshold, above)
+    return Part(what, float(statistic(losses)), found, threshold, above)

@@ -182,13 +182,14 @@ def _equal(losses: NDArray[np.float64], to: float) -> NDArray[np.bool_]:
 
 
 def chances(losses: NDArray[np.float64], able: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The probability with which the lowest loss chooses each candidate; those that are equal share
-    it.
+    """The probability with which the lowest loss chooses each candidate, `[..., candidates]`; those
+    that are equal share it.
     """
     losses = np.where(able & np.isfinite(losses), losses, np.inf)
-    lowest = losses.min()
-    tied = _equal(losses, lowest) if np.isfinite(lowest) else able
-    share: NDArray[np.float64] = tied / tied.sum()
+    lowest = losses.min(axis=-1, keepdims=True)
+    tied = losses <= lowest + START_TOLERANCE * np.abs(lowest)
+    tied = np.where(np.isfinite(lowest), tied, able)
+    share: NDArray[np.float64] = tied / tied.sum(axis=-1, keepdims=True)
     return share
 
 
@@ -203,17 +204,21 @@ def _among(losses: NDArray[np.float64], able: NDArray[np.bool_], best: int, plac
 
 
 def noise_floor(end_CxS: NDArray[np.float64]) -> float | None:
-    """Two standard errors of a difference of seed means.
+    """Two standard errors of a difference of seed means; None of one seed."""
+    return float(noise_floors(end_CxS)) if end_CxS.shape[1] > 1 else None
+
+
+def noise_floors(end_CxS: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Those of losses `[..., candidates, seeds]`, of at least two seeds: `[...]`.
 
     The variance is that of candidate × seed: what remains when each candidate's mean and each
     seed's level are taken off. Medians over candidates, the variance's corrected for its bias under
     normal noise, keep out bad candidates, which vary more.
     """
-    seeds = end_CxS.shape[1]
-    if seeds < 2:
-        return None
-    rest = end_CxS - end_CxS.mean(axis=1, keepdims=True)
-    rest -= np.median(rest, axis=0)
-    variances = (rest**2).sum(axis=1) / (seeds - 1)
-    variance = np.median(variances) / (2 * special.gammaincinv((seeds - 1) / 2, 0.5)) * (seeds - 1)
-    return float(2 * np.sqrt(2 * variance / seeds))
+    seeds = end_CxS.shape[-1]
+    rest = end_CxS - end_CxS.mean(axis=-1, keepdims=True)
+    rest -= np.median(rest, axis=-2, keepdims=True)
+    variances = (rest**2).sum(axis=-1) / (seeds - 1)
+    bias = 2 * special.gammaincinv((seeds - 1) / 2, 0.5) / (seeds - 1)
+    variance = np.median(variances, axis=-1) / bias
+    return np.asarray(2 * np.sqrt(2 * variance / seeds))

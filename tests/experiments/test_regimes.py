@@ -57,6 +57,25 @@ def test_a_ranking_that_never_settles_tells_at_the_end() -> None:
     assert regimes.sooner(one, one.averaged, regimes.shares(one)) == 1
 
 
+def test_draws_at_once_tell_what_each_does() -> None:
+    draw = np.random.default_rng(0)
+    losses, averaged = draw.normal(size=(2, len(STEPS), 8, 3))
+    # Of equal losses nothing is ranked, and all are chosen.
+    losses[0] = 1.0
+    one = told(0, 0)._replace(losses=losses, averaged=averaged)
+    seeds, members = draw.integers(3, size=(50, 3)), draw.integers(8, size=(50, 8))
+    many = one.drawn(seeds, members)
+    assert many.losses.shape == (50, len(STEPS), 8, 3)
+    for name, number in regimes.ALL.items():
+        alone = [
+            number(one._replace(losses=losses[:, at][..., now], averaged=averaged[:, at][..., now]))
+            for now, at in zip(seeds, members)
+        ]
+        np.testing.assert_allclose(number(many), alone, err_msg=name)
+    rises = [verdicts.rise(losses[:, at][..., now], STEPS) for now, at in zip(seeds, members)]
+    np.testing.assert_allclose(verdicts.rise(many.losses, STEPS), rises)
+
+
 def test_the_two_that_tell_least_alike() -> None:
     """Of audits with other evaluations too, and where all begin alike, which says nothing."""
     short = told(1, 0)
