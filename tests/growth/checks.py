@@ -29,7 +29,11 @@ def numbered(tree: Params) -> Params:
     starts = np.cumsum([0, *(leaf.size for leaf in leaves)])
     return jax.tree.unflatten(
         treedef,
-        [jnp.arange(a, a + x.size, dtype=x.dtype).reshape(x.shape) for x, a in zip(leaves, starts)],
+        # Made by NumPy, which compiles nothing for each shape.
+        [
+            jnp.asarray(np.arange(a, a + x.size).reshape(x.shape).astype(x.dtype))
+            for x, a in zip(leaves, starts)
+        ],
     )
 
 
@@ -61,6 +65,11 @@ def target(axes: Axes, tree: Params) -> Model:
     return Model(init, None, axes)
 
 
+def grow(operator: Grow, params: Params, axes: Axes, model: Model) -> Params:
+    """By one program, not one for every operation on every shape."""
+    return jax.jit(lambda params: operator(KEY, params, axes, model))(params)
+
+
 def table(axes: Axes, small: Params, large: Params, large_axes: Axes | None = None) -> Layout:
     """Checks that a table fits two depths of a codebase, and that growing goes by it; returns the
     small layout.
@@ -82,7 +91,7 @@ def table(axes: Axes, small: Params, large: Params, large_axes: Axes | None = No
 def _grows(operator: Grow, axes: Axes, small: Params, large_axes: Axes, large: Params) -> None:
     words = operator.plan(KEY, axes.layout(small), large_axes.layout(large)).words
     params = planted(axes, small, lambda leaf, stack, index: index + 1)
-    grown = operator(KEY, params, axes, target(large_axes, large))
+    grown = grow(operator, params, axes, target(large_axes, large))
     chex.assert_trees_all_equal_shapes_and_dtypes(grown, large)
 
     def origin(leaf, stack, index):
@@ -115,7 +124,7 @@ def scanning(axes: Axes, tree: Params) -> None:
     for position in (0, 1):
         stacked_axes, stacked = scanned(layout, position)
         same = Grow(depth=Stack())
-        there = same(KEY, params, axes, target(stacked_axes, stacked))
+        there = grow(same, params, axes, target(stacked_axes, stacked))
         chex.assert_trees_all_equal_shapes_and_dtypes(there, stacked)
         values = flatten(params)
         for leaf in layout.leaves:
@@ -124,5 +133,5 @@ def scanning(axes: Axes, tree: Params) -> None:
                 np.testing.assert_array_equal(
                     jnp.take(there[leaf.name], leaf.layer[0][1], at), values[leaf.path]
                 )
-        back = same(KEY, there, stacked_axes, target(axes, tree))
+        back = grow(same, there, stacked_axes, target(axes, tree))
         chex.assert_trees_all_equal(back, params)
