@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
@@ -343,7 +342,9 @@ def drawn(model: Model) -> Any:
     """Parameters of which none has the value of an initialisation, such as a norm's scale of 1."""
     draw = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, KEY)
-    return jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape), x.dtype), shapes)
+    return jax.tree.map(
+        lambda x: jax.device_put(draw.normal(0, 0.5, x.shape).astype(x.dtype)), shapes
+    )
 
 
 def row(name: str, case: Case, family: Family) -> dict[str, Any] | None:

@@ -121,7 +121,9 @@ def models() -> tuple[Any, tuple[Any, Any], tuple[Any, Any]]:
     """The plan, and both models' parameters with their gradients on ten batches."""
     draw = np.random.default_rng(0)
     shapes = jax.eval_shape(init(4), KEY)
-    params = jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape), x.dtype), shapes)
+    params = jax.tree.map(
+        lambda x: jax.device_put(draw.normal(0, 0.5, x.shape).astype(x.dtype)), shapes
+    )
     target, operator = Model(init(8), None, AXES), Grow(width={"mlp": Tile()})  # type: ignore[arg-type]
     large = operator(KEY, params, AXES, target)
     plan = operator.plan(KEY, AXES.layout(params), AXES.layout(large))

@@ -25,7 +25,8 @@ def own(tree: Tree, *others: object) -> Tree:
             return leaf
         places = _places(leaf)
         if places & held:
-            return jnp.copy(leaf)
+            # jnp.copy compiles a program for each shape.
+            return jax.device_put(leaf, leaf.sharding, may_alias=False)
         held.update(places)
         return leaf
 

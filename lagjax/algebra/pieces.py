@@ -242,13 +242,15 @@ class GrownAxis:
             filled = self.map.reads if self.reads else self.map.writes
         return np.where(self.map.fresh, filled, 1.0)
 
-    def column(self, vector: Vector, like: Array) -> Array:
-        """A vector as an array of the dtype of `like` that multiplies it along this axis."""
-        return jnp.asarray(column(vector, like.ndim, self.at), like.dtype)
+    def column(self, vector: Vector, like: Array) -> Vector:
+        """A vector of the dtype of `like` that multiplies it along this axis. NumPy's, because JAX
+        compiles a program for each shape that it is given.
+        """
+        return column(vector, like.ndim, self.at).astype(like.dtype)
 
     def scaled(self, x: Array, factors: Vector) -> Array:
         """Multiplies along the axis, where there is anything to multiply by."""
-        return x if np.all(factors == 1) else x * self.column(factors, x)
+        return x if np.all(factors == 1) else jnp.multiply(x, self.column(factors, x))
 
     def copies(self, x: Array, factors: Vector) -> Array:
         """Takes the copies along the axis and multiplies them; new entries are 0."""
@@ -303,7 +305,7 @@ class GrownAxis:
     def summed(self, x: Array, weights: Vector, into: Vector, count: int) -> Array:
         """The weighted sums of the slices along the axis that go `into` each of `count` others."""
         moved = jnp.moveaxis(x, self.at, 0)
-        weighted = moved * jnp.asarray(column(weights, moved.ndim, 0), x.dtype)
+        weighted = moved * column(weights, moved.ndim, 0).astype(x.dtype)
         return jnp.moveaxis(jax.ops.segment_sum(weighted, into, count), 0, self.at)
 
 
@@ -393,5 +395,5 @@ def _diagonal(value: Array, reader: GrownAxis, writing: Sequence[GrownAxis]) -> 
         if int(writer.map.counts.max()) == count and writer.role == ">":
             numbers = [column(x.map.copy, value.ndim, x.at) for x in (writer, reader)]
             same = (numbers[0] == numbers[1]).astype(float)
-            return value * jnp.asarray(count * same, value.dtype)
+            return jnp.multiply(value, (count * same).astype(value.dtype))
     return value

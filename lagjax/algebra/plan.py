@@ -348,8 +348,8 @@ def _scaled(value: Array, factors: Vector | float, offset: float = 0.0) -> Array
     """Multiplies value + offset, where there is anything to multiply by."""
     if np.all(factors == 1):
         return value
-    made: Array = value * jnp.asarray(factors, value.dtype)
-    return made + jnp.asarray((factors - 1) * offset, value.dtype) if offset else made
+    made = jnp.multiply(value, np.asarray(factors, value.dtype))
+    return made + np.asarray((factors - 1) * offset, value.dtype) if offset else made
 
 
 def _wider(one: Dtype, other: Dtype) -> Dtype:

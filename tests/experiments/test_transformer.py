@@ -67,7 +67,7 @@ def drawn(config: transformer.Config) -> Any:
     """Parameters of which none has the value of an initialisation."""
     draw = np.random.default_rng(0)
     return jax.tree.map(
-        lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape), x.dtype), shapes(config)
+        lambda x: jax.device_put(draw.normal(0, 0.5, x.shape).astype(x.dtype)), shapes(config)
     )
 
 

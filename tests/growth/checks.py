@@ -31,7 +31,7 @@ def numbered(tree: Params) -> Params:
         treedef,
         # Made by NumPy, which compiles nothing for each shape.
         [
-            jnp.asarray(np.arange(a, a + x.size).reshape(x.shape).astype(x.dtype))
+            jax.device_put(np.arange(a, a + x.size).reshape(x.shape).astype(x.dtype))
             for x, a in zip(leaves, starts)
         ],
     )
@@ -52,7 +52,7 @@ def planted(axes: Axes, tree: Params, origin) -> Params:
             if dim.stack:
                 moved = np.moveaxis(filled, position, -1)
                 moved += [origin(leaf, dim.stack, i) for i in range(value.shape[position])]
-        values.append(jnp.asarray(filled))
+        values.append(jax.device_put(filled))
     return jax.tree.unflatten(jax.tree.structure(tree), values)
 
 

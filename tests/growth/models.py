@@ -206,7 +206,9 @@ def drawn(model: Model, seed: int = 0) -> Params:
     draw = np.random.default_rng(seed)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     # Rounded before JAX has them, which would compile a program for every shape.
-    return jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape).astype(x.dtype)), shapes)
+    return jax.tree.map(
+        lambda x: jax.device_put(draw.normal(0, 0.5, x.shape).astype(x.dtype)), shapes
+    )
 
 
 @functools.cache

@@ -54,7 +54,9 @@ def in_float64():
 def drawn(model, seed=0):
     draw = np.random.default_rng(seed)
     shapes = jax.eval_shape(model.init, KEY)
-    return jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape), x.dtype), shapes)
+    return jax.tree.map(
+        lambda x: jax.device_put(draw.normal(0, 0.5, x.shape).astype(x.dtype)), shapes
+    )
 
 
 @functools.cache

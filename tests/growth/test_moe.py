@@ -50,7 +50,7 @@ def in_float64():
 def drawn(config):
     draw = np.random.default_rng(0)
     return jax.tree.map(
-        lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape), x.dtype),
+        lambda x: jax.device_put(draw.normal(0, 0.5, x.shape).astype(x.dtype)),
         jax.eval_shape(transformer.model(config).init, KEY),
     )
 

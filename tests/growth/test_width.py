@@ -69,7 +69,7 @@ def net(layers, embed, mlp, vocab=5):
 
 def values(tree, seed=0):
     draw = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(draw.normal(size=x.shape).astype(x.dtype)), tree)
+    return jax.tree.map(lambda x: jax.device_put(draw.normal(size=x.shape).astype(x.dtype)), tree)
 
 
 def grow(operator, params, large, axes=AXES):

@@ -17,7 +17,9 @@ def drawn(init: Callable[[jax.Array], Params], size: float = 0.5, seed: int = 0)
     """Parameters of the shapes of a model's, with nothing left at 0 or 1; compiles nothing."""
     draw = np.random.default_rng(seed)
     shapes = jax.eval_shape(init, jax.random.key(0))
-    return jax.tree.map(lambda x: jnp.asarray(draw.normal(0, size, x.shape), x.dtype), shapes)
+    return jax.tree.map(
+        lambda x: jax.device_put(draw.normal(0, size, x.shape).astype(x.dtype)), shapes
+    )
 
 
 def planned(operator: Linear, params: Params, axes: lagjax.Axes, target: lagjax.Model) -> Plan:
