@@ -1,7 +1,7 @@
 """What the rows of `hypotheses.py` say: verdicts, the map of regimes, and whether growing pays."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -168,7 +168,24 @@ def advice(own: Sequence[Row], strongest: Row) -> str:
             f"Of the {len(others)} tasks outside the half fraction the start's Spearman is "
             f"{verdicts.STRONG} or more in {len(strong)}{': ' * bool(strong)}{', '.join(strong)}."
         )
-    return f"\n{textwrap.fill(' '.join(said), 120, break_on_hyphens=False)}\n"
+    said.append(sources(by))
+    return f"\n{textwrap.fill(' '.join(said).strip(), 120, break_on_hyphens=False)}\n"
+
+
+def sources(by: Mapping[str, Row]) -> str:
+    """By how much numbers of a regime move with its source, which no interval holds."""
+    pairs = [(by[name], by[other]) for name in by if (other := f"{name}-again") in by]
+    if not pairs:
+        return ""
+    start, regret, weights = (
+        _range([abs(one[name] - other[name]) for one, other in pairs])
+        for name in (START, REGRET, WEIGHTS)
+    )
+    return (
+        f"Another source of the same regime ({', '.join(other['task'] for _, other in pairs)}) "
+        f"moves the start's Spearman by {start}, its normalised regret by {regret} and where the "
+        f"weights tell by {weights}, which no interval here holds."
+    )
 
 
 def worth_sections(rows: Sequence[Row]) -> list[str]:

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments import bank, curves, hypotheses, tables
+from experiments import bank, bank_findings, curves, hypotheses, tables
 from experiments.bank import Baseline, Curves
 from experiments.rows import RESULTS, read
 
@@ -171,6 +171,19 @@ def test_the_committed_verdicts_are_those_of_the_committed_curves(tmp_path: path
         hypotheses.main(hypotheses.Config(results=tmp_path))
     for name in there:
         assert read(tmp_path / f"{name}.json") == read(RESULTS / f"{name}.json")
+
+
+def test_what_another_source_moves() -> None:
+    numbers = ("gpt-1", 0.8, 0.1, 0.5), ("gpt-1-again", 0.75, 0.4, 0.5), ("wikitext", 0.0, 0.0, 0.0)
+    by = {
+        name: {"task": name, bank_findings.START: start, bank_findings.REGRET: regret,
+               bank_findings.WEIGHTS: weights}
+        for name, start, regret, weights in numbers
+    }  # fmt: skip
+    said = bank_findings.sources(by)
+    assert "(gpt-1-again) moves the start's Spearman by 0.05, its normalised regret by 0.30" in said
+    assert "weights tell by 0.00" in said
+    assert not bank_findings.sources({"gpt-1": by["gpt-1"]})
 
 
 def test_the_tables_have_what_the_bank_says(tmp_path: pathlib.Path) -> None:
