@@ -174,7 +174,9 @@ def interrupted(
         with pytest.raises(Interrupted):
             go(path, name, executor, **options)
         events(None)
-        assert go(path, name, executor, **options)[:-1] == decision[:-1], number
+        # But for the ledger's seconds; its FLOPs are in the record.
+        again = go(path, name, executor, **options)
+        assert again._replace(ledger=None) == decision._replace(ledger=None), number
         assert record(path) == whole, number
         shutil.rmtree(path)
     return len(at)

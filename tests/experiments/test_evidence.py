@@ -15,7 +15,7 @@ from lagjax.select import fixed
 
 SMALL = {
     "layers": 1, "width": 16, "heads": 2, "window": 16, "batch": 4, "source_steps": 20,
-    "horizon": 64, "looks": (8, 48), "seeds": 2, "warmup": 4, "shards": 4,
+    "horizon": 64, "looks": (48,), "seeds": 2, "warmup": 4, "shards": 4,
 }  # fmt: skip
 
 

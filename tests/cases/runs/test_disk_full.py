@@ -91,5 +91,6 @@ def test_killed_while_the_disk_is_full(disk, tmp_path_factory):
         process.kill()
         process.wait()
         (disk / "other").unlink()
-    assert go(disk / "run")[:-1] == decision[:-1]
+    again = go(disk / "run")
+    assert again._replace(ledger=None) == decision._replace(ledger=None)
     assert toy.without_times(disk / "run") == toy.without_times(alone)
