@@ -166,7 +166,9 @@ def test_your_own_model_in_nnx(tmp_path: pathlib.Path, monkeypatch: pytest.Monke
         model, graph = (
             (small, nnx.graphdef(NnxNet(2, nnx.Rngs(0)))) if name == "not growing" else grown
         )
-        trained = lagjax.load("runs/mine", model, candidate=name, step=decision.lags[name])
+        # By the average, as it was chosen.
+        at, weights = decision.lags[name], decision.weights
+        trained = lagjax.load("runs/mine", model, candidate=name, step=at, average=weights)
         assert isinstance(trained.params, nnx.State)
         net = eval(whole, {"nnx": nnx, "graph": graph, "trained": trained})
         assert loss(net, 2) == pytest.approx(decision.losses_at_lag[name], rel=1e-5)
