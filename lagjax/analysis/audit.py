@@ -176,11 +176,6 @@ def _mean(found: Sequence[Agreement]) -> Agreement:
     )
 
 
-def _equal(losses: NDArray[np.float64], to: float) -> NDArray[np.bool_]:
-    equal: NDArray[np.bool_] = np.abs(losses - to) <= START_TOLERANCE * abs(to)
-    return equal
-
-
 def chances(losses: NDArray[np.float64], able: NDArray[np.bool_]) -> NDArray[np.float64]:
     """The probability with which the lowest loss chooses each candidate, `[..., candidates]`; those
     that are equal share it.
@@ -198,7 +193,7 @@ def _among(losses: NDArray[np.float64], able: NDArray[np.bool_], best: int, plac
     if not np.isfinite(losses[best]):
         return 0.0
     losses = np.where(able & np.isfinite(losses), losses, np.inf)
-    tied = _equal(losses, losses[best])
+    tied = np.abs(losses - losses[best]) <= START_TOLERANCE * abs(losses[best])
     lower = ((losses < losses[best]) & ~tied).sum()
     return float(np.clip((places - lower) / tied.sum(), 0, 1))
 
