@@ -196,8 +196,11 @@ def worth(task: Kept, config: Config) -> list[Row]:
     there = np.isfinite(own).all(axis=0)
     steps = np.array(kept.steps)[there]
     whole = kept.horizons[at] * flops
-    random, seeds, found = np.random.default_rng(0), own.shape[0], []
-    draws = [np.arange(seeds)] + [random.integers(seeds, size=seeds) for _ in range(config.draws)]
+    seeds, found = own.shape[0], []
+    random = np.random.default_rng(0).integers(seeds, size=(config.draws, seeds))
+    # Draws of few seeds are often the same but for their order, on which no mean depends.
+    draws = np.sort(np.vstack([np.arange(seeds), random]), axis=1)
+    distinct, which = np.unique(draws, axis=0, return_inverse=True)
     for name, other in kept.baselines.items():
         if not np.isfinite(other.valid).all():
             continue
@@ -206,21 +209,20 @@ def worth(task: Kept, config: Config) -> list[Row]:
             source = source_flops(task) if paid and name == "from scratch" else 0.0
             if paid and not source:
                 continue
-            lower, crossing = [], []
-            for drawn in draws:
-                ours = dict(zip(source + steps * flops, own[drawn][:, there].mean(axis=0)))
-                theirs = dict(
-                    zip(np.array(other.steps) * other.step_flops, other.valid[drawn].mean(axis=0))
+            at_flops = np.array(other.steps) * other.step_flops
+            against = [
+                compare(
+                    dict(zip(source + steps * flops, own[drawn][:, there].mean(axis=0))),
+                    dict(zip(at_flops, other.valid[drawn].mean(axis=0))),
                 )
-                against = compare(ours, theirs)
-                if against is None:
-                    break
-                lower.append(against.difference)
-                crossing.append(
-                    np.nan if against.crossing is None else (against.crossing - source) / whole
-                )
-            if not lower:
+                for drawn in distinct
+            ]
+            met = [each for each in against if each is not None]
+            if len(met) < len(against):
                 continue
+            lower = np.array([each.difference for each in met])[which]
+            crossed = [np.nan if each.crossing is None else each.crossing for each in met]
+            crossing = (np.array(crossed)[which] - source) / whole
             found.append(
                 {
                     "question": "worth",
@@ -230,9 +232,9 @@ def worth(task: Kept, config: Config) -> list[Row]:
                     "best": kept.names[at],
                     "against": name,
                     "source": "paid" if paid else "given",
-                    "lower_by": lower[0],
+                    "lower_by": float(lower[0]),
                     "interval": np.percentile(lower[1:], [2.5, 97.5]).tolist(),
-                    "crossing": _finite(crossing[0]),
+                    "crossing": _finite(float(crossing[0])),
                     "crossing_interval": _ends(crossing[1:]),
                     "seeds": seeds,
                     "rows": f"curves/{task.name}.npz",

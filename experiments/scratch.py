@@ -108,17 +108,19 @@ def shares(
     losses = [[row["loss"] for row in rows if row["flops"] == cost] for cost in costs]
     random = np.random.default_rng(0)
 
-    def share(ends: float, means: Sequence[float]) -> float:
-        if not min(means) <= ends <= max(means):
+    def share(ends: float, means: NDArray[np.float64]) -> float:
+        if not means.min() <= ends <= means.max():
             return np.nan
         # Losses fall as FLOPs rise.
-        needed = np.exp(np.interp(-ends, -np.array(means), np.log(costs)))
+        needed = np.exp(np.interp(-ends, -means, np.log(costs)))
         return float(1 - spent / needed)
 
-    found = [share(float(final.mean()), [float(np.mean(x)) for x in losses])]
-    for _ in range(draws):
-        drawn = [float(np.mean(random.choice(x, len(x)))) for x in losses]
-        found.append(share(float(np.mean(random.choice(final, len(final)))), drawn))
+    def drawn(x: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+        return random.choice(x, size=(draws, len(x))).mean(axis=1)
+
+    found = [share(float(final.mean()), np.array([np.mean(x) for x in losses]))]
+    means = np.stack([drawn(x) for x in losses], axis=1)
+    found += [share(float(ends), each) for ends, each in zip(drawn(final), means)]
     return np.array(found)
 
 

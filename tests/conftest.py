@@ -40,6 +40,20 @@ hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("steady")
 
 
+LONG = {
+    "test_ends_as_if_not_killed",
+    "test_a_small_one_goes_through",
+    "test_a_small_bert_goes_through",
+    "test_a_kill_at_any_event_changes_no_bit",
+    "test_the_committed_verdicts_are_those_of_the_committed_curves",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: at the end a worker would wait for another's."""
+    items.sort(key=lambda item: getattr(item, "originalname", item.name) not in LONG)
+
+
 @pytest.fixture
 def double() -> Iterator[None]:
     """In float64, where rounding hides nothing."""
