@@ -95,8 +95,7 @@ def regimes(rows: list[Row]) -> Figure:
         panel.axhline(0.8, color="#000000", alpha=0.25, linewidth=0.8)
         panel.set_xscale("log")
         panel.set_ylim(-1.05, 1.05)
-        words = textwrap.fill(row["regime"], 34)
-        panel.set_title(f"{row['task']}: {words}", fontsize=8)
+        panel.set_title(textwrap.fill(f"{row['task']}: {row['regime']}", 38), fontsize=8)
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[::columns]:
         panel.set_ylabel("Spearman")
