@@ -434,8 +434,8 @@ def check_digests(families: list[Family], path: Path) -> None:
     """Grows every tree with two keys, and compares it with the one that was grown before; those of
     operators that came later are not on record. Writes the file if it is new.
 
-    The bits are those of one kind of processor and of the versions in the rows: the singular
-    vectors of GradMax's gradients are others on another.
+    The bits are those of one kind of processor and of the versions in the rows: the gradients that
+    GradMax and LiGO take are others on another.
     """
     lines = path.read_text().splitlines() if path.is_file() else []
     before = {tuple(row[:3]): row[3] for row in map(json.loads, lines)}
@@ -445,10 +445,9 @@ def check_digests(families: list[Family], path: Path) -> None:
         for name, seed in itertools.product(CASES, (1, 2)):
             found = grown(name, family, jax.random.key(seed))
             rows.append([name, name_of(family), seed, found])
-            known = tuple(rows[-1][:3]) in before
-            compared += known
-            if known and before[tuple(rows[-1][:3])] != found:
-                differing.append(rows[-1])
+            if (key := (name, name_of(family), seed)) in before:
+                compared += 1
+                differing += [rows[-1]] * (before[key] != found)
     if not before:
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
     if differing:

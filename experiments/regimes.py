@@ -16,7 +16,16 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.verdicts import DRAWS, STRONG, Ended, kind_of, regret, resampled, spearmans
+from experiments.verdicts import (
+    DRAWS,
+    STRONG,
+    Ended,
+    finals,
+    kind_of,
+    regret,
+    resampled,
+    spearmans,
+)
 
 Number: TypeAlias = Callable[["Told"], NDArray[np.float64]]
 """One for each draw, of what was told in many."""
@@ -108,7 +117,7 @@ def ahead(told: Told, members: NDArray[np.bool_]) -> NDArray[np.float64]:
     """By how much the best of some candidates ends below the best of the others; NaN where there
     are none of either.
     """
-    final = told.losses[..., -1, :, :].mean(axis=-1)
+    final = finals(told.losses)
     if members.all() or not members.any():
         return np.full(final.shape[:-1], np.nan)
     return np.asarray(final[..., ~members].min(axis=-1) - final[..., members].min(axis=-1))

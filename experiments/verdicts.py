@@ -204,7 +204,7 @@ def regret(losses: NDArray[np.float64], at: int) -> NDArray[np.float64]:
     """What the lowest of a seed at an evaluation loses at the end, as a share of what a random
     choice loses: the mean over seeds, judged by final seed means; 0 within the noise floor.
     """
-    final = _final(losses)
+    final = finals(losses)
     nats, random = lost(losses[..., at, :, :], final), final.mean(axis=-1) - final.min(axis=-1)
     floor = noise_floors(losses[..., -1, :, :]) if losses.shape[-1] > 1 else 0.0
     told = (nats > floor) & (random > 0)
@@ -294,8 +294,8 @@ def h5(ended: Ended, draws: int) -> Verdict:
                 _part(
                     f"final loss of blocks copied next to themselves, less that of {words}",
                     lambda losses, others=others: (
-                        _final(losses)[..., copies].mean(axis=-1)
-                        - _final(losses)[..., others].mean(axis=-1)
+                        finals(losses)[..., copies].mean(axis=-1)
+                        - finals(losses)[..., others].mean(axis=-1)
                     ),
                     ended.losses, 0.0, False, draws, candidates=False,
                 )
@@ -337,7 +337,7 @@ def h7(ended: Ended, draws: int) -> Verdict:
         return whole("H7", [])
 
     def gap(losses: NDArray[np.float64]) -> NDArray[np.float64]:
-        final = _final(losses)
+        final = finals(losses)
         best, exact = (final[..., x].min(axis=-1) for x in (~ended.exact, ended.exact))
         return np.asarray(best - exact - ended.floor)
 
@@ -396,14 +396,14 @@ def resampled(
     return np.moveaxis(losses[:, candidates[:, :, None], seeds[:, None, :]], 1, 0)
 
 
-def _final(losses: NDArray[np.float64]) -> NDArray[np.float64]:
+def finals(losses: NDArray[np.float64]) -> NDArray[np.float64]:
     """Final losses' means over seeds, `[..., candidates]`."""
     return np.asarray(losses[..., -1, :, :].mean(axis=-1))
 
 
 def _behind(losses: NDArray[np.float64], members: NDArray[np.bool_]) -> NDArray[np.float64]:
     """By how much the best of some members ends above the best of all."""
-    final = _final(losses)
+    final = finals(losses)
     return np.asarray(final[..., members].min(axis=-1) - final.min(axis=-1))
 
 
